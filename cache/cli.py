@@ -1,0 +1,118 @@
+"""`vidcache info` and `vidcache verify`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vidcache.cache.layout import Split, Status
+from vidcache.cache.reader import CacheReader
+from vidcache.cli import Command, echo_json, json_option
+from vidcache.errors import CacheError
+from vidcache.text import plural, printable
+
+
+@click.command(cls=Command)
+@click.argument("cache", type=click.Path(path_type=Path))
+@json_option()
+def info(cache: Path, as_json: bool) -> None:
+    """Show what is in CACHE: spec, classes, splits, failures, how it was made.
+
+    \b
+    vidcache info cache.h5
+    """
+    with CacheReader(cache) as reader:
+        facts = describe(reader)
+    if as_json:
+        echo_json(facts)
+        return
+    console = Console()
+    table = Table("class", *(split.name.lower() for split in Split), "clips")
+    for name in facts["classes"]:
+        counts = [facts["splits"][split.name.lower()][name] for split in Split]
+        table.add_row(Text(name), *map(str, counts), str(sum(counts)))
+    totals = [sum(facts["splits"][split.name.lower()].values()) for split in Split]
+    table.add_section()
+    table.add_row("all", *map(str, totals), str(sum(totals)))
+    console.print(table)
+    spec = facts["spec"]
+    lines = {
+        "cache": facts["cache"],
+        "clips": f"{facts['num_clips']:,} of {plural(facts['num_videos'], 'video')} "
+        f"({facts['num_failed']} failed, {facts['num_damaged']} damaged)",
+        "spec": f"{spec['num_frames']} frames of {spec['width']}x{spec['height']}, {spec['sampling']}, {spec['scaling']}",
+        "padded": f"{plural(facts['num_padded'], 'clip')} with fewer than {spec['num_frames']} frames",
+        "fingerprint": facts["fingerprint"],
+        "split": f"{facts['split_hash']} ({facts['attributes']})",
+    }
+    for name, value in lines.items():
+        console.print(Text(f"{name:12} {value}"), soft_wrap=True)
+    for reason, count in facts["failures"].items():
+        console.print(Text(f"{'failed':12} {count} {reason}"), soft_wrap=True)
+
+
+def describe(reader: CacheReader) -> dict[str, Any]:
+    """Return the facts of a cache as JSON-ready values; splits are {split: {class: clips}}."""
+    status, columns = reader.columns["status"], reader.columns
+    classes = [printable(name) for name in reader.classes]
+    splits = {}
+    for split in Split:
+        rows = reader.rows(split.name.lower())
+        counts = np.bincount(reader.labels[rows], minlength=len(classes))
+        splits[split.name.lower()] = dict(zip(classes, counts.tolist(), strict=True))
+    good = reader.rows()
+    reasons = [error.split(b":")[0].decode() for error in columns["error"][status == Status.FAILED].tolist()]
+    known = np.bincount(reader.labels[good], minlength=len(classes))
+    attributes = {k: v for k, v in reader.attributes.items() if k not in ("format", "sampling", "scaling")}
+    return {
+        "cache": printable(reader.path),
+        "fingerprint": reader.fingerprint,
+        "split_hash": reader.split_hash,
+        "num_videos": len(reader),
+        "num_clips": len(good),
+        "num_failed": int((status == Status.FAILED).sum()),
+        "num_damaged": int((status == Status.DAMAGED).sum()),
+        "num_padded": int((columns["num_real"][good] < reader.spec.num_frames).sum()),
+        "classes": dict(zip(classes, known.tolist(), strict=True)),
+        "spec": reader.spec.to_dict(),
+        "splits": splits,
+        "failures": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "attributes": attributes,
+    }
+
+
+@click.command(cls=Command)
+@click.argument("cache", type=click.Path(path_type=Path))
+@json_option()
+def verify(cache: Path, as_json: bool) -> None:
+    """Check every structure and every clip of CACHE; exit code 4 if anything is wrong.
+
+    \b
+    vidcache verify cache.h5
+    """
+    try:
+        with CacheReader(cache) as reader:
+            good = reader.rows()
+            bad = [
+                {"row": row, "path": printable(reader.path_of(row)), "problem": "the clip does not match its hash"}
+                for row in reader.damaged_rows().tolist()
+            ]
+    except CacheError as error:
+        if as_json:
+            echo_json({"ok": False, "num_checked": 0, "bad": [{"row": None, "path": None, "problem": str(error)}]})
+        raise
+    if as_json:
+        echo_json({"ok": not bad, "num_checked": len(good), "bad": bad})
+    else:
+        for entry in bad:
+            click.echo(f"row {entry['row']} ({entry['path']}): {entry['problem']}")
+        click.echo(f"{printable(cache)}: {plural(len(good), 'clip')} checked, {len(bad)} bad")
+    if bad:
+        raise CacheError(
+            f"{printable(cache)}: {len(bad)} of {plural(len(good), 'clip')} do not match their hash, expected none. "
+            "Restore a copy, or build it again"
+        )

@@ -1,0 +1,293 @@
+"""The file format, as data: user block, columns, skeleton.
+
+A cache is one HDF5 file: `[user block, 4096 bytes][HDF5 metadata and columns][clips]`. Everything
+has its final place before the first clip is written, so writing is `pwrite` and reading is
+`preadv`; libhdf5 only makes the empty skeleton, and checks a file whose hash is already known good.
+"""
+
+import dataclasses
+import enum
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import h5py
+import numpy as np
+import xxhash
+
+from vidcache.errors import CacheError
+from vidcache.spec import Spec
+
+FORMAT = b"vidcache"
+FORMAT_VERSION = 1
+USER_BLOCK_BYTES = 4096
+PAGE_BYTES = 4096
+HASH_HEX = 32  # characters of a 128-bit hash
+ERROR_BYTES = 240
+
+
+class Status(enum.IntEnum):
+    """What became of a video."""
+
+    OK = 0
+    DAMAGED = 1  # a clip is there, but frames were missing or broken
+    FAILED = 2  # no frame could be decoded: the row has no clip
+
+
+class Split(enum.IntEnum):
+    """Which part of the data a clip belongs to."""
+
+    TRAIN = 0
+    VAL = 1
+    TEST = 2
+
+
+class Stage(enum.Enum):
+    """When the value of a column is known."""
+
+    PLAN = "plan"
+    DECODE = "decode"
+    FINISH = "finish"
+
+
+class Column(NamedTuple):
+    """One dataset of `/videos`: `shape` is that of one row."""
+
+    name: str
+    dtype: str
+    stage: Stage
+    meaning: str
+    shape: tuple[int, ...] = ()
+
+
+# `path` is as wide as the longest path of the cache; S* columns are bytes padded with NUL.
+COLUMNS = (
+    Column("path", "S", Stage.PLAN, "below the raw folder, bytes as the file system has them"),
+    Column("label", "<i4", Stage.PLAN, "index into /classes"),
+    Column("source_bytes", "<i8", Stage.PLAN, "size of the video file"),
+    Column("source_mtime_ns", "<i8", Stage.PLAN, "modification time, ns since 1970"),
+    Column("status", "|u1", Stage.DECODE, "0 ok, 1 damaged, 2 failed (no clip)"),
+    Column("error", f"S{ERROR_BYTES}", Stage.DECODE, "reason code, colon, detail; empty when ok"),
+    Column("source_hash", f"S{HASH_HEX}", Stage.DECODE, "xxh3-128 of the video file"),
+    Column("clip_hash", f"S{HASH_HEX}", Stage.DECODE, "xxh3-128 of the clip"),
+    Column("perceptual_hash", "<u8", Stage.DECODE, "DCT sign hash of 8 evenly spaced frames", (8,)),
+    Column("width", "<i4", Stage.DECODE, "pixels, as displayed (after rotation)"),
+    Column("height", "<i4", Stage.DECODE, "pixels, as displayed (after rotation)"),
+    Column("rotation", "<i2", Stage.DECODE, "degrees clockwise that the decoder turned: 0, 90, 180, 270"),
+    Column("fps", "<f8", Stage.DECODE, "decoded frames per second of duration; 0 unknown"),
+    Column("duration_seconds", "<f8", Stage.DECODE, "last minus first timestamp plus one frame"),
+    Column("num_frames", "<i8", Stage.DECODE, "frames that really decoded"),
+    Column("num_frames_from_header", "<i8", Stage.DECODE, "what the file claims; -1 unknown"),
+    Column("num_real", "<i4", Stage.DECODE, "frames of the clip that are not padding"),
+    Column("codec", "S24", Stage.DECODE, "as ffprobe names it"),
+    Column("pixel_format", "S24", Stage.DECODE, "as ffprobe names it"),
+    Column("mean_rgb", "<f4", Stage.DECODE, "mean of all pixels of the clip, 0 to 255", (3,)),
+    Column("group", "<i4", Stage.FINISH, "clips of one group are never in different splits"),
+    Column("split", "|u1", Stage.FINISH, "0 train, 1 val, 2 test"),
+)
+
+# What a worker knows of a video once it is decoded; also the body of a journal record.
+RECORD = np.dtype([(c.name, c.dtype, c.shape) for c in COLUMNS if c.stage is Stage.DECODE])
+
+# Everything little-endian, no padding; the last eight bytes of the user block hash the rest of it.
+HEADER = np.dtype(
+    [
+        ("format", "S8"),
+        ("format_version", "<u4"),
+        ("complete", "<u4"),
+        ("num_clips", "<u8"),
+        ("num_frames", "<u4"),
+        ("height", "<u4"),
+        ("width", "<u4"),
+        ("reserved", "<u4"),
+        ("clips_offset", "<u8"),
+        ("clip_bytes", "<u8"),
+        ("file_bytes", "<u8"),
+        ("metadata_hash", f"S{HASH_HEX}"),
+        ("fingerprint", f"S{HASH_HEX}"),
+        ("split_hash", f"S{HASH_HEX}"),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """The user block: the only bytes that are written last, and the first that a reader checks.
+
+    Attributes:
+        metadata_hash: xxh3-128 of the bytes between the user block and the clips.
+        fingerprint: What is in the cache; see `fingerprint_of`.
+        split_hash: Which clip is in which split; see `split_hash_of`.
+    """
+
+    num_clips: int
+    num_frames: int
+    height: int
+    width: int
+    clips_offset: int
+    file_bytes: int
+    metadata_hash: str
+    fingerprint: str
+    split_hash: str
+
+    @property
+    def clip_bytes(self) -> int:
+        """Size of one clip, in bytes."""
+        return self.num_frames * self.height * self.width * 3
+
+    def to_bytes(self) -> bytes:
+        """Return the user block, 4096 bytes."""
+        fields = np.zeros((), HEADER)
+        for name, value in dataclasses.asdict(self).items():
+            fields[name] = value.encode("ascii") if isinstance(value, str) else value
+        fields["format"], fields["format_version"], fields["complete"] = FORMAT, FORMAT_VERSION, 1
+        fields["clip_bytes"] = self.clip_bytes
+        body = fields.tobytes().ljust(USER_BLOCK_BYTES - 8, b"\0")
+        return body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+
+    @classmethod
+    def from_bytes(cls, block: bytes, where: str) -> Self:
+        """Read a user block back.
+
+        Args:
+            block: The first bytes of the file.
+            where: The file's name, for messages.
+
+        Raises:
+            CacheError: It is not the user block of a finished, undamaged cache of this version.
+        """
+        rebuild = "Build it again: vidcache build RAW CACHE"
+        if block[: len(FORMAT)] != FORMAT:
+            raise CacheError(f"{where}: no vidcache file (it begins with {block[:8]!r}). {rebuild}")
+        if len(block) < USER_BLOCK_BYTES:
+            raise CacheError(f"{where}: {len(block)} bytes, expected {USER_BLOCK_BYTES} or more. {rebuild}")
+        fields = np.frombuffer(block, HEADER, count=1)[0]
+        body, digest = block[: USER_BLOCK_BYTES - 8], block[USER_BLOCK_BYTES - 8 : USER_BLOCK_BYTES]
+        found = int.from_bytes(digest, "little")
+        expected = xxhash.xxh3_64_intdigest(body)
+        if found != expected:
+            raise CacheError(
+                f"{where}: the header is damaged (checksum {found:016x}, expected {expected:016x}). {rebuild}"
+            )
+        if fields["format_version"] != FORMAT_VERSION:
+            raise CacheError(
+                f"{where}: format version {fields['format_version']}, but this vidcache reads "
+                f"version {FORMAT_VERSION}. Use the vidcache that made it, or build it again"
+            )
+        values = {
+            field.name: fields[field.name].decode("ascii") if field.type is str else int(fields[field.name])
+            for field in dataclasses.fields(cls)
+        }
+        return cls(**values)
+
+
+def metadata_hash_of(descriptor: int, clips_offset: int) -> str:
+    """Hash the bytes between the user block and the clips."""
+    digest = xxhash.xxh3_128()
+    position = USER_BLOCK_BYTES
+    while position < clips_offset:
+        chunk = os.pread(descriptor, min(1 << 22, clips_offset - position), position)
+        if not chunk:
+            break  # a truncated file: the hash will differ
+        digest.update(chunk)
+        position += len(chunk)
+    return digest.hexdigest()
+
+
+def clip_hash_of(clip: "np.ndarray[Any, Any] | memoryview") -> str:
+    """Hash the bytes of a C-contiguous clip."""
+    return xxhash.xxh3_128_hexdigest(clip)
+
+
+def fingerprint_of(spec: Spec, classes: Sequence[bytes], columns: dict[str, np.ndarray[Any, Any]]) -> str:
+    """Hash what a model is trained on: spec, classes, paths, labels, source and clip hashes."""
+    digest = xxhash.xxh3_128(repr(sorted(spec.to_dict().items())).encode())
+    for name in classes:
+        digest.update(len(name).to_bytes(8, "little") + name)
+    for name in ("path", "label", "source_hash", "clip_hash"):
+        digest.update(np.ascontiguousarray(columns[name]))
+    return digest.hexdigest()
+
+
+def split_hash_of(columns: dict[str, np.ndarray[Any, Any]]) -> str:
+    """Hash which path is in which split."""
+    digest = xxhash.xxh3_128()
+    for name in ("path", "split"):
+        digest.update(np.ascontiguousarray(columns[name]))
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where everything lies in a skeleton: byte offsets from the start of the file."""
+
+    column_offsets: dict[str, int]
+    clips_offset: int
+    file_bytes: int
+
+
+def column_dtype(column: Column, path_bytes: int) -> np.dtype[Any]:
+    """Return the dtype of a column; `path` is `path_bytes` wide."""
+    return np.dtype(f"S{path_bytes}") if column.name == "path" else np.dtype(column.dtype)
+
+
+def create_skeleton(
+    path: Path, spec: Spec, classes: Sequence[bytes], num_clips: int, path_bytes: int, attributes: dict[str, Any]
+) -> Layout:
+    """Create a complete HDF5 file in which only `/classes` and the attributes have content.
+
+    Every dataset is contiguous, allocated now and never filled, so the file is sparse and this
+    takes about a millisecond whatever its size. It is closed for good before the first clip.
+
+    Args:
+        path: File to create.
+        spec: Shape of the clips.
+        classes: Names in label order, as bytes.
+        num_clips: Rows (N). >= 1.
+        path_bytes: Width of the `path` column.
+        attributes: Extra root attributes: str, int, float or lists of them.
+
+    Returns:
+        Where the columns and the clips lie.
+    """
+    with h5py.File(
+        path,
+        "w-",
+        libver="earliest",
+        userblock_size=USER_BLOCK_BYTES,
+        # Only datasets above the threshold start on a page: small columns stay packed.
+        alignment_threshold=min(1 << 20, num_clips * spec.clip_bytes),
+        alignment_interval=PAGE_BYTES,
+    ) as file:
+        for name, value in {"format": FORMAT.decode(), "format_version": FORMAT_VERSION, **attributes}.items():
+            file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
+        width = max(len(name) for name in classes)
+        names = _create_dataset(file, "classes", np.dtype(f"S{width}"), (len(classes),))
+        names.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(classes, f"S{width}"))
+        videos = file.create_group("videos")
+        for column in COLUMNS:
+            dataset = _create_dataset(
+                videos, column.name, column_dtype(column, path_bytes), (num_clips, *column.shape)
+            )
+            attribute = h5py.Dataset(dataset).attrs
+            attribute["meaning"] = np.bytes_(column.meaning)
+        _create_dataset(file, "clips", np.dtype("|u1"), (num_clips, *spec.clip_shape))
+    return read_layout(path)
+
+
+def _create_dataset(group: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)  # the same input gives the same bytes
+    kind = h5py.h5t.py_create(dtype, logical=True)
+    return h5py.h5d.create(group.id, name.encode(), kind, h5py.h5s.create_simple(shape), properties)
+
+
+def read_layout(path: Path) -> Layout:
+    """Ask libhdf5 where the datasets of a skeleton lie."""
+    with h5py.File(path, "r", locking=False) as file:
+        columns = {column.name: file["videos"][column.name].id.get_offset() for column in COLUMNS}
+        return Layout(columns, file["clips"].id.get_offset(), path.stat().st_size)

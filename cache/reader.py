@@ -1,0 +1,266 @@
+"""Reading a cache: checked once, then bytes straight from the descriptor.
+
+A file is trusted only after its header and metadata hashes are right; libhdf5 parses it then, and
+only to compare the structure. Afterwards no HDF5 object is kept: reading is `preadv`, so a reader
+works in threads, after fork and (by reopening) after pickling.
+"""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from vidcache.cache import layout
+from vidcache.cache.layout import COLUMNS, USER_BLOCK_BYTES, Header, Split, Status
+from vidcache.errors import CacheError
+from vidcache.files import pread_all
+from vidcache.spec import Spec
+from vidcache.text import printable
+
+Rows = npt.NDArray[np.int64]
+
+
+class CacheReader:
+    """A finished cache, open for reading.
+
+    Attributes:
+        path: The file.
+        spec: Shape of the clips.
+        classes: Class names; a label is an index into them.
+        columns: One (N, ...) array per column of `vidcache.cache.layout.COLUMNS`.
+        attributes: Root attributes of the file: how it was made.
+        header: The user block.
+
+    Raises:
+        CacheError: The file is missing, unfinished, damaged, foreign or of another version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._descriptor = -1
+        try:
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CacheError(
+                f"{printable(path)}: {error.strerror}. Build it first: vidcache build RAW {printable(path)}"
+            ) from None
+        try:
+            self.header = self._check_header()
+            self._read_structure()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
+        return (type(self), (self.path,))
+
+    def __len__(self) -> int:
+        return self.header.num_clips
+
+    def close(self) -> None:
+        """Give the descriptor back. Reading afterwards is an error."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) index into `classes`, failed rows included."""
+        return self.columns["label"].astype(np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content: spec, classes, paths, labels and clips."""
+        return self.header.fingerprint
+
+    @property
+    def split_hash(self) -> str:
+        """Names the split: which path is in which part."""
+        return self.header.split_hash
+
+    def path_of(self, row: int) -> bytes:
+        """Path of a clip's video below the raw folder."""
+        return bytes(self.columns["path"][row])
+
+    def rows(self, split: str | None = None) -> Rows:
+        """Rows that have a clip, ascending.
+
+        Args:
+            split: "train", "val" or "test"; None for all three.
+
+        Raises:
+            ValueError: There is no such split.
+        """
+        good = self.columns["status"] != Status.FAILED
+        if split is None:
+            return np.flatnonzero(good)
+        if split.upper() not in Split.__members__:
+            raise ValueError(f"split {split!r}, expected train, val or test")
+        return np.flatnonzero(good & (self.columns["split"] == Split[split.upper()]))
+
+    def read(
+        self, rows: npt.ArrayLike, frames: npt.ArrayLike | None = None, out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Read clips.
+
+        Args:
+            rows: (B,) rows that have a clip, any order.
+            frames: (T',) frames of each clip to read, any order; None for all T.
+            out: (B, T', H, W, 3) uint8, C-contiguous, to read into; None makes one.
+
+        Returns:
+            `out`: RGB, 0 to 255.
+
+        Raises:
+            ValueError: A row has no clip or does not exist, a frame does not exist, or `out` has
+                another shape.
+            CacheError: The file has become shorter since it was opened.
+        """
+        row_list = np.asarray(rows, np.int64)
+        frame_list = None if frames is None else np.asarray(frames, np.int64)
+        self._check_request(row_list, frame_list)
+        spec, clip_bytes = self.spec, self.spec.clip_bytes
+        frame_bytes = clip_bytes // spec.num_frames
+        num_frames = spec.num_frames if frame_list is None else len(frame_list)
+        shape = (len(row_list), num_frames, spec.height, spec.width, 3)
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise ValueError(f"out is {out.dtype} {out.shape}, expected C-contiguous uint8 {shape}")
+        view = memoryview(out).cast("B")
+        try:
+            for index, row in enumerate(row_list.tolist()):
+                start, offset = index * num_frames * frame_bytes, self.header.clips_offset + row * clip_bytes
+                if frame_list is None:
+                    pread_all(self._descriptor, view[start : start + clip_bytes], offset)
+                    continue
+                for number, frame in enumerate(frame_list.tolist()):
+                    begin = start + number * frame_bytes
+                    pread_all(self._descriptor, view[begin : begin + frame_bytes], offset + frame * frame_bytes)
+        except EOFError as error:
+            raise CacheError(f"{printable(self.path)}: {error}: it was cut while open. Build it again") from None
+        return out
+
+    def damaged_rows(self, rows: npt.ArrayLike | None = None) -> Rows:
+        """Re-read clips and return the rows whose bytes are not what was written."""
+        wanted = self.rows() if rows is None else np.asarray(rows, np.int64)
+        buffer = np.empty((1, *self.spec.clip_shape), np.uint8)
+        expected = self.columns["clip_hash"]
+        return np.array(
+            [
+                row
+                for row in wanted.tolist()
+                if layout.clip_hash_of(self.read([row], out=buffer)).encode() != expected[row]
+            ],
+            np.int64,
+        )
+
+    def _check_request(self, rows: Rows, frames: Rows | None) -> None:
+        inside = (rows >= 0) & (rows < len(self))
+        if not inside.all():
+            raise ValueError(f"row {rows[~inside][0]}, expected 0 to {len(self) - 1}")
+        failed = rows[self.columns["status"][rows] == Status.FAILED]
+        if len(failed):
+            raise ValueError(f"row {failed[0]} has no clip ({printable(self.path_of(int(failed[0])))} failed)")
+        if frames is not None and not ((frames >= 0) & (frames < self.spec.num_frames)).all():
+            raise ValueError(f"frames {frames.tolist()}, expected 0 to {self.spec.num_frames - 1}")
+
+    def _check_header(self) -> Header:
+        where = printable(self.path)
+        try:
+            block = os.pread(self._descriptor, USER_BLOCK_BYTES, 0)
+        except OSError as error:
+            raise CacheError(f"{where}: {error.strerror}. Expected a cache file") from None
+        header = Header.from_bytes(block, where)
+        size = os.fstat(self._descriptor).st_size
+        if size != header.file_bytes or size != header.clips_offset + header.num_clips * header.clip_bytes:
+            raise CacheError(
+                f"{where}: {size:,} bytes long, expected {header.file_bytes:,}. Copy or build it again"
+            )
+        found = layout.metadata_hash_of(self._descriptor, header.clips_offset)
+        if found != header.metadata_hash:
+            raise CacheError(
+                f"{where}: the columns are damaged (hash {found}, expected {header.metadata_hash}). "
+                "Copy or build it again"
+            )
+        return header
+
+    def _read_structure(self) -> None:
+        where = printable(self.path)
+        # The same descriptor, so that the file that is parsed is the file that was hashed.
+        with os.fdopen(os.dup(self._descriptor), "rb") as raw, h5py.File(raw, "r") as file:
+            try:
+                self._check_structure(file)
+                self.attributes = {name: _plain(value) for name, value in file.attrs.items()}
+                self.spec = Spec(
+                    self.header.num_frames,
+                    self.header.height,
+                    self.header.width,
+                    self.attributes["sampling"],
+                    self.attributes["scaling"],
+                )
+                names = [bytes(name) for name in file["classes"][:]]
+                self.classes = tuple(os.fsdecode(name) for name in names)
+                self.columns = {column.name: file["videos"][column.name][:] for column in COLUMNS}
+            except (KeyError, ValueError, OSError) as error:
+                raise CacheError(f"{where}: no valid cache structure ({error}). Build it again") from error
+        for name, found, expected in (
+            ("fingerprint", layout.fingerprint_of(self.spec, names, self.columns), self.header.fingerprint),
+            ("split_hash", layout.split_hash_of(self.columns), self.header.split_hash),
+        ):
+            if found != expected:
+                raise CacheError(f"{where}: {name} is {found}, expected {expected}. Build it again")
+
+    def _check_structure(self, file: Any) -> None:
+        """Refuse everything that could make libhdf5 read other files or run filters."""
+        header = self.header
+        expected = {f"videos/{c.name}": (header.num_clips, *c.shape) for c in COLUMNS}
+        expected["clips"] = (header.num_clips, header.num_frames, header.height, header.width, 3)
+        for name, shape in {**expected, "classes": None}.items():
+            parent, _, child = name.rpartition("/")
+            group = file[parent] if parent else file
+            for holder, link in ((file, parent), (group, child)):
+                if link and not isinstance(holder.get(link, getlink=True), h5py.HardLink):
+                    raise ValueError(f"/{name} is a link")
+            dataset = group[child]
+            properties = dataset.id.get_create_plist() if isinstance(dataset, h5py.Dataset) else None
+            if (
+                properties is None
+                or properties.get_layout() != h5py.h5d.CONTIGUOUS
+                or properties.get_external_count()
+                or properties.get_nfilters()
+            ):
+                raise ValueError(f"/{name} is no contiguous, unfiltered, internal dataset")
+            if shape is not None and dataset.shape != shape:
+                raise ValueError(f"/{name} has shape {dataset.shape}, expected {shape}")
+            start = dataset.id.get_offset()
+            if start is None or start + dataset.nbytes > header.file_bytes:
+                raise ValueError(f"/{name} lies at {start}, outside the file")
+        for column in COLUMNS:
+            found, wanted = file["videos"][column.name].dtype, layout.column_dtype(column, 0)
+            if found.kind != wanted.kind or (wanted.itemsize and found != wanted):
+                raise ValueError(f"/videos/{column.name} is {found}, expected {wanted}")
+        if file["clips"].dtype != np.uint8 or file["clips"].id.get_offset() != header.clips_offset:
+            raise ValueError(f"/clips is not uint8 at byte {header.clips_offset}")
+
+
+def _plain(value: Any) -> Any:
+    """Turn an attribute into str, int, float or a list of them."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -1,0 +1,121 @@
+"""The `vidcache` command, and what every command of the house has in common.
+
+Each sub-command lives in the folder that does its work and is imported only when it is called, so
+that `vidcache --help` is instant.
+"""
+
+import functools
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from vidcache.errors import VidcacheError
+
+# Sub-command: (where it lives, one line for --help).
+COMMANDS = {
+    "build": ("vidcache.preprocess.cli:build", "Decode a folder of videos into a cache."),
+    "demo": ("vidcache.preprocess.cli:demo", "Render a small labelled set of motion videos."),
+    "info": ("vidcache.cache.cli:info", "Show what is in a cache."),
+    "verify": ("vidcache.cache.cli:verify", "Check every structure and every clip of a cache."),
+}
+
+
+class LazyGroup(click.Group):
+    """Finds its commands in `COMMANDS` and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
+        """Return the names, sorted."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
+
+
+class Command(click.Command):
+    """A command whose expected errors are one line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; `VIDCACHE_DEBUG=1` shows tracebacks of expected errors too."""
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            return super().invoke(ctx)
+        except VidcacheError as error:
+            _fail(ctx, str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _fail(ctx, "interrupted; what is done is kept: run the same command again to go on", 130)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(ctx, f"{where}{error.strerror or error}", 1)
+
+
+def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001 -- signal's signature
+    raise KeyboardInterrupt
+
+
+def _fail(ctx: click.Context, message: str, code: int) -> None:
+    if os.environ.get("VIDCACHE_DEBUG") == "1":
+        raise
+    click.echo(f"Error: {message}", err=True)
+    ctx.exit(code)
+
+
+def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """A click option that can also be set as `VIDCACHE_<NAME>` and shows its default."""
+    long = next(name for name in names if name.startswith("--")).split("/")[0]
+    variable = "VIDCACHE_" + long.lstrip("-").replace("-", "_").upper()
+    return click.option(*names, **{"envvar": variable, "show_default": True, **settings})
+
+
+json_option = functools.partial(
+    click.option, "--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout."
+)
+
+
+def echo_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on stdout; numbers that JSON lacks (NaN) become null."""
+    click.echo(json.dumps(_finite(value), ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value
+
+
+def num_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vidcache")
+def main() -> None:
+    """Decode every video once, train on the cache, evaluate honestly.
+
+    \b
+    vidcache build raw/ cache.h5 --workers 16
+    vidtrain cache.h5
+    videval cache.h5 --ckpt best.pt
+    """

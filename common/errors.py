@@ -1,0 +1,46 @@
+"""What can go wrong in the world outside, and the exit code that each kind of it gives.
+
+A caller's wrong argument is a `ValueError`; these are for files, disks, ffmpeg and checkpoints.
+"""
+
+
+class VidcacheError(Exception):
+    """Something outside the program is not as it must be. The message says what to do."""
+
+    exit_code = 1
+
+
+class InputError(VidcacheError):
+    """What the user pointed at cannot be used: no videos, a class too small, no weights."""
+
+    exit_code = 2
+
+
+class TooManyFailuresError(VidcacheError):
+    """The work is finished, but more videos failed than `--max-failures` allows."""
+
+    exit_code = 3
+
+
+class CacheError(VidcacheError):
+    """The cache is missing, unfinished, damaged, foreign or of another format version."""
+
+    exit_code = 4
+
+
+class MismatchError(VidcacheError):
+    """The checkpoint does not belong to this cache, or is not a vidcache checkpoint."""
+
+    exit_code = 5
+
+
+class LockedError(VidcacheError):
+    """Another build is writing the same cache."""
+
+    exit_code = 6
+
+
+class InterruptedBuildError(VidcacheError):
+    """The work was stopped from outside and can be resumed."""
+
+    exit_code = 130

@@ -1,0 +1,84 @@
+"""Writing files so that a power cut leaves the old one or the new one, never half of one."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def sync_file(descriptor: int) -> None:
+    """Make what was written to a file survive a power cut.
+
+    Raises:
+        OSError: The disk refused. What was written since the last call is then *not* safe, and a
+            second call would wrongly succeed (Linux marks the pages clean): never retry.
+    """
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync on macOS stops at the drive's cache
+    else:
+        os.fdatasync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make creations, renames and removals in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Create or replace a file in one step.
+
+    Args:
+        path: The file. Its folder must exist.
+        write: Called with a temporary binary file in the same folder.
+
+    Raises:
+        OSError: The disk is full or the folder not writable; the old file is untouched and no
+            temporary file is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Create or replace a text file in one step; undecodable bytes of names are kept as they were."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+
+
+def pwrite_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`; one call may write less than it was given.
+
+    Raises:
+        OSError: The disk is full or broken; part of the data may have been written.
+    """
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def pread_all(descriptor: int, out: memoryview, offset: int) -> None:
+    """Fill `out` from `offset`.
+
+    Raises:
+        EOFError: The file ends before `out` is full.
+    """
+    while out:
+        count = os.preadv(descriptor, [out], offset)
+        if count == 0:
+            raise EOFError(f"file ends at byte {offset}, {len(out)} bytes early")
+        out, offset = out[count:], offset + count

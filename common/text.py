@@ -1,0 +1,44 @@
+"""Text that is safe to show: names of files are bytes that strangers chose."""
+
+import os
+import unicodedata
+
+# Cc: control, Cf: format (bidi overrides), Cs: undecodable bytes, Zl/Zp: line separators.
+_UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# Cf characters that ordinary names contain: joiners of emoji and of Arabic and Indic scripts.
+_HARMLESS = {"\u200c", "\u200d"}
+
+
+def printable(name: str | bytes | os.PathLike[str]) -> str:
+    r"""Return a name with every character escaped that could move a cursor or hide text.
+
+    Undecodable bytes become `\xNN`. The result still needs `rich.markup.escape` where markup is
+    interpreted; everything in vidcache that prints with rich uses `rich.text.Text` instead.
+
+    >>> printable(b"a\x1b[31m\xff.mp4")
+    'a\\x1b[31m\\xff.mp4'
+    """
+    return "".join(_escaped(char) for char in os.fsdecode(name))
+
+
+def _escaped(char: str) -> str:
+    if unicodedata.category(char) not in _UNSAFE or char in _HARMLESS:
+        return char
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
+    """Return a count with its noun.
+
+    >>> plural(1, "clip"), plural(1200, "clip"), plural(2, "class", "classes")
+    ('1 clip', '1,200 clips', '2 classes')
+    """
+    return f"{count:,} {noun if count == 1 else plural_noun or noun + 's'}"
+
+
+def one_line(text: str, max_bytes: int) -> str:
+    """Squeeze text into one printable line of at most `max_bytes` UTF-8 bytes."""
+    line = printable(" ".join(text.split()))
+    return line.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")

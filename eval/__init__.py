@@ -1,0 +1,5 @@
+"""Turns a cache and a checkpoint into a report, or a video file into a prediction.
+
+May import the package root, `vidcache.cache`, and `vidcache.preprocess` to predict a video file.
+Must not change weights or the cache.
+"""

@@ -1,0 +1,222 @@
+"""`vidcache build` and `vidcache demo`: options in, tables and exit codes out."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from vidcache.cli import Command, echo_json, json_option, num_cpus, option
+from vidcache.errors import TooManyFailuresError
+from vidcache.preprocess.build import BuildOptions, BuildReport, build_cache, check_class_sizes, failures_path
+from vidcache.preprocess.decode import Limits
+from vidcache.preprocess.sources import find_videos
+from vidcache.preprocess.split import parse_fractions
+from vidcache.spec import Spec
+from vidcache.text import plural, printable
+
+
+def _parse(parser: Any) -> Any:
+    """Make a click callback of a function that raises ValueError."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str) -> Any:  # noqa: ARG001
+        try:
+            return parser(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return callback
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read "112" or "96x128" (height x width).
+
+    Raises:
+        ValueError: It is neither, or a side is not 16 to 1024.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"size {text!r}, expected one number or HEIGHTxWIDTH, like 112 or 96x128")
+    height, width = int(parts[0]), int(parts[-1])
+    Spec(height=height, width=width)
+    return height, width
+
+
+def parse_max_failures(text: str) -> tuple[float, bool]:
+    """Read "20" or "5%".
+
+    Returns:
+        The number, and whether it is a percentage.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    number = text.removesuffix("%")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    percent = text.endswith("%")
+    if value < 0 or (percent and value > 100) or (not percent and value != int(value)):
+        raise ValueError(f"max-failures {text!r}, expected a count or a percentage, like 20 or 5%")
+    return value, percent
+
+
+@click.command(cls=Command)
+@click.argument("raw", type=click.Path(path_type=Path))
+@click.argument("cache", type=click.Path(path_type=Path, dir_okay=False))
+@option("--workers", type=click.IntRange(1), default=num_cpus, show_default="all CPUs", help="Videos decoded at a time.")
+@option("--num-frames", type=click.IntRange(2, 1024), default=64, help="Frames per clip (T).")
+@option("--size", default="112", callback=_parse(parse_size), help="Pixels: one number, or HEIGHTxWIDTH.")
+@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the split.")
+@option("--split", "fractions", default="70/15/15", callback=_parse(parse_fractions), help="Train/val/test percentages.")
+@option("--allow-tiny-classes", is_flag=True, help="Accept classes with fewer than 3 videos.")
+@option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
+@option("--timeout", type=click.FloatRange(min=0, min_open=True), default=900.0, help="Seconds for one video.")
+@option("--max-failures", default="10%", callback=_parse(parse_max_failures), help="More failed videos: exit code 3.")
+@click.option("--dry-run", is_flag=True, help="Say what would be built; write nothing.")
+@json_option()
+def build(
+    raw: Path,
+    cache: Path,
+    workers: int,
+    num_frames: int,
+    size: tuple[int, int],
+    seed: int,
+    fractions: tuple[float, float, float],
+    allow_tiny_classes: bool,
+    ffmpeg_dir: Path | None,
+    timeout: float,
+    max_failures: tuple[float, bool],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Decode RAW/<class>/**/<video> into CACHE; the class folders, sorted, are the labels.
+
+    Running the same command again resumes an interrupted build.
+
+    \b
+    vidcache build raw/ cache.h5 --workers 16
+    """
+    options = BuildOptions(
+        spec=Spec(num_frames, *size),
+        workers=workers,
+        seed=seed,
+        fractions=fractions,
+        allow_tiny_classes=allow_tiny_classes,
+        ffmpeg_dir=ffmpeg_dir,
+        limits=Limits(timeout_seconds=timeout),
+    )
+    if dry_run:
+        _dry_run(raw, options, as_json)
+        return
+    stderr = Console(stderr=True)
+    with _progress(stderr) as bar:
+        task = bar.add_task("decoding", total=None, failed=0)
+
+        def progress(done: int, failed: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, failed=failed)
+
+        report = build_cache(raw, cache, options, progress)
+    _show_report(stderr, report)
+    if as_json:
+        echo_json(_build_json(report))
+    allowed = max_failures[0] * (report.num_videos / 100 if max_failures[1] else 1)
+    if report.num_failed > allowed:
+        raise TooManyFailuresError(
+            f"{printable(cache)}: finished, but {report.num_failed} of {report.num_videos} videos failed, expected at "
+            f"most {allowed:g}. See {printable(failures_path(cache))}, or raise --max-failures"
+        )
+
+
+def _dry_run(raw: Path, options: BuildOptions, as_json: bool) -> None:
+    sources = find_videos(raw)
+    counts = Counter(video.class_name for video in sources.videos)
+    num_bytes = sum(video.num_bytes for video in sources.videos)
+    cache_bytes = len(sources.videos) * options.spec.clip_bytes
+    if as_json:
+        classes = {printable(name): counts[name] for name in sources.classes}
+        echo_json(
+            {"num_videos": len(sources.videos), "classes": classes, "num_bytes": num_bytes, "cache_bytes": cache_bytes}
+        )
+    else:
+        table = Table("class", "videos")
+        for name in sources.classes:
+            table.add_row(Text(printable(name)), str(counts[name]))
+        console = Console()
+        console.print(table)
+        console.print(
+            f"{plural(len(sources.videos), 'video')}, {plural(len(counts), 'class', 'classes')}, "
+            f"{num_bytes / 1e6:,.1f} MB; the cache will have {cache_bytes / 1e6:,.1f} MB. Nothing was written."
+        )
+        _show_skipped(console, sources.skipped)
+    if not options.allow_tiny_classes:
+        check_class_sizes(counts, "videos")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} videos/s" if task.speed else "", style="progress.data.speed")
+
+
+def _progress(console: Console) -> Progress:
+    """A bar on a terminal, nothing elsewhere."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _show_report(console: Console, report: BuildReport) -> None:
+    if report.problems:
+        table = Table("status", "reason", "videos", "for example")
+        groups: dict[tuple[str, str], list[Any]] = {}
+        for problem in report.problems:
+            groups.setdefault((problem.status.name.lower(), problem.reason), []).append(problem)
+        for (status, reason), members in sorted(groups.items(), key=lambda item: -len(item[1])):
+            example = f"{printable(members[0].path)}: {members[0].detail}"
+            table.add_row(status, reason, str(len(members)), Text(example, overflow="fold"))
+        console.print(table)
+        console.print(Text(f"All of them: {printable(failures_path(report.cache))}"))
+    _show_skipped(console, report.skipped)
+    train, val, test = report.split_counts
+    rate = report.num_decoded / report.seconds if report.seconds else 0.0
+    console.print(
+        Text(
+            f"{printable(report.cache)}: {plural(report.num_videos - report.num_failed, 'clip')} of "
+            f"{plural(len(report.class_counts), 'class', 'classes')} (train {train}, val {val}, test {test}), "
+            f"{report.num_failed} failed, {report.num_damaged} damaged; {report.num_decoded} decoded, "
+            f"{report.num_reused} reused in {report.seconds:.1f} s ({rate:.1f} videos/s)"
+        )
+    )
+
+
+def _show_skipped(console: Console, skipped: dict[str, int]) -> None:
+    if skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+        console.print(Text(f"Files left out: {reasons}"))
+
+
+def _build_json(report: BuildReport) -> dict[str, Any]:
+    return {
+        "cache": printable(report.cache),
+        "fingerprint": report.fingerprint,
+        "num_videos": report.num_videos,
+        "num_clips": report.num_videos - report.num_failed,
+        "num_failed": report.num_failed,
+        "num_damaged": report.num_damaged,
+        "num_decoded": report.num_decoded,
+        "num_reused": report.num_reused,
+        "seconds": round(report.seconds, 3),
+        "classes": report.class_counts,
+    }

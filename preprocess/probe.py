@@ -1,0 +1,204 @@
+"""One ffprobe per video: its best video stream, and how many packets that really holds.
+
+Header facts are marked as such. Nothing is decoded here.
+"""
+
+import dataclasses
+import math
+import re
+
+from vidcache.preprocess.failure import Failure, Reason
+from vidcache.preprocess.ffmpeg import Children, Exit, Tools
+from vidcache.text import one_line
+
+# Containers that hold their own data. Never those that name other files or hosts: hls, dash,
+# concat, sdp, image2. ffmpeg matches one word of a demuxer's list ("mov,mp4,...") against these.
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,mxf,flv,asf,ogg,gif,apng,nut,ivf,rm,dv,"
+    "wtv,gxf,h261,h263,h264,hevc,m4v,obu,av1,vc1,swf,yuv4mpegpipe"
+)
+# Before the input: no other file, no other protocol, no guessing beyond the first 10 MB.
+SAFE_INPUT = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What ffprobe says of the best video stream.
+
+    Attributes:
+        stream_index: Of the stream in its file.
+        codec: Name of the codec.
+        encrypted: The container says that the stream is encrypted.
+        pixel_format: Name of the pixel format; empty if unknown.
+        width: Pixels, as displayed.
+        height: Pixels, as displayed.
+        rotation: Degrees clockwise that ffmpeg will turn the pixels: 0, 90, 180 or 270.
+        num_packets: Packets that are to be shown: edit lists can discard some.
+        num_packets_in_file: Packets, discarded ones included.
+        num_frames_from_header: What the container claims; -1 unknown.
+        fps_from_header: Average rate that the container claims; 0 unknown.
+        duration_seconds: From the start of the first to the end of the last shown packet; 0 when a
+            packet has no timestamp.
+    """
+
+    stream_index: int
+    codec: str
+    encrypted: bool
+    pixel_format: str
+    width: int
+    height: int
+    rotation: int
+    num_packets: int
+    num_packets_in_file: int
+    num_frames_from_header: int
+    fps_from_header: float
+    duration_seconds: float
+
+
+def probe_video(tools: Tools, children: Children, descriptor: int, *, deadline: float, max_pixels: int) -> Probe:
+    """Ask ffprobe about an open video file.
+
+    Args:
+        tools: Which ffprobe.
+        children: Runs it.
+        descriptor: The file, open for reading.
+        deadline: By `time.monotonic()`.
+        max_pixels: Largest width * height to accept.
+
+    Raises:
+        Failure: It is no video that can be read.
+    """
+    command = [tools.ffprobe, "-v", "error"]
+    for name, value in SAFE_INPUT.items():
+        command += [f"-{name}", value]
+    stream = "index,codec_name,codec_tag_string,width,height,nb_frames,pix_fmt,avg_frame_rate"
+    command += [
+        *("-select_streams", "v", "-of", "compact", "-show_entries"),
+        f"stream={stream}:stream_disposition=default,attached_pic:stream_side_data=rotation"
+        ":packet=stream_index,flags,pts_time,duration_time",
+        f"file:/dev/fd/{descriptor}",
+    ]
+    reader = _Reader()
+    ended = children.run(command, pass_fd=descriptor, deadline=deadline, on_output=reader.feed)
+    if ended.timed_out:
+        raise Failure(Reason.TIMEOUT, "ffprobe was still reading")
+    if ended.code != 0:
+        raise Failure(Reason.UNREADABLE, _why(ended))
+    streams = [stream for stream in reader.streams if stream.get("disposition:attached_pic") != "1"]
+    if not streams:
+        found = "only cover art" if reader.streams else "no video stream in the file"
+        raise Failure(Reason.NO_VIDEO_STREAM, found)
+    best = max(streams, key=reader.rank)
+    probe = reader.probe(best)
+    if probe.width * probe.height > max_pixels:
+        raise Failure(Reason.TOO_LARGE, f"{probe.width}x{probe.height} pixels, expected at most {max_pixels:,}")
+    return probe
+
+
+def _why(ended: Exit) -> str:
+    """The first thing that ffprobe said, without the address of its context or our name of the file."""
+    lines = [re.sub(r"^(\[[^\]]*\] |file:/dev/fd/\d+: )+", "", line) for line in ended.stderr.splitlines()]
+    return one_line(lines[0], 160) if lines else f"ffprobe ended with {ended.code}"
+
+
+@dataclasses.dataclass
+class _Packets:
+    """Running count of one stream's packets: nothing grows with the length of the video."""
+
+    shown: int = 0
+    discarded: int = 0
+    timed: int = 0
+    start: float = math.inf
+    end: float = -math.inf
+
+    def add(self, fields: dict[str, str]) -> None:
+        if "D" in fields.get("flags", ""):
+            self.discarded += 1
+            return
+        self.shown += 1
+        start = _number(fields.get("pts_time"))
+        if start is not None:
+            self.timed += 1
+            self.start = min(self.start, start)
+            self.end = max(self.end, start + (_number(fields.get("duration_time")) or 0.0))
+
+    @property
+    def duration_seconds(self) -> float:
+        known = self.shown and self.timed == self.shown and self.end > self.start
+        return round(self.end - self.start, 6) if known else 0.0
+
+
+class _Reader:
+    """Parses ffprobe's compact output (`section|key=value|...` lines) as it comes."""
+
+    def __init__(self) -> None:
+        self.streams: list[dict[str, str]] = []
+        self.packets: dict[str, _Packets] = {}
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            section, *pairs = line.decode("utf-8", "replace").split("|")
+            fields = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
+            if section == "packet":
+                self.packets.setdefault(fields.get("stream_index", ""), _Packets()).add(fields)
+            elif section == "stream":
+                self.streams.append(fields)
+
+    def rank(self, stream: dict[str, str]) -> tuple[int, int, int, int]:
+        """Order streams as ffmpeg's own choice does: default first, then the largest picture."""
+        area = _integer(stream.get("width"), 0) * _integer(stream.get("height"), 0)
+        packets = self.packets.get(stream["index"], _Packets())
+        return (stream.get("disposition:default") == "1", area, packets.shown, -int(stream["index"]))
+
+    def probe(self, stream: dict[str, str]) -> Probe:
+        rotation = next((value for key, value in stream.items() if key.endswith(":rotation")), "0")
+        # ffprobe counts anticlockwise; broken matrices give numbers like -2**63.
+        turns = round(_clamped(_number(rotation) or 0.0) / 90) % 4
+        width, height = _integer(stream.get("width"), 0), _integer(stream.get("height"), 0)
+        if turns % 2:
+            width, height = height, width
+        packets = self.packets.get(stream["index"], _Packets())
+        return Probe(
+            stream_index=int(stream["index"]),
+            codec=_known(stream.get("codec_name")),
+            encrypted=_known(stream.get("codec_tag_string")) in {"encv", "drmi"},
+            pixel_format=_known(stream.get("pix_fmt")),
+            width=width,
+            height=height,
+            rotation=-turns % 4 * 90,
+            num_packets=packets.shown,
+            num_packets_in_file=packets.shown + packets.discarded,
+            num_frames_from_header=_integer(stream.get("nb_frames"), -1),
+            fps_from_header=_ratio(stream.get("avg_frame_rate", "")),
+            duration_seconds=packets.duration_seconds,
+        )
+
+
+def _known(text: str | None) -> str:
+    return "" if text in (None, "N/A", "unknown") else str(text)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _clamped(degrees: float) -> float:
+    return degrees if abs(degrees) <= 360 else 0.0
+
+
+def _integer(text: str | None, default: int) -> int:
+    value = _number(text)
+    return default if value is None else int(value)
+
+
+def _ratio(text: str) -> float:
+    """Turn "30000/1001" into a number; 0 for "0/0"."""
+    above, _, below = text.partition("/")
+    denominator = _number(below) or 0.0
+    return (_number(above) or 0.0) / denominator if denominator else 0.0
