@@ -13,6 +13,7 @@ from vidcache.cache.layout import Split, Status
 from vidcache.cache.reader import CacheReader
 from vidcache.cli import Command, echo_json, json_option
 from vidcache.errors import CacheError
+from vidcache.spec import Spec
 from vidcache.text import plural, printable
 
 
@@ -44,15 +45,16 @@ def info(cache: Path, as_json: bool) -> None:
         "cache": facts["cache"],
         "clips": f"{facts['num_clips']:,} of {plural(facts['num_videos'], 'video')} "
         f"({facts['num_failed']} failed, {facts['num_damaged']} damaged)",
-        "spec": f"{spec['num_frames']} frames of {spec['width']}x{spec['height']}, {spec['sampling']}, {spec['scaling']}",
+        "spec": f"{Spec.from_dict(spec)}, {spec['sampling']}, {spec['scaling']}",
         "padded": f"{plural(facts['num_padded'], 'clip')} with fewer than {spec['num_frames']} frames",
         "fingerprint": facts["fingerprint"],
-        "split": f"{facts['split_hash']} ({facts['attributes']})",
+        "split": facts["split_hash"],
+        **{name.replace("_", " "): value for name, value in facts["attributes"].items()},
     }
     for name, value in lines.items():
-        console.print(Text(f"{name:12} {value}"), soft_wrap=True)
+        console.print(Text(f"{name:16} {value}"), soft_wrap=True)
     for reason, count in facts["failures"].items():
-        console.print(Text(f"{'failed':12} {count} {reason}"), soft_wrap=True)
+        console.print(Text(f"{'failed':16} {count} {reason}"), soft_wrap=True)
 
 
 def describe(reader: CacheReader) -> dict[str, Any]:
@@ -98,7 +100,11 @@ def verify(cache: Path, as_json: bool) -> None:
         with CacheReader(cache) as reader:
             good = reader.rows()
             bad = [
-                {"row": row, "path": printable(reader.path_of(row)), "problem": "the clip does not match its hash"}
+                {
+                    "row": row,
+                    "path": printable(reader.path_of(row)),
+                    "problem": "the clip does not match its hash",
+                }
                 for row in reader.damaged_rows().tolist()
             ]
     except CacheError as error:

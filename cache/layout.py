@@ -175,11 +175,9 @@ class Header:
                 f"{where}: format version {fields['format_version']}, but this vidcache reads "
                 f"version {FORMAT_VERSION}. Use the vidcache that made it, or build it again"
             )
-        values = {
-            field.name: fields[field.name].decode("ascii") if field.type is str else int(fields[field.name])
-            for field in dataclasses.fields(cls)
-        }
-        return cls(**values)
+        values: dict[str, Any] = {field.name: fields[field.name].item() for field in dataclasses.fields(cls)}
+        texts = {name: value.decode("ascii", "replace") for name, value in values.items() if isinstance(value, bytes)}
+        return cls(**{**values, **texts})
 
 
 def metadata_hash_of(descriptor: int, clips_offset: int) -> str:
@@ -195,18 +193,18 @@ def metadata_hash_of(descriptor: int, clips_offset: int) -> str:
     return digest.hexdigest()
 
 
-def clip_hash_of(clip: "np.ndarray[Any, Any] | memoryview") -> str:
+def clip_hash_of(clip: np.ndarray[Any, Any]) -> str:
     """Hash the bytes of a C-contiguous clip."""
-    return xxhash.xxh3_128_hexdigest(clip)
+    return xxhash.xxh3_128_hexdigest(clip.data)
 
 
 def fingerprint_of(spec: Spec, classes: Sequence[bytes], columns: dict[str, np.ndarray[Any, Any]]) -> str:
     """Hash what a model is trained on: spec, classes, paths, labels, source and clip hashes."""
     digest = xxhash.xxh3_128(repr(sorted(spec.to_dict().items())).encode())
-    for name in classes:
-        digest.update(len(name).to_bytes(8, "little") + name)
+    for class_name in classes:
+        digest.update(len(class_name).to_bytes(8, "little") + class_name)
     for name in ("path", "label", "source_hash", "clip_hash"):
-        digest.update(np.ascontiguousarray(columns[name]))
+        digest.update(np.ascontiguousarray(columns[name]).data)
     return digest.hexdigest()
 
 
@@ -214,7 +212,7 @@ def split_hash_of(columns: dict[str, np.ndarray[Any, Any]]) -> str:
     """Hash which path is in which split."""
     digest = xxhash.xxh3_128()
     for name in ("path", "split"):
-        digest.update(np.ascontiguousarray(columns[name]))
+        digest.update(np.ascontiguousarray(columns[name]).data)
     return digest.hexdigest()
 
 
@@ -233,7 +231,12 @@ def column_dtype(column: Column, path_bytes: int) -> np.dtype[Any]:
 
 
 def create_skeleton(
-    path: Path, spec: Spec, classes: Sequence[bytes], num_clips: int, path_bytes: int, attributes: dict[str, Any]
+    path: Path,
+    spec: Spec,
+    classes: Sequence[bytes],
+    num_clips: int,
+    path_bytes: int,
+    attributes: dict[str, Any],
 ) -> Layout:
     """Create a complete HDF5 file in which only `/classes` and the attributes have content.
 
@@ -260,16 +263,18 @@ def create_skeleton(
         alignment_threshold=min(1 << 20, num_clips * spec.clip_bytes),
         alignment_interval=PAGE_BYTES,
     ) as file:
-        for name, value in {"format": FORMAT.decode(), "format_version": FORMAT_VERSION, **attributes}.items():
+        for name, value in {
+            "format": FORMAT.decode(),
+            "format_version": FORMAT_VERSION,
+            **attributes,
+        }.items():
             file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
         width = max(len(name) for name in classes)
         names = _create_dataset(file, "classes", np.dtype(f"S{width}"), (len(classes),))
         names.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(classes, f"S{width}"))
         videos = file.create_group("videos")
         for column in COLUMNS:
-            dataset = _create_dataset(
-                videos, column.name, column_dtype(column, path_bytes), (num_clips, *column.shape)
-            )
+            dataset = _create_dataset(videos, column.name, column_dtype(column, path_bytes), (num_clips, *column.shape))
             attribute = h5py.Dataset(dataset).attrs
             attribute["meaning"] = np.bytes_(column.meaning)
         _create_dataset(file, "clips", np.dtype("|u1"), (num_clips, *spec.clip_shape))

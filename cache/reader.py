@@ -81,7 +81,7 @@ class CacheReader:
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         """(N,) index into `classes`, failed rows included."""
-        return self.columns["label"].astype(np.int64)
+        return np.asarray(self.columns["label"], np.int64)
 
     @property
     def fingerprint(self) -> str:
@@ -114,7 +114,10 @@ class CacheReader:
         return np.flatnonzero(good & (self.columns["split"] == Split[split.upper()]))
 
     def read(
-        self, rows: npt.ArrayLike, frames: npt.ArrayLike | None = None, out: npt.NDArray[np.uint8] | None = None
+        self,
+        rows: npt.ArrayLike,
+        frames: npt.ArrayLike | None = None,
+        out: npt.NDArray[np.uint8] | None = None,
     ) -> npt.NDArray[np.uint8]:
         """Read clips.
 
@@ -142,7 +145,7 @@ class CacheReader:
             out = np.empty(shape, np.uint8)
         if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
             raise ValueError(f"out is {out.dtype} {out.shape}, expected C-contiguous uint8 {shape}")
-        view = memoryview(out).cast("B")
+        view = out.data.cast("B")
         try:
             for index, row in enumerate(row_list.tolist()):
                 start, offset = index * num_frames * frame_bytes, self.header.clips_offset + row * clip_bytes
@@ -189,9 +192,7 @@ class CacheReader:
         header = Header.from_bytes(block, where)
         size = os.fstat(self._descriptor).st_size
         if size != header.file_bytes or size != header.clips_offset + header.num_clips * header.clip_bytes:
-            raise CacheError(
-                f"{where}: {size:,} bytes long, expected {header.file_bytes:,}. Copy or build it again"
-            )
+            raise CacheError(f"{where}: {size:,} bytes long, expected {header.file_bytes:,}. Copy or build it again")
         found = layout.metadata_hash_of(self._descriptor, header.clips_offset)
         if found != header.metadata_hash:
             raise CacheError(

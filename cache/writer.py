@@ -144,7 +144,7 @@ class CacheWriter:
                 f"row {row}: clip is {clip.dtype} {clip.shape}, expected uint8 {self.plan.spec.clip_shape}"
             )
         try:
-            pwrite_all(self._data, memoryview(clip).cast("B"), self._slot(row))
+            pwrite_all(self._data, clip.data.cast("B"), self._slot(row))
         except OSError:
             self._broken.set()
             raise
@@ -194,7 +194,7 @@ class CacheWriter:
         self.commit()
         columns = self._columns(group, split)
         for column in COLUMNS:
-            data = memoryview(np.ascontiguousarray(columns[column.name])).cast("B")
+            data = memoryview(columns[column.name].tobytes())
             pwrite_all(self._data, data, self._layout.column_offsets[column.name])
         self._clear_failed_slots(columns["status"])
         sync_file(self._data)
@@ -275,8 +275,8 @@ class CacheWriter:
     def _matches(self, row: int, record: np.void, buffer: np.ndarray[Any, Any]) -> bool:
         if record["status"] == Status.FAILED:
             return True
-        pread_all(self._data, memoryview(buffer).cast("B"), self._slot(row))
-        return layout.clip_hash_of(buffer) == record["clip_hash"].decode()
+        pread_all(self._data, buffer.data.cast("B"), self._slot(row))
+        return bool(layout.clip_hash_of(buffer) == record["clip_hash"].decode())
 
     def _columns(self, group: np.ndarray[Any, Any], split: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
         plan = self.plan
@@ -292,18 +292,17 @@ class CacheWriter:
         values |= {column.name: records[column.name] for column in COLUMNS if column.stage is Stage.DECODE}
         path_bytes = max(len(path) for path in plan.paths)
         return {
-            column.name: np.asarray(values[column.name], layout.column_dtype(column, path_bytes))
-            for column in COLUMNS
+            column.name: np.asarray(values[column.name], layout.column_dtype(column, path_bytes)) for column in COLUMNS
         }
 
     def _clear_failed_slots(self, status: np.ndarray[Any, Any]) -> None:
         """Make the slot of a failed video zeros: an earlier, killed attempt may have written there."""
         buffer = np.empty(self.plan.spec.clip_shape, np.uint8)
         for row in np.flatnonzero(status == Status.FAILED).tolist():
-            pread_all(self._data, memoryview(buffer).cast("B"), self._slot(row))
+            pread_all(self._data, buffer.data.cast("B"), self._slot(row))
             if buffer.any():
                 buffer[:] = 0
-                pwrite_all(self._data, memoryview(buffer).cast("B"), self._slot(row))
+                pwrite_all(self._data, buffer.data.cast("B"), self._slot(row))
 
     def _verify_slots(self, columns: dict[str, np.ndarray[Any, Any]]) -> None:
         buffer = np.empty(self.plan.spec.clip_shape, np.uint8)

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import joblib
 import numpy as np
@@ -117,9 +117,7 @@ class BuildReport:
 Progress = Callable[[int, int, int], None]  # rows done, rows failed, rows in all
 
 
-def build_cache(
-    raw: Path, output: Path, options: BuildOptions, progress: Progress = lambda done, failed, total: None
-) -> BuildReport:
+def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progress = lambda *_: None) -> BuildReport:
     """Decode every video below `raw` into a cache, or finish a build that was interrupted.
 
     Args:
@@ -209,7 +207,12 @@ def make_plan(sources: Sources, options: BuildOptions, tools: Tools) -> Plan:
 
 
 def _decode_pending(
-    raw: Path, writer: CacheWriter, pending: list[int], tools: list[Tools], options: BuildOptions, progress: Progress
+    raw: Path,
+    writer: CacheWriter,
+    pending: list[int],
+    tools: list[Tools],
+    options: BuildOptions,
+    progress: Progress,
 ) -> None:
     total, failed = writer.plan.num_clips, 0
     for record in writer.records.values():
@@ -274,7 +277,7 @@ def clip_record(decoded: Decoded) -> np.void:
     }
     for name, value in values.items():
         record[name] = value
-    return record[()]
+    return cast(np.void, record[()])
 
 
 def failure_record(failure: Failure) -> np.void:
@@ -283,7 +286,7 @@ def failure_record(failure: Failure) -> np.void:
     record["status"] = Status.FAILED
     record["error"] = one_line(str(failure), ERROR_BYTES).encode()
     record["num_frames_from_header"] = -1
-    return record[()]
+    return cast(np.void, record[()])
 
 
 def _problems(plan: Plan, records: dict[int, np.void]) -> tuple[Problem, ...]:
@@ -317,7 +320,16 @@ def write_failures(output: Path, problems: tuple[Problem, ...]) -> None:
     table.writerow(["path", "class", "status", "reason", "num_frames", "detail"])
     for problem in problems:
         path, class_name = printable(problem.path), printable(problem.class_name)
-        table.writerow([path, class_name, problem.status.name.lower(), problem.reason, problem.num_frames, problem.detail])
+        table.writerow(
+            [
+                path,
+                class_name,
+                problem.status.name.lower(),
+                problem.reason,
+                problem.num_frames,
+                problem.detail,
+            ]
+        )
     write_text_atomically(failures_path(output), text.getvalue())
 
 
@@ -330,6 +342,6 @@ def _check_result(
             f"{problems[0].detail}), expected at least one. See {printable(failures_path(output))}"
         )
     if not options.allow_tiny_classes:
-        counts = Counter({name: 0 for name in plan.classes})
+        counts = Counter(dict.fromkeys(plan.classes, 0))
         counts.update(plan.classes[plan.labels[row]] for row in np.flatnonzero(good).tolist())
         check_class_sizes(counts, "videos that decode")

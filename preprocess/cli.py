@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +22,8 @@ from vidcache.cli import Command, echo_json, json_option, num_cpus, option
 from vidcache.errors import TooManyFailuresError
 from vidcache.preprocess.build import BuildOptions, BuildReport, build_cache, check_class_sizes, failures_path
 from vidcache.preprocess.decode import Limits
+from vidcache.preprocess.demo import CLASSES, render_demo
+from vidcache.preprocess.ffmpeg import find_tools
 from vidcache.preprocess.sources import find_videos
 from vidcache.preprocess.split import parse_fractions
 from vidcache.spec import Spec
@@ -69,15 +79,32 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
 @click.command(cls=Command)
 @click.argument("raw", type=click.Path(path_type=Path))
 @click.argument("cache", type=click.Path(path_type=Path, dir_okay=False))
-@option("--workers", type=click.IntRange(1), default=num_cpus, show_default="all CPUs", help="Videos decoded at a time.")
+@option(
+    "--workers",
+    type=click.IntRange(1),
+    default=num_cpus,
+    show_default="all CPUs",
+    help="Videos decoded at a time.",
+)
 @option("--num-frames", type=click.IntRange(2, 1024), default=64, help="Frames per clip (T).")
 @option("--size", default="112", callback=_parse(parse_size), help="Pixels: one number, or HEIGHTxWIDTH.")
 @option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the split.")
-@option("--split", "fractions", default="70/15/15", callback=_parse(parse_fractions), help="Train/val/test percentages.")
+@option(
+    "--split",
+    "fractions",
+    default="70/15/15",
+    callback=_parse(parse_fractions),
+    help="Train/val/test percentages.",
+)
 @option("--allow-tiny-classes", is_flag=True, help="Accept classes with fewer than 3 videos.")
 @option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
 @option("--timeout", type=click.FloatRange(min=0, min_open=True), default=900.0, help="Seconds for one video.")
-@option("--max-failures", default="10%", callback=_parse(parse_max_failures), help="More failed videos: exit code 3.")
+@option(
+    "--max-failures",
+    default="10%",
+    callback=_parse(parse_max_failures),
+    help="More failed videos: exit code 3.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be built; write nothing.")
 @json_option()
 def build(
@@ -141,7 +168,12 @@ def _dry_run(raw: Path, options: BuildOptions, as_json: bool) -> None:
     if as_json:
         classes = {printable(name): counts[name] for name in sources.classes}
         echo_json(
-            {"num_videos": len(sources.videos), "classes": classes, "num_bytes": num_bytes, "cache_bytes": cache_bytes}
+            {
+                "num_videos": len(sources.videos),
+                "classes": classes,
+                "num_bytes": num_bytes,
+                "cache_bytes": cache_bytes,
+            }
         )
     else:
         table = Table("class", "videos")
@@ -197,7 +229,8 @@ def _show_report(console: Console, report: BuildReport) -> None:
             f"{plural(len(report.class_counts), 'class', 'classes')} (train {train}, val {val}, test {test}), "
             f"{report.num_failed} failed, {report.num_damaged} damaged; {report.num_decoded} decoded, "
             f"{report.num_reused} reused in {report.seconds:.1f} s ({rate:.1f} videos/s)"
-        )
+        ),
+        soft_wrap=True,
     )
 
 
@@ -220,3 +253,18 @@ def _build_json(report: BuildReport) -> dict[str, Any]:
         "seconds": round(report.seconds, 3),
         "classes": report.class_counts,
     }
+
+
+@click.command(cls=Command)
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Another seed gives other videos.")
+@option("--workers", type=click.IntRange(1), default=num_cpus, show_default="all CPUs", help="Videos at a time.")
+@option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
+def demo(folder: Path, seed: int, workers: int, ffmpeg_dir: Path | None) -> None:
+    """Render a small labelled set of motion videos into FOLDER/<class>/.
+
+    \b
+    vidcache demo demo/raw
+    """
+    paths = render_demo(folder, find_tools(ffmpeg_dir), seed=seed, workers=workers)
+    click.echo(f"{printable(folder)}: {plural(len(paths), 'video')} of {plural(len(CLASSES), 'class', 'classes')}")

@@ -26,7 +26,9 @@ from vidcache.text import one_line
 
 _LEDGER = re.compile(r"Input stream #0:\d+ \(video\):.*?(\d+) frames decoded(?:; (\d+) decode errors)?")
 # A line of `-v level+verbose`, "[h264 @ 0x55] [error] text", that is not about writing the output.
-_PROBLEM = re.compile(r"^(?!\[(?:out|vost|rawvideo|enc))(?:\[[^\]]*\] )*\[(?:error|fatal)\] (?!Conversion failed)(.+)$", re.M)
+_PROBLEM = re.compile(
+    r"^(?!\[(?:out|vost|rawvideo|enc))(?:\[[^\]]*\] )*\[(?:error|fatal)\] (?!Conversion failed)(.+)$", re.M
+)
 _UNSUPPORTED = re.compile(
     r"no decoder found for|Decoder .* not found|doesn't support hardware accelerated|Function not implemented"
     r"|is not implemented|No decoder for"
@@ -187,7 +189,8 @@ def _decode(
         expected = ledger.num_frames
     else:
         raise Failure(
-            Reason.DECODE_ERROR, f"ffmpeg gave {collector.num_frames} frames, expected {wanted}: {ended.last_line()}"
+            Reason.DECODE_ERROR,
+            f"ffmpeg gave {collector.num_frames} frames, expected {wanted}: {ended.last_line()}",
         )
     return Decoded(
         clip=collector.padded_clip(),
@@ -226,7 +229,7 @@ class _Collector:
 
     def __init__(self, spec: Spec) -> None:
         self._clip = np.empty(spec.clip_shape, np.uint8)
-        self._bytes = memoryview(self._clip).cast("B")
+        self._bytes = self._clip.data.cast("B")
         self._filled = 0
         self._frame_bytes = spec.clip_bytes // spec.num_frames
 

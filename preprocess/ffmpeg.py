@@ -145,9 +145,7 @@ class Children:
             self._watchdog.wait()
             cast(IO[bytes], self._watchdog.stdin).close()
 
-    def run(
-        self, command: Sequence[str], *, pass_fd: int, deadline: float, on_output: Callable[[bytes], None]
-    ) -> Exit:
+    def run(self, command: Sequence[str], *, pass_fd: int, deadline: float, on_output: Callable[[bytes], None]) -> Exit:
         """Run a program to its end.
 
         Args:
@@ -208,9 +206,7 @@ def _limit(pid: int) -> None:
             return
 
 
-def _drain(
-    child: "subprocess.Popen[bytes]", deadline: float, on_output: Callable[[bytes], None]
-) -> tuple[bool, bytes]:
+def _drain(child: "subprocess.Popen[bytes]", deadline: float, on_output: Callable[[bytes], None]) -> tuple[bool, bytes]:
     """Read both pipes until the child closes them or its time is over; keep the tail of stderr."""
     stdout, stderr = cast(IO[bytes], child.stdout), cast(IO[bytes], child.stderr)
     if sys.platform == "linux":

@@ -32,11 +32,13 @@ def perceptual_hash(clip: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     coefficients = _low_frequencies(clip.shape[1]) @ grey @ _low_frequencies(clip.shape[2]).T
     bits = (coefficients > 1e-3).reshape(NUM_HASHED_FRAMES, SIDE * SIDE)
     bits[:, 0] = False
-    return np.packbits(bits, axis=1, bitorder="little").view("<u8")[:, 0]
+    hashes: npt.NDArray[np.uint64] = np.packbits(bits, axis=1, bitorder="little").view("<u8")[:, 0]
+    return hashes
 
 
 @functools.cache
 def _low_frequencies(size: int) -> npt.NDArray[np.float32]:
     """(8, size) the first rows of the DCT-II."""
     position = (np.arange(size) + 0.5) * np.pi / size
-    return (np.cos(np.outer(np.arange(SIDE), position)) / size).astype(np.float32)
+    basis: npt.NDArray[np.float32] = np.cos(np.outer(np.arange(SIDE), position)).astype(np.float32)
+    return basis / np.float32(size)

@@ -14,8 +14,11 @@ from vidcache.text import printable
 # Text and pictures that lie beside videos in real data sets. Everything else is tried: a video is
 # known by its content, not by its name, and a file that is none becomes a listed failure.
 SIDECARS = frozenset(
-    ".txt .md .json .jsonl .csv .tsv .xml .yaml .yml .log .html .pdf .srt .vtt .ass .sub .nfo .npy .npz .pkl .py .sh "
-    ".zip .tar .gz .md5 .sha256 .jpg .jpeg .db .ini .h5 .pt".split()
+    f".{ending}"
+    for ending in (
+        "txt md json jsonl csv tsv xml yaml yml log html pdf srt vtt ass sub nfo npy npz pkl py sh zip tar gz md5 "
+        "sha256 jpg jpeg db ini h5 pt"
+    ).split()
 )
 
 

@@ -27,7 +27,12 @@ def parse_fractions(text: str) -> tuple[float, float, float]:
     except ValueError:
         parts = []
     total = sum(parts)
-    if len(parts) != NUM_SPLITS or min(parts) < 0 or parts[0] == 0 or not (abs(total - 100) < 1e-6 or abs(total - 1) < 1e-6):
+    if (
+        len(parts) != NUM_SPLITS
+        or min(parts) < 0
+        or parts[0] == 0
+        or not (abs(total - 100) < 1e-6 or abs(total - 1) < 1e-6)
+    ):
         raise ValueError(f"split {text!r}, expected train/val/test percentages that sum to 100, like 70/15/15")
     train, val, test = (part / total for part in parts)
     return train, val, test
@@ -49,7 +54,7 @@ def split_counts(num_clips: int, fractions: Sequence[float]) -> tuple[int, int, 
     wanted = [index for index in range(NUM_SPLITS) if fractions[index] > 0]
     counts = [0] * NUM_SPLITS
     if num_clips < len(wanted):
-        for index in ([Split.TRAIN, Split.TEST, Split.VAL] if num_clips > 1 else [Split.TRAIN]):
+        for index in [Split.TRAIN, Split.TEST, Split.VAL] if num_clips > 1 else [Split.TRAIN]:
             if index in wanted and sum(counts) < num_clips:
                 counts[index] = 1
         return counts[0], counts[1], counts[2]

@@ -1,0 +1,160 @@
+"""From a cache to the device: an order, reader threads, a ring of reused buffers, one copy.
+
+Bytes go in, bytes come out: decoding, augmentation and normalisation are not done here.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vidcache.cache.reader import CacheReader
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Clips on the device.
+
+    Attributes:
+        clips: (B, T', H, W, 3) uint8. On the CPU it is overwritten once the next batch is asked for.
+        labels: (B,) int64, on the same device.
+        rows: (B,) rows of the cache, on the host.
+    """
+
+    clips: torch.Tensor
+    labels: torch.Tensor
+    rows: Rows
+
+
+def stream_batches(
+    reader: CacheReader,
+    rows: Rows,
+    batch_size: int,
+    *,
+    frames: npt.ArrayLike | None = None,
+    device: str | torch.device = "cpu",
+    num_threads: int = 2,
+    prefetch: int = 2,
+) -> Iterator[Batch]:
+    """Read clips in the given order, `prefetch` batches ahead of the consumer.
+
+    The memory of `prefetch + 1` batches is allocated once (pinned, for CUDA) and reused. Leaving
+    the loop early stops the threads; what goes wrong in one of them is raised here.
+
+    Args:
+        reader: The cache.
+        rows: (n,) rows to read, repetitions allowed; every one comes exactly once, the last batch
+            is as short as it must be.
+        batch_size: Clips per batch (B). >= 1.
+        frames: (T',) frames of each clip; None for all.
+        device: Where the batches go.
+        num_threads: Reader threads. >= 1.
+        prefetch: Batches read ahead. >= 1.
+
+    Raises:
+        ValueError: A count is below 1, or a row has no clip.
+        CacheError: The file has become shorter.
+    """
+    if min(batch_size, num_threads, prefetch) < 1:
+        raise ValueError(f"batch_size {batch_size}, num_threads {num_threads}, prefetch {prefetch}: all must be >= 1")
+    device = torch.device(device)
+    if not len(rows):
+        return
+    ring = _Ring(reader, min(batch_size, len(rows)), frames, device, prefetch + 1)
+    chunks = iter([rows[start : start + batch_size] for start in range(0, len(rows), batch_size)])
+    # Each thread reads whole batches; with as many of them ahead, the threads share the work.
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="vidcache-reader") as pool:
+        waiting: collections.deque[Future[tuple[_Buffer, Rows]]] = collections.deque()
+        try:
+            waiting.extend(pool.submit(ring.fill, chunk) for chunk in itertools.islice(chunks, prefetch))
+            while waiting:
+                buffer, chunk = waiting.popleft().result()
+                # A buffer is free for this one: the ring has one more than are ever ahead.
+                waiting.extend(pool.submit(ring.fill, later) for later in itertools.islice(chunks, 1))
+                yield ring.hand_over(buffer, chunk)
+                ring.give_back(buffer)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@dataclasses.dataclass
+class _Buffer:
+    """Host memory of one batch, and the event after which it may be written again (CUDA)."""
+
+    clips: torch.Tensor
+    labels: torch.Tensor
+    copied: "torch.cuda.Event | None" = None
+
+
+class _Ring:
+    """The buffers of one stream, and the copies from them to the device."""
+
+    def __init__(
+        self, reader: CacheReader, batch_size: int, frames: npt.ArrayLike | None, device: torch.device, size: int
+    ) -> None:
+        self._reader = reader
+        self._labels = reader.labels
+        self._frames = frames
+        self._device = device
+        self._is_cuda = device.type == "cuda"
+        spec = reader.spec
+        num_frames = spec.num_frames if frames is None else len(np.asarray(frames))
+        shape = (batch_size, num_frames, spec.height, spec.width, 3)
+        self._free = collections.deque(
+            _Buffer(
+                torch.empty(shape, dtype=torch.uint8, pin_memory=self._is_cuda),
+                torch.empty(batch_size, dtype=torch.int64, pin_memory=self._is_cuda),
+            )
+            for _ in range(size)
+        )
+        self._copier = torch.cuda.Stream(device) if self._is_cuda else None  # type: ignore[no-untyped-call]
+
+    def fill(self, rows: Rows) -> tuple[_Buffer, Rows]:
+        """Read one batch into a free buffer; runs in a reader thread."""
+        buffer = self._free.popleft()
+        if buffer.copied is not None:
+            buffer.copied.synchronize()  # the last copy out of this buffer: blocks this thread only
+        self._reader.read(rows, self._frames, buffer.clips[: len(rows)].numpy())
+        buffer.labels[: len(rows)] = torch.from_numpy(self._labels[rows])
+        return buffer, rows
+
+    def hand_over(self, buffer: _Buffer, rows: Rows) -> Batch:
+        """Bring a filled buffer to the device."""
+        clips, labels = buffer.clips[: len(rows)], buffer.labels[: len(rows)]
+        if self._copier is None:
+            if self._device.type != "cpu":
+                clips, labels = clips.to(self._device), labels.to(self._device)
+            return Batch(clips, labels, rows)
+        consumer = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._copier):
+            clips = clips.to(self._device, non_blocking=True)
+            labels = labels.to(self._device, non_blocking=True)
+            buffer.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            buffer.copied.record(self._copier)
+        consumer.wait_stream(self._copier)
+        # Their memory belongs to the copy stream's pool: it must not be reused there before the
+        # consumer's kernels, which are only queued now, have read it.
+        clips.record_stream(consumer)
+        labels.record_stream(consumer)
+        return Batch(clips, labels, rows)
+
+    def give_back(self, buffer: _Buffer) -> None:
+        self._free.append(buffer)
+
+
+def epoch_order(rows: Rows, seed: int, epoch: int) -> Rows:
+    """Shuffle rows: a function of `(seed, epoch)` only.
+
+    Args:
+        rows: (n,) rows, in ascending order.
+        seed: Of the run.
+        epoch: From 1.
+    """
+    return np.random.default_rng([seed, epoch]).permutation(rows)

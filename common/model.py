@@ -1,0 +1,150 @@
+"""R3D-18: built, loaded with Kinetics-400 weights, partly frozen.
+
+Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition", CVPR 2018;
+architecture and weights are torchvision's.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torchvision.models.video import R3D_18_Weights, VideoResNet
+from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv3DSimple
+
+from vidcache.errors import InputError
+from vidcache.text import printable
+
+KINETICS_URL = R3D_18_Weights.KINETICS400_V1.url
+KINETICS_SHA256 = "b3b3357e"  # the first digits, as in the file's name
+KINETICS_CLASSES = 400
+# In the order of the data; `--freeze layer2` freezes everything up to and including layer2.
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+
+
+class R3D18(VideoResNet):  # type: ignore[misc]  # torchvision has no types
+    """R3D-18 whose first stages can be frozen: no gradients, and BatchNorm never learns either.
+
+    The state dict has torchvision's 122 keys.
+
+    Args:
+        num_classes: Outputs of `fc` (K).
+        freeze: Last stage that is frozen, one of `STAGES`; "none" or "all" (everything but `fc`).
+    """
+
+    def __init__(self, num_classes: int, freeze: str = "none") -> None:
+        super().__init__(
+            block=BasicBlock,
+            conv_makers=[Conv3DSimple] * 4,
+            layers=[2, 2, 2, 2],
+            stem=BasicStem,
+            num_classes=num_classes,
+        )
+        self.frozen_stages = frozen_stages(freeze)
+        for stage in self.frozen_stages:
+            getattr(self, stage).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode of what is not frozen; frozen stages stay in evaluation mode.
+
+        In training mode a BatchNorm would move its running statistics, and with them a frozen
+        layer, without any gradient.
+        """
+        super().train(mode)
+        for stage in self.frozen_stages:
+            getattr(self, stage).train(False)
+        return self
+
+
+def frozen_stages(freeze: str) -> tuple[str, ...]:
+    """Return the stages that `--freeze` names: it and all before it.
+
+    Raises:
+        ValueError: There is no such stage.
+    """
+    if freeze == "none":
+        return ()
+    if freeze == "all":
+        return STAGES
+    if freeze not in STAGES:
+        raise ValueError(f"freeze {freeze!r}, expected none, {', '.join(STAGES)} or all")
+    return STAGES[: STAGES.index(freeze) + 1]
+
+
+def build_model(num_classes: int, weights: str, freeze: str) -> R3D18:
+    """Build a model for fine-tuning.
+
+    Args:
+        num_classes: Outputs (K).
+        weights: "kinetics400", "none" (random, from torch's generator), or the path of a file
+            with the state dict of a 400-class R3D-18.
+        freeze: See `R3D18`.
+
+    Raises:
+        InputError: The weights are not there, cannot be downloaded, or are not what they should be.
+    """
+    model = R3D18(num_classes, freeze)
+    if weights == "none":
+        return model
+    path = kinetics_path() if weights == "kinetics400" else Path(weights)
+    state = load_kinetics(path)
+    head = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("fc.")}
+    model.load_state_dict({**state, **head})  # a new fc; everything else from Kinetics
+    return model
+
+
+def kinetics_path() -> Path:
+    """Return where the Kinetics-400 weights are kept, downloading them if they are not there.
+
+    Raises:
+        InputError: They cannot be downloaded.
+    """
+    path = Path(str(torch.hub.get_dir()), "checkpoints", os.path.basename(KINETICS_URL))
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(KINETICS_URL, str(path), hash_prefix=KINETICS_SHA256, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"{printable(path)}: not there, and {KINETICS_URL} cannot be downloaded ({error}). Download it "
+                "elsewhere and put it there, or name its place with --weights PATH; --weights none starts from nothing"
+            ) from None
+    return path
+
+
+def load_kinetics(path: Path) -> dict[str, torch.Tensor]:
+    """Load a 400-class R3D-18 state dict whose sha256 is the published one.
+
+    Raises:
+        InputError: The file is missing, altered, or something else.
+    """
+    where = printable(path)
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{where}: {error.strerror}, expected the file of {KINETICS_URL}") from None
+    if not found.startswith(KINETICS_SHA256):
+        raise InputError(
+            f"{where}: sha256 begins with {found[:8]}, expected {KINETICS_SHA256}: not the file of {KINETICS_URL}. "
+            "Delete it and download it again"
+        )
+    state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    expected = {name: tensor.shape for name, tensor in R3D18(KINETICS_CLASSES).state_dict().items()}
+    if {name: tensor.shape for name, tensor in state.items()} != expected:
+        raise InputError(f"{where}: {len(state)} tensors, expected the {len(expected)} of a 400-class R3D-18")
+    return state
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Count parameters: all, and those that train."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+
+
+def state_on_cpu(model: nn.Module) -> dict[str, Any]:
+    """Copy the state dict to the CPU, so that what is saved does not change with the model."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}

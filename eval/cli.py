@@ -1,0 +1,227 @@
+"""`videval` and `vidpredict`: options in, numbers and files out."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vidcache.cli import Command, echo_json, json_option, option
+from vidcache.errors import InputError, TooManyFailuresError
+from vidcache.files import write_text_atomically
+from vidcache.text import plural, printable
+
+if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
+    from vidcache.cache.reader import CacheReader
+    from vidcache.eval.evaluate import Predictions
+    from vidcache.eval.metrics import Metrics
+
+
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("cache", type=click.Path(path_type=Path))
+@option("--ckpt", type=click.Path(path_type=Path, dir_okay=False), default="best.pt", help="Checkpoint of vidtrain.")
+@option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="Which clips.")
+@option("--batch-size", type=click.IntRange(1), default=16, help="Clips at a time.")
+@option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
+@option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    show_default="best.eval beside best.pt",
+    help="Folder of the results.",
+)
+@click.option("--allow-mismatch", is_flag=True, help="Accept a cache with other content or another split.")
+@json_option()
+def main(
+    cache: Path,
+    ckpt: Path,
+    split: str,
+    batch_size: int,
+    device: str | None,
+    out: Path | None,
+    allow_mismatch: bool,
+    as_json: bool,
+) -> None:
+    """Evaluate a checkpoint on the test clips of CACHE; results go to best.eval/.
+
+    \b
+    videval cache.h5 --ckpt best.pt
+    """
+    import torch
+
+    from vidcache.cache.reader import CacheReader
+    from vidcache.cache.stream import stream_batches
+    from vidcache.checkpoint import Checkpoint
+    from vidcache.eval.evaluate import predict
+    from vidcache.eval.loading import check_match, load_model
+    from vidcache.eval.metrics import compute_metrics
+    from vidcache.sampling import sample_indices
+
+    where = printable(ckpt)
+    with CacheReader(cache) as reader:
+        checkpoint = Checkpoint.load(ckpt)
+        check_match(checkpoint, reader, where, allow_mismatch=allow_mismatch)
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_model(checkpoint, where, chosen)
+        rows = reader.rows(split)
+        if not len(rows):
+            raise InputError(f"{printable(cache)}: no {split} clips, expected at least one. Choose another --split")
+        frames = sample_indices(reader.spec.num_frames, checkpoint.num_frames_used)
+        predictions = predict(model, stream_batches(reader, rows, batch_size, frames=frames, device=chosen))
+        metrics = compute_metrics(predictions.labels, predictions.probabilities, reader.classes)
+        folder = out or ckpt.with_suffix(".eval")
+        facts = {
+            "cache": printable(cache),
+            "checkpoint": where,
+            "fingerprint": reader.fingerprint,
+            "split_hash": reader.split_hash,
+            "epoch": checkpoint.epoch,
+        }
+        summary = {**summarise(split, metrics), "report": printable(folder)}
+        write_results(folder, {**facts, **summary}, reader, predictions, metrics)
+    if as_json:
+        echo_json(summary)
+    else:
+        _show(Console(), split, metrics, folder)
+
+
+def summarise(split: str, metrics: "Metrics") -> dict[str, Any]:
+    """Return the numbers as JSON-ready values."""
+    return {
+        "split": split,
+        "num_clips": metrics.num_clips,
+        "accuracy": metrics.accuracy,
+        "accuracy_low": metrics.accuracy_low,
+        "accuracy_high": metrics.accuracy_high,
+        "top5_accuracy": metrics.top5_accuracy,
+        "balanced_accuracy": metrics.balanced_accuracy,
+        "macro_f1": metrics.macro_f1,
+        "majority_fraction": metrics.majority_fraction,
+        "per_class": [
+            {
+                "class": printable(result.class_name),
+                "num_clips": result.num_clips,
+                "num_correct": result.num_correct,
+                "accuracy": None if result.num_clips == 0 else result.accuracy,
+                "low": None if result.num_clips == 0 else result.low,
+                "high": None if result.num_clips == 0 else result.high,
+            }
+            for result in metrics.per_class
+        ],
+    }
+
+
+def write_results(
+    folder: Path, summary: dict[str, Any], reader: "CacheReader", predictions: "Predictions", metrics: "Metrics"
+) -> None:
+    """Write metrics.json, per_class.csv, predictions.csv, confusion.png and per_class.png."""
+    from vidcache.eval.metrics import TOP
+    from vidcache.eval.pictures import draw_confusion, draw_per_class
+
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {**summary, "confusion": metrics.confusion.tolist()}
+    write_text_atomically(folder / "metrics.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    names = [printable(name) for name in reader.classes]
+    per_class = [
+        [row["class"], row["num_clips"], row["num_correct"], row["accuracy"], row["low"], row["high"]]
+        for row in summary["per_class"]
+    ]
+    header = ["class", "num_clips", "num_correct", "accuracy", "low", "high"]
+    write_text_atomically(folder / "per_class.csv", _csv(header, per_class))
+    top = min(TOP, len(names))
+    header = ["path", "true", *(f"{what}{k}" for k in range(1, top + 1) for what in ("class", "probability"))]
+    table = []
+    for row, label, probabilities in zip(
+        predictions.rows.tolist(), predictions.labels.tolist(), predictions.probabilities, strict=True
+    ):
+        best = probabilities.argsort(kind="stable")[::-1][:top].tolist()
+        said = [value for k in best for value in (names[k], f"{probabilities[k]:.6f}")]
+        table.append([printable(reader.path_of(row)), names[label], *said])
+    write_text_atomically(folder / "predictions.csv", _csv(header, table))
+    title = (
+        f"{summary['split']}: {metrics.num_correct} of {metrics.num_clips} right = {metrics.accuracy:.1%} "
+        f"({metrics.accuracy_low:.1%} to {metrics.accuracy_high:.1%})"
+    )
+    draw_confusion(metrics, title, folder / "confusion.png")
+    draw_per_class(metrics.per_class, title, folder / "per_class.png")
+
+
+def _csv(header: list[str], rows: list[list[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def _show(console: Console, split: str, metrics: "Metrics", folder: Path) -> None:
+    table = Table("class", "clips", "right", "accuracy", "95 % interval")
+    for result in metrics.per_class:
+        interval = f"{result.low:.1%} to {result.high:.1%}" if result.num_clips else "no clips"
+        accuracy = f"{result.accuracy:.1%}" if result.num_clips else ""
+        table.add_row(
+            Text(printable(result.class_name)), str(result.num_clips), str(result.num_correct), accuracy, interval
+        )
+    console.print(table)
+    lines = {
+        "clips": f"{metrics.num_clips} of the {split} split",
+        "accuracy": f"{metrics.accuracy:.1%} ({metrics.accuracy_low:.1%} to {metrics.accuracy_high:.1%})",
+        "top-5": f"{metrics.top5_accuracy:.1%}",
+        "balanced": f"{metrics.balanced_accuracy:.1%} (mean over classes)",
+        "macro F1": f"{metrics.macro_f1:.3f}",
+        "majority": f"{metrics.majority_fraction:.1%} would be right by always saying the most frequent class",
+        "results": printable(folder),
+    }
+    for name, value in lines.items():
+        console.print(Text(f"{name:9} {value}"), soft_wrap=True)
+
+
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("videos", type=click.Path(path_type=Path), nargs=-1, required=True)
+@option("--ckpt", type=click.Path(path_type=Path, dir_okay=False), default="best.pt", help="Checkpoint of vidtrain.")
+@option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
+@option("--timeout", type=click.FloatRange(min=0, min_open=True), default=900.0, help="Seconds for one video.")
+@option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
+@json_option()
+def predict_main(
+    videos: tuple[Path, ...], ckpt: Path, ffmpeg_dir: Path | None, timeout: float, device: str | None, as_json: bool
+) -> None:
+    """Say what is in each VIDEO: the five most probable classes.
+
+    \b
+    vidpredict clip.mp4 --ckpt best.pt
+    """
+    import torch
+
+    from vidcache.checkpoint import Checkpoint
+    from vidcache.eval.loading import load_model
+    from vidcache.eval.predict import predict_videos
+    from vidcache.preprocess.decode import Limits
+
+    checkpoint = Checkpoint.load(ckpt)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(checkpoint, printable(ckpt), chosen)
+    console, failed = Console(), 0
+    predictions = []
+    for result in predict_videos(videos, checkpoint, model, Limits(timeout_seconds=timeout), ffmpeg_dir, chosen):
+        name = printable(result.video)
+        if result.failure:
+            failed += 1
+            click.echo(f"{name}: {result.failure}", err=True)
+        predictions.append(
+            {
+                "video": name,
+                "top": [{"class": printable(c), "probability": p} for c, p in result.top],
+                **({"error": result.failure} if result.failure else {}),
+            }
+        )
+        if not as_json and not result.failure:
+            said = "  ".join(f"{printable(c)} {p:.1%}" for c, p in result.top)
+            console.print(Text(f"{name}: {said}"), soft_wrap=True)
+    if as_json:
+        echo_json({"predictions": predictions})
+    if failed:
+        raise TooManyFailuresError(f"{failed} of {plural(len(videos), 'video')} could not be decoded, expected none")

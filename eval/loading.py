@@ -1,0 +1,77 @@
+"""Which checkpoint may be used on which cache, and the model from a checkpoint."""
+
+import torch
+
+from vidcache.cache.reader import CacheReader
+from vidcache.checkpoint import Checkpoint
+from vidcache.errors import MismatchError
+from vidcache.model import R3D18
+from vidcache.text import printable
+
+
+def check_match(checkpoint: Checkpoint, reader: CacheReader, where: str, *, allow_mismatch: bool = False) -> None:
+    """Refuse a checkpoint that does not belong to a cache.
+
+    Args:
+        checkpoint: Of a run.
+        reader: The cache to evaluate it on.
+        where: Name of the checkpoint's file, for messages.
+        allow_mismatch: Accept other content or another split; never another spec or class list.
+
+    Raises:
+        MismatchError: Names both sides.
+    """
+    cache = printable(reader.path)
+    if checkpoint.spec != reader.spec:
+        raise MismatchError(
+            f"{where}: trained on {_spec(checkpoint.spec, reader.spec)}, but {cache} has "
+            f"{_spec(reader.spec, checkpoint.spec)}. Evaluate with its own cache, or build one with the same options"
+        )
+    if checkpoint.classes != reader.classes:
+        raise MismatchError(
+            f"{where}: trained on {len(checkpoint.classes)} classes, but {cache} has {len(reader.classes)} "
+            f"({_difference(checkpoint.classes, reader.classes)}). Evaluate with its own cache, or retrain"
+        )
+    if allow_mismatch:
+        return
+    for noun, trained, found in (
+        ("cache", checkpoint.fingerprint, reader.fingerprint),
+        ("split", checkpoint.split_hash, reader.split_hash),
+    ):
+        if trained != found:
+            raise MismatchError(
+                f"{where}: trained on {noun} {trained}, but {cache} is {found}: clips of its test split may have been "
+                "trained on. Evaluate with its own cache, or accept it with --allow-mismatch"
+            )
+
+
+def load_model(checkpoint: Checkpoint, where: str, device: str | torch.device) -> R3D18:
+    """Build the model of a checkpoint, in evaluation mode.
+
+    Raises:
+        MismatchError: Its weights are not those of an R3D-18 with these classes.
+    """
+    model = R3D18(len(checkpoint.classes))
+    try:
+        model.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MismatchError(f"{where}: weights do not fit an R3D-18 ({reason}). Train again") from None
+    model.to(device, memory_format=torch.channels_last_3d)
+    model.eval()
+    return model
+
+
+def _spec(spec: object, other: object) -> str:
+    """Show a spec; all of its fields when the short form would look equal."""
+    return str(spec) if str(spec) != str(other) else repr(spec)
+
+
+def _difference(trained: tuple[str, ...], found: tuple[str, ...]) -> str:
+    new, gone = sorted(set(found) - set(trained)), sorted(set(trained) - set(found))
+    parts = [
+        f"{label}: {', '.join(printable(name) for name in names[:5])}{', ...' if len(names) > 5 else ''}"
+        for label, names in (("new", new), ("missing", gone))
+        if names
+    ]
+    return "; ".join(parts) or "the same names in another order"

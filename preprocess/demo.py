@@ -1,0 +1,162 @@
+"""A small labelled set of motion videos, rendered here: a smoke test of an installation.
+
+The classes differ only in how things move. Every video shows the same kind of object, with random
+colours, place, size and angle on a random background, so one frame says nothing about the class;
+most classes are another one played backwards. The files differ as real ones do: containers, codecs,
+frame sizes and rates, lengths below and above 64 frames, one of them stored on its side.
+"""
+
+import dataclasses
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import ffmpeg
+import joblib
+import numpy as np
+import numpy.typing as npt
+
+from vidcache.errors import VidcacheError
+from vidcache.preprocess.ffmpeg import Tools
+from vidcache.text import one_line, printable
+
+Floats = npt.NDArray[np.float64]
+
+# Videos per class, imbalanced on purpose.
+CLASSES = {
+    "bounce": 64,
+    "fall": 48,
+    "grow": 40,
+    "lights_off": 28,
+    "lights_on": 36,
+    "rise": 56,
+    "shrink": 32,
+    "spin_left": 52,
+    "spin_right": 44,
+}
+ENCODINGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("mp4", {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 20, "preset": "veryfast"}),
+    ("mkv", {"vcodec": "libx264", "pix_fmt": "yuv444p", "crf": 22, "preset": "veryfast"}),
+    ("avi", {"vcodec": "mpeg4", "qscale": 4}),
+    ("webm", {"vcodec": "vp8", "b:v": "600k", "deadline": "realtime", "cpu-used": 8}),
+    ("ts", {"vcodec": "mpeg2video", "qscale": 4, "bf": 2}),
+    ("mov", {"vcodec": "mjpeg", "qscale": 5, "pix_fmt": "yuvj420p"}),
+)
+SIZES = ((96, 96), (128, 96), (96, 128), (160, 90), (144, 112))  # width, height
+RATES = (10, 15, 24, 25, 30)
+LENGTHS = (20, 36, 48, 64, 72, 100)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Motion:
+    """Where the object is, by frame: (n,) each. Lengths are in picture heights."""
+
+    y: Floats
+    angle: Floats
+    scale: Floats
+    light: Floats
+
+
+def render_demo(folder: Path, tools: Tools, *, seed: int = 0, workers: int = 1) -> list[Path]:
+    """Render the videos into `folder/<class>/`.
+
+    Args:
+        folder: Is created. Files of the same names are replaced.
+        tools: The ffmpeg that encodes.
+        seed: Another seed gives other videos.
+        workers: Videos encoded at a time.
+
+    Returns:
+        The files, sorted.
+
+    Raises:
+        VidcacheError: ffmpeg cannot encode one of them.
+        OSError: The folder cannot be written.
+    """
+    jobs = []
+    for label, (name, count) in enumerate(CLASSES.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        jobs += [(label, name, number) for number in range(count)]
+    paths: list[Path] = joblib.Parallel(n_jobs=workers, backend="threading")(
+        joblib.delayed(_render)(folder / name, name, number, tools, np.random.default_rng([seed, label, number]))
+        for label, name, number in jobs
+    )
+    return sorted(paths)
+
+
+def motion(name: str, num_frames: int, rng: np.random.Generator) -> _Motion:
+    """Draw one motion of a class.
+
+    Args:
+        name: One of `CLASSES`.
+        num_frames: Its length (n).
+        rng: Source of its speed, place and size.
+    """
+    t = np.linspace(0, 1, num_frames)
+    still, angle = np.zeros(num_frames), rng.uniform(0, 2 * np.pi)
+    place, size = rng.uniform(0.35, 0.65), rng.uniform(0.8, 1.2)
+    moved = _Motion(still + place, still + angle, still + size, still + 1)
+    low, high = rng.uniform(0.15, 0.3), rng.uniform(0.7, 0.85)
+    if name in ("rise", "fall"):
+        path = high + (low - high) * t
+        return dataclasses.replace(moved, y=path if name == "rise" else path[::-1])
+    if name == "bounce":
+        hops = rng.uniform(1.6, 2.4)
+        return dataclasses.replace(moved, y=high + (low - high) * np.abs(np.sin(np.pi * hops * t + rng.uniform(0, 3))))
+    if name in ("grow", "shrink"):
+        zoom = size * np.geomspace(0.4, 1.6, num_frames)
+        return dataclasses.replace(moved, scale=zoom if name == "grow" else zoom[::-1])
+    if name in ("spin_left", "spin_right"):
+        turned = 2 * np.pi * rng.uniform(0.6, 0.9) * t
+        return dataclasses.replace(moved, angle=angle + (turned if name == "spin_right" else -turned))
+    lit = np.where(t > rng.uniform(0.35, 0.65), 1.0, 0.25)
+    return dataclasses.replace(moved, light=lit if name == "lights_on" else lit[::-1])
+
+
+def draw_frames(moved: _Motion, width: int, height: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Draw the frames of a motion: (n, height, width, 3) uint8, RGB."""
+    y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / height, indexing="ij")
+    corners = rng.uniform(0.1, 0.55, (2, 2, 3))
+    across, down = x[..., None] * height / width, y[..., None]
+    above = corners[0, 0] * (1 - across) + corners[0, 1] * across
+    below = corners[1, 0] * (1 - across) + corners[1, 1] * across
+    background = above * (1 - down) + below * down + rng.normal(0, 0.02, (height, width, 1))
+    colour = rng.uniform(0.65, 1.0, 3)
+    centre = width / height * rng.uniform(0.4, 0.6)
+    frames = np.empty((len(moved.y), height, width, 3), np.uint8)
+    for index in range(len(frames)):
+        scale = moved.scale[index] * 0.17
+        dx, dy = (x - centre) / scale, (y - moved.y[index]) / scale
+        cos, sin = np.cos(moved.angle[index]), np.sin(moved.angle[index])
+        along, aside = dx * cos + dy * sin, dy * cos - dx * sin
+        # A disc with one arm, so that every angle looks different; distances in units of its radius.
+        disc = np.hypot(dx, dy) - 0.75
+        arm = np.maximum(np.abs(along - 1.0) - 1.0, np.abs(aside) - 0.4)
+        cover = np.clip(0.5 - np.minimum(disc, arm) * scale * height, 0, 1)[..., None]
+        picture = (background * (1 - cover) + colour * cover) * moved.light[index]
+        frames[index] = np.clip(picture * 255, 0, 255).astype(np.uint8)
+    return frames
+
+
+def _render(folder: Path, name: str, number: int, tools: Tools, rng: np.random.Generator) -> Path:
+    ending, encoding = ENCODINGS[number % len(ENCODINGS)]
+    width, height = SIZES[rng.integers(len(SIZES))]
+    rate, length = int(rng.choice(RATES)), int(rng.choice(LENGTHS))
+    frames = draw_frames(motion(name, length, rng), width, height, rng)
+    path = folder / f"{name}_{number:03}.{ending}"
+    source: dict[str, Any] = {"format": "rawvideo", "pix_fmt": "rgb24", "framerate": rate}
+    if name == "rise" and number == 0:  # as phones do: stored on its side, with a note to turn it
+        frames = np.rot90(frames, axes=(1, 2))
+        source["display_rotation"] = -90
+    source["s"] = f"{frames.shape[2]}x{frames.shape[1]}"
+    command = (
+        ffmpeg.input("pipe:0", **source)
+        .output(str(path.absolute()), **encoding, threads=1)
+        .global_args("-nostats", "-v", "error", "-y")
+        .compile(cmd=tools.ffmpeg)
+    )
+    result = subprocess.run(command, input=frames.tobytes(), capture_output=True, check=False)
+    if result.returncode != 0:
+        last = one_line(result.stderr.decode("utf-8", "replace"), 300)
+        raise VidcacheError(f"{printable(path)}: ffmpeg {tools.version} cannot encode it ({last}). Use --ffmpeg-dir")
+    return path

@@ -1,0 +1,193 @@
+"""`vidtrain`: options in, best.pt and best.run/ out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from vidcache.cli import Command, echo_json, json_option, option
+from vidcache.text import printable
+
+if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
+    from vidcache.checkpoint import Checkpoint
+    from vidcache.train.balance import ClassAudit
+    from vidcache.train.loop import EpochResult, Hooks, TrainConfig
+    from vidcache.train.precision import Choice
+
+STAGES = ("none", "stem", "layer1", "layer2", "layer3", "layer4", "all")
+
+
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("cache", type=click.Path(path_type=Path))
+@option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), default="best.pt", help="Checkpoint of the best epoch."
+)
+@option("--weights", default="kinetics400", help="kinetics400, none, or the path of the Kinetics file.")
+@option(
+    "--freeze",
+    type=click.Choice(STAGES),
+    default=None,
+    show_default="layer2; none with --weights none",
+    help="Freeze everything up to and including this stage.",
+)
+@option("--num-frames-used", type=click.IntRange(1), default=None, show_default="all", help="Frames of each clip (T').")
+@option("--epochs", type=click.IntRange(1), default=30, help="At most so many.")
+@option("--batch-size", type=click.IntRange(1), default=16, help="Clips per step.")
+@option("--lr", type=click.FloatRange(0, min_open=True), default=1e-4, help="Learning rate of Adam.")
+@option("--weight-decay", type=click.FloatRange(0), default=5e-4, help="Of Adam.")
+@option(
+    "--balance",
+    type=click.Choice(["both", "sampler", "loss", "none"]),
+    default="both",
+    help="Against imbalance: draw classes equally, weigh the loss, or both.",
+)
+@option(
+    "--augment",
+    type=click.Choice(["linear", "exact", "none"]),
+    default="linear",
+    help="Colour jitter: one affine map per clip, torchvision's formulas, or none.",
+)
+@option("--flip", type=click.FloatRange(0, 1), default=0.5, help="Probability of a mirrored clip.")
+@option("--brightness", type=click.FloatRange(0), default=0.2, help="Jitter.")
+@option("--contrast", type=click.FloatRange(0), default=0.2, help="Jitter.")
+@option("--saturation", type=click.FloatRange(0), default=0.2, help="Jitter.")
+@option("--hue", type=click.FloatRange(0, 0.5), default=0.1, help="Jitter, in turns of the colour circle.")
+@option("--min-delta", type=click.FloatRange(0), default=1e-2, help="Validation loss that counts as progress.")
+@option("--patience", type=click.IntRange(1), default=3, help="Epochs without progress before stopping.")
+@option("--min-epochs", type=click.IntRange(1), default=5, help="The earliest epoch that can be the last.")
+@option(
+    "--amp",
+    type=click.Choice(["auto", "off", "bf16", "fp16"]),
+    default="auto",
+    help="Precision; auto measures a real step and compares its gradients.",
+)
+@option("--compile", is_flag=True, help="Use torch.compile.")
+@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of everything that is random.")
+@option("--reader-threads", type=click.IntRange(1), default=2, help="Threads that read clips.")
+@option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
+@click.option("--shuffle-labels", is_flag=True, help="Control run with permuted labels: must end at chance.")
+@json_option()
+def main(cache: Path, out: Path, as_json: bool, **values: Any) -> None:
+    """Fine-tune R3D-18 on CACHE; the best epoch's model goes to best.pt, the rest to best.run/.
+
+    \b
+    vidtrain cache.h5
+    """
+    from vidcache.train.run import run_training
+
+    stderr = Console(stderr=True)
+    with _Reporter(stderr) as reporter:
+        result = run_training(cache, out, make_config(values), reporter.hooks())
+    best = result.best
+    stderr.print(
+        Text(
+            f"{printable(out)}: epoch {result.best_epoch} of {len(result.epochs)}, "
+            f"validation loss {best.val_loss:.4f}, accuracy {best.val_accuracy:.1%}; stopped because {result.stopped_because}"
+        ),
+        soft_wrap=True,
+    )
+    if as_json:
+        echo_json(
+            {
+                "checkpoint": printable(out),
+                "best_epoch": result.best_epoch,
+                "num_epochs": len(result.epochs),
+                "val_loss": best.val_loss,
+                "val_accuracy": best.val_accuracy,
+                "stopped_because": result.stopped_because,
+            }
+        )
+
+
+def make_config(values: dict[str, Any]) -> "TrainConfig":
+    """Turn the options of the command into a config."""
+    import torch
+
+    from vidcache.train.augment import Strength
+    from vidcache.train.loop import TrainConfig
+
+    strength = Strength(**{name: values.pop(name) for name in ("flip", "brightness", "contrast", "saturation", "hue")})
+    if values["freeze"] is None:
+        values["freeze"] = "none" if values["weights"] == "none" else "layer2"
+    if values["device"] is None:
+        values["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(values["device"])
+    except RuntimeError as error:
+        raise click.BadParameter(str(error).split("\n")[0], param_hint="--device") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter(f"{device}, but torch {torch.__version__} sees no GPU", param_hint="--device")
+    return TrainConfig(strength=strength, **values)
+
+
+class _Reporter:
+    """Shows a run on stderr: the audit, a bar per epoch on a terminal, a line per epoch anywhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("starting", total=None)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def hooks(self) -> "Hooks":
+        from vidcache.train.loop import Hooks
+
+        return Hooks(self._show_audit, self._show_start, self._show_step, self._show_epoch)
+
+    def _show_audit(self, audit: "list[ClassAudit]") -> None:
+        table = Table("class", "clips", "draws/epoch", "loss weight", "influence")
+        for entry in audit:
+            table.add_row(
+                Text(printable(entry.class_name)),
+                str(entry.num_clips),
+                f"{entry.expected_draws:.1f}",
+                f"{entry.loss_weight:.2f}",
+                f"{entry.influence:.2f}",
+            )
+        self._console.print(table)
+        influences = [entry.influence for entry in audit if entry.num_clips]
+        ratio = max(influences) / min(influences)
+        if ratio > 2:
+            self._console.print(
+                f"The classes differ by a factor of {ratio:.1f} in what they weigh in training: see --balance."
+            )
+
+    def _show_start(self, precision: "Choice") -> None:
+        self._console.print(
+            f"precision: {'float32' if precision.name == 'off' else precision.name} ({precision.reason})"
+        )
+
+    def _show_step(self, epoch: int, done: int, total: int) -> None:
+        self._bar.update(self._task, description=f"epoch {epoch}", completed=done, total=total)
+
+    def _show_epoch(self, result: "EpochResult", checkpoint: "Callable[[bool], Checkpoint]") -> None:  # noqa: ARG002
+        self._console.print(
+            Text(
+                f"epoch {result.epoch:3}  train loss {result.train_loss:.4f} acc {result.train_accuracy:6.1%}  "
+                f"val loss {result.val_loss:.4f} acc {result.val_accuracy:6.1%}  {result.clips_per_second:.1f} clips/s  "
+                f"waiting {result.data_wait_fraction:.1%}  {result.seconds:.1f} s{'  best' if result.is_best else ''}"
+            ),
+            soft_wrap=True,
+        )

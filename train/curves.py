@@ -1,0 +1,38 @@
+"""A picture of a run: loss and accuracy by epoch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vidcache.files import write_atomically
+from vidcache.train.loop import EpochResult
+
+
+def draw_curves(results: Sequence[EpochResult], path: Path) -> None:
+    """Write `curves.png`: training and validation side by side, the best epoch marked.
+
+    Args:
+        results: At least one epoch.
+        path: PNG to write.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    epochs = [result.epoch for result in results]
+    best = min(results, key=lambda result: result.val_loss).epoch
+    loss.plot(epochs, [r.train_loss for r in results], "o-", markersize=3, label="train (as minimised)")
+    loss.plot(epochs, [r.val_loss for r in results], "o-", markersize=3, label="validation")
+    loss.set(title="cross-entropy per clip", ylim=(0, None))
+    accuracy.plot(epochs, [r.train_accuracy for r in results], "o-", markersize=3, label="train (augmented)")
+    accuracy.plot(epochs, [r.val_accuracy for r in results], "o-", markersize=3, label="validation")
+    accuracy.plot(epochs, [r.val_balanced_accuracy for r in results], "o--", markersize=3, label="validation, balanced")
+    accuracy.set(title="accuracy", ylim=(0, 1.02))
+    for axes in (loss, accuracy):
+        axes.axvline(best, color="0.6", linewidth=1, zorder=0)
+        axes.annotate(f"best: epoch {best}", (best, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color="0.4")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=120, format="png"))

@@ -1,0 +1,138 @@
+"""Which precision to train in: measured with a real step on the real shapes, gradients compared."""
+
+import contextlib
+import copy
+import dataclasses
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+AMPS = ("auto", "off", "bf16", "fp16")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_GRADIENT_ERROR = 0.05
+MAX_SLOWDOWN = 2.0
+_TIMED_STEPS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A precision, and why.
+
+    Attributes:
+        name: "off" (float32), "bf16" or "fp16".
+        reason: One line for people.
+    """
+
+    name: str
+    reason: str
+
+
+def autocast(name: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return the context in which forward and loss run."""
+    if name == "off":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=_DTYPES[name])
+
+
+def choose_precision(
+    amp: str,
+    model: nn.Module,
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+) -> Choice:
+    """Choose the precision of a run.
+
+    "auto" makes a forward and backward pass in float32 and in bf16 and takes bf16 only if it is
+    faster and every parameter's gradient is finite and within 5 % of float32 (by norm): bf16
+    convolutions are wrong for some shapes on some CPUs.
+
+    Args:
+        amp: One of `AMPS`; everything but "auto" is taken as it is.
+        model: Is not changed: the trial runs on a copy.
+        criterion: From logits and labels to the loss.
+        inputs: (B, 3, T', H, W) a real batch on the device.
+        labels: (B,) on the device.
+
+    Raises:
+        ValueError: There is no such precision, or fp16 is asked for on a CPU.
+    """
+    device = inputs.device
+    if amp not in AMPS:
+        raise ValueError(f"amp {amp!r}, expected one of {', '.join(AMPS)}")
+    if amp == "fp16" and device.type == "cpu":
+        raise ValueError("amp 'fp16' needs a GPU, expected auto, off or bf16 on a CPU")
+    if amp != "auto":
+        return Choice(amp, "as asked")
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return Choice("off", "this GPU has no bf16; --amp fp16 can be tried")
+    quick = _conv_slowdown(device)
+    if quick > MAX_SLOWDOWN:
+        return Choice("off", f"one bf16 convolution takes {quick:.0f} times as long here")
+    trial = copy.deepcopy(model)
+    trial.train()
+    full_seconds, full = _timed_step(trial, criterion, inputs, labels, "off")
+    half_seconds, half = _timed_step(trial, criterion, inputs, labels, "bf16")
+    ratio = full_seconds / half_seconds
+    worst = max((_error(half[name], full[name]), name) for name in full)
+    if not worst[0] <= MAX_GRADIENT_ERROR:
+        return Choice("off", f"bf16 gradients are wrong here (off by {worst[0]:.0%} in {worst[1]})")
+    if ratio <= 1.05:
+        return Choice("off", f"bf16 is not faster here (x{ratio:.2f})")
+    return Choice("bf16", f"measured x{ratio:.2f} faster, gradients within {worst[0]:.1%}")
+
+
+def _conv_slowdown(device: torch.device) -> float:
+    """How many times slower one small bf16 convolution is than in float32.
+
+    Asked first, because without AVX-512 a whole step in bf16 takes 50 times as long (76 s for
+    8 clips of 8x48x48 on a Zen 3 CPU): too long to find out by doing it.
+    """
+    layer = nn.Conv3d(64, 64, 3, padding=1).to(device)
+    inputs = torch.rand(1, 64, 4, 28, 28, device=device)
+    seconds = {}
+    for name in ("off", "bf16"):
+        for _ in range(3):
+            _wait(device)
+            start = time.perf_counter()
+            with torch.no_grad(), autocast(name, device):
+                layer(inputs)
+            _wait(device)
+            seconds[name] = min(time.perf_counter() - start, seconds.get(name, float("inf")))
+    return seconds["bf16"] / seconds["off"]
+
+
+def _timed_step(
+    model: nn.Module,
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    name: str,
+) -> tuple[float, dict[str, torch.Tensor]]:
+    seconds = []
+    for _ in range(_TIMED_STEPS):
+        model.zero_grad(set_to_none=True)
+        _wait(inputs.device)
+        start = time.perf_counter()
+        with autocast(name, inputs.device):
+            loss = criterion(model(inputs), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        _wait(inputs.device)
+        seconds.append(time.perf_counter() - start)
+    gradients = {k: p.grad.detach().clone() for k, p in model.named_parameters() if p.grad is not None}
+    return min(seconds), gradients
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative error by norm; infinite when anything is not finite."""
+    if not bool(torch.isfinite(found).all()):
+        return float("inf")
+    scale = expected.norm().clamp_min(1e-12)
+    return float((found - expected).norm() / scale)
