@@ -8,7 +8,7 @@ has its final place before the first clip is written, so writing is `pwrite` and
 import dataclasses
 import enum
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -116,7 +116,7 @@ class Header:
     """The user block: the only bytes that are written last, and the first that a reader checks.
 
     Attributes:
-        metadata_hash: xxh3-128 of the bytes between the user block and the clips.
+        metadata_hash: xxh3-128 of everything but this block and the clips.
         fingerprint: What is in the cache; see `fingerprint_of`.
         split_hash: Which clip is in which split; see `split_hash_of`.
     """
@@ -180,17 +180,32 @@ class Header:
         return cls(**{**values, **texts})
 
 
-def metadata_hash_of(descriptor: int, clips_offset: int) -> str:
-    """Hash the bytes between the user block and the clips."""
+def hash_between(descriptor: int, gaps: Iterable[tuple[int, int]]) -> str:
+    """Hash the bytes of a file from the user block to its end, leaving out some.
+
+    Args:
+        descriptor: The file.
+        gaps: (offset, size) of what is left out, ascending; the last one is (file length, 0).
+    """
     digest = xxhash.xxh3_128()
     position = USER_BLOCK_BYTES
-    while position < clips_offset:
-        chunk = os.pread(descriptor, min(1 << 22, clips_offset - position), position)
-        if not chunk:
-            break  # a truncated file: the hash will differ
-        digest.update(chunk)
-        position += len(chunk)
+    for offset, size in gaps:
+        while position < offset:
+            chunk = os.pread(descriptor, min(1 << 22, offset - position), position)
+            if not chunk:
+                return digest.hexdigest()  # a truncated file: the hash will differ
+            digest.update(chunk)
+            position += len(chunk)
+        position = offset + size
     return digest.hexdigest()
+
+
+def metadata_hash_of(descriptor: int, clips_offset: int, clips_bytes: int, file_bytes: int) -> str:
+    """Hash everything but the user block and the clips.
+
+    libhdf5 puts the clips last in all but tiny files, where some metadata can follow them.
+    """
+    return hash_between(descriptor, [(clips_offset, clips_bytes), (file_bytes, 0)])
 
 
 def clip_hash_of(clip: np.ndarray[Any, Any]) -> str:

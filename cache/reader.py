@@ -190,10 +190,10 @@ class CacheReader:
         except OSError as error:
             raise CacheError(f"{where}: {error.strerror}. Expected a cache file") from None
         header = Header.from_bytes(block, where)
-        size = os.fstat(self._descriptor).st_size
-        if size != header.file_bytes or size != header.clips_offset + header.num_clips * header.clip_bytes:
+        size, clips_bytes = os.fstat(self._descriptor).st_size, header.num_clips * header.clip_bytes
+        if size != header.file_bytes or size < header.clips_offset + clips_bytes:
             raise CacheError(f"{where}: {size:,} bytes long, expected {header.file_bytes:,}. Copy or build it again")
-        found = layout.metadata_hash_of(self._descriptor, header.clips_offset)
+        found = layout.metadata_hash_of(self._descriptor, header.clips_offset, clips_bytes, size)
         if found != header.metadata_hash:
             raise CacheError(
                 f"{where}: the columns are damaged (hash {found}, expected {header.metadata_hash}). "

@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from vidcache.cache import journal, layout
-from vidcache.cache.layout import COLUMNS, USER_BLOCK_BYTES, Header, Layout, Stage, Status
+from vidcache.cache.layout import COLUMNS, Header, Layout, Stage, Status
 from vidcache.errors import CacheError, LockedError, VidcacheError
 from vidcache.files import pread_all, pwrite_all, sync_file, sync_folder, write_text_atomically
 from vidcache.spec import Spec
@@ -57,6 +57,11 @@ class Plan:
     def num_clips(self) -> int:
         """Rows of the cache (N)."""
         return len(self.paths)
+
+    @property
+    def path_bytes(self) -> int:
+        """Width of the `path` column."""
+        return max(len(path) for path in self.paths)
 
     def identity(self) -> str:
         """Hash of the whole plan: a build is resumed only under the same one."""
@@ -207,7 +212,12 @@ class CacheWriter:
             width=spec.width,
             clips_offset=self._layout.clips_offset,
             file_bytes=self._layout.file_bytes,
-            metadata_hash=layout.metadata_hash_of(self._data, self._layout.clips_offset),
+            metadata_hash=layout.metadata_hash_of(
+                self._data,
+                self._layout.clips_offset,
+                self.plan.num_clips * spec.clip_bytes,
+                self._layout.file_bytes,
+            ),
             fingerprint=layout.fingerprint_of(spec, self.plan.classes, columns),
             split_hash=layout.split_hash_of(columns),
         )
@@ -226,9 +236,8 @@ class CacheWriter:
         _remove_build_folder(self.folder)
         self.folder.mkdir()
         plan = self.plan
-        path_bytes = max(len(path) for path in plan.paths)
         made = layout.create_skeleton(
-            self.folder / "data.h5", plan.spec, plan.classes, plan.num_clips, path_bytes, plan.attributes
+            self.folder / "data.h5", plan.spec, plan.classes, plan.num_clips, plan.path_bytes, plan.attributes
         )
         self._open(os.O_CREAT)
         os.fsync(self._data)
@@ -237,7 +246,7 @@ class CacheWriter:
         facts = {
             "plan": self._identity,
             "layout": dataclasses.asdict(made),
-            "skeleton_hash": _skeleton_hash(self._data, made, plan.num_clips, path_bytes),
+            "skeleton_hash": _skeleton_hash(self._data, made, plan),
         }
         write_text_atomically(self.folder / "plan.json", json.dumps(facts))
         sync_folder(self.output.parent)
@@ -253,8 +262,7 @@ class CacheWriter:
             self._open(0)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        path_bytes = max(len(path) for path in self.plan.paths)
-        skeleton_hash = _skeleton_hash(self._data, made, self.plan.num_clips, path_bytes)
+        skeleton_hash = _skeleton_hash(self._data, made, self.plan)
         if skeleton_hash != facts["skeleton_hash"] or os.fstat(self._data).st_size != made.file_bytes:
             os.close(self._data)
             os.close(self._journal)
@@ -290,9 +298,8 @@ class CacheWriter:
             "split": split,
         }
         values |= {column.name: records[column.name] for column in COLUMNS if column.stage is Stage.DECODE}
-        path_bytes = max(len(path) for path in plan.paths)
         return {
-            column.name: np.asarray(values[column.name], layout.column_dtype(column, path_bytes)) for column in COLUMNS
+            column.name: np.asarray(values[column.name], layout.column_dtype(column, plan.path_bytes)) for column in COLUMNS
         }
 
     def _clear_failed_slots(self, status: np.ndarray[Any, Any]) -> None:
@@ -350,16 +357,13 @@ def _check_space(output: Path, folder: Path, plan: Plan) -> None:
         )
 
 
-def _skeleton_hash(descriptor: int, made: Layout, num_clips: int, path_bytes: int) -> str:
-    """Hash what libhdf5 wrote, leaving out the columns, which `finish` fills in."""
-    sizes = {c.name: layout.column_dtype(c, path_bytes).itemsize * int(np.prod(c.shape, initial=1)) for c in COLUMNS}
-    starts = sorted((made.column_offsets[name], size * num_clips) for name, size in sizes.items())
-    digest = xxhash.xxh3_128()
-    position = USER_BLOCK_BYTES
-    for offset, size in [*starts, (made.clips_offset, 0)]:
-        digest.update(os.pread(descriptor, max(offset - position, 0), position))
-        position = offset + size
-    return digest.hexdigest()
+def _skeleton_hash(descriptor: int, made: Layout, plan: Plan) -> str:
+    """Hash what libhdf5 wrote, leaving out the clips and the columns, which `finish` fills in."""
+    gaps = [(made.clips_offset, plan.num_clips * plan.spec.clip_bytes), (made.file_bytes, 0)]
+    for column in COLUMNS:
+        width = layout.column_dtype(column, plan.path_bytes).itemsize * int(np.prod(column.shape, initial=1))
+        gaps.append((made.column_offsets[column.name], width * plan.num_clips))
+    return layout.hash_between(descriptor, sorted(gaps))
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -3,9 +3,9 @@
 import os
 import unicodedata
 
-# Cc: control, Cf: format (bidi overrides), Cs: undecodable bytes, Zl/Zp: line separators.
-_UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-# Cf characters that ordinary names contain: joiners of emoji and of Arabic and Indic scripts.
+# Category C: control, format (bidi overrides), undecodable bytes, unassigned; Zl, Zp: line separators.
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+# Format characters that ordinary names contain: joiners of emoji and of Arabic and Indic scripts.
 _HARMLESS = {"\u200c", "\u200d"}
 
 

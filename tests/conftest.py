@@ -1,0 +1,63 @@
+"""Checkout guard, and the fixtures that more than one file needs."""
+
+import os
+import site
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vidcache
+from tests.helpers import make_cache, make_raw
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    """Refuse to test another clone's code through an editable install."""
+    found = Path(vidcache.__file__).resolve()
+    allowed = [CHECKOUT, *(Path(folder) for folder in (*site.getsitepackages(), site.getusersitepackages()))]
+    if not any(found.is_relative_to(folder.resolve()) for folder in allowed):
+        pytest.exit(f"vidcache is imported from {found}, expected {CHECKOUT}: run make test here", returncode=3)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests without a GPU, unless a GPU runner asks for them."""
+    if not torch.cuda.is_available() and os.environ.get("VIDCACHE_REQUIRE_GPU") != "1":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device; VIDCACHE_REQUIRE_GPU=1 makes this fail"))
+
+
+@pytest.fixture(autouse=True)
+def _restore_random_state() -> object:
+    """Each test begins with the same random state and leaves none behind."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    yield
+    torch.random.set_rng_state(state)
+
+
+@pytest.fixture(scope="session")
+def raw_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2 classes, 4 and 5 videos of 24 frames."""
+    return make_raw(tmp_path_factory.mktemp("data") / "raw", {"jump": 4, "run": 5})
+
+
+@pytest.fixture(scope="session")
+def cache_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 random clips of 3 classes, 4 frames of 16x16; row 2 failed."""
+    return make_cache(tmp_path_factory.mktemp("data") / "cache.h5", {"a": 12, "b": 7, "c": 5}, failed=(2,))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Numbers that are the same in every run."""
+    return np.random.default_rng(0)
+
+
+def pytest_report_header() -> str:
+    """Say what is being tested."""
+    return f"vidcache from {Path(vidcache.__file__).parent}, torch {torch.__version__}, Python {sys.version.split()[0]}"

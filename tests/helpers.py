@@ -1,0 +1,126 @@
+"""Test data is made here, not stored: videos whose brightness is the frame number, caches without ffmpeg."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidcache.cache.layout import RECORD, Split, Status, clip_hash_of
+from vidcache.cache.reader import CacheReader
+from vidcache.cache.writer import CacheWriter, Plan
+from vidcache.preprocess.ffmpeg import find_tools
+from vidcache.preprocess.split import assign_splits
+from vidcache.spec import Spec
+
+TOOLS = find_tools()
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def run_ffmpeg(*arguments: str) -> None:
+    """Run the ffmpeg of the tests; its errors are ours."""
+    subprocess.run([TOOLS.ffmpeg, "-nostdin", "-v", "error", "-y", *arguments], check=True)
+
+
+def make_video(
+    path: Path,
+    num_frames: int = 40,
+    *,
+    step: int = 4,
+    first: int = 0,
+    size: str = "64x48",
+    rate: int = 25,
+    codec: tuple[str, ...] = ("-c:v", "ffv1"),
+) -> Path:
+    """Render a video whose brightness is `(first + step * frame) % 256`; lossless by default."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = f"color=c=black:s={size}:r={rate},format=gray,geq=lum='mod({first}+N*{step},256)'"
+    run_ffmpeg("-f", "lavfi", "-i", source, "-frames:v", str(num_frames), *codec, str(path))
+    return path
+
+
+def make_raw(folder: Path, counts: dict[str, int], *, num_frames: int = 24) -> Path:
+    """Render a labelled folder of small videos, each with another first brightness."""
+    number = 0
+    for name, count in counts.items():
+        for index in range(count):
+            make_video(folder / name / f"{name}_{index}.mkv", num_frames, first=number * 5, step=2)
+            number += 1
+    return folder
+
+
+def make_record(clip: npt.NDArray[np.uint8], status: Status = Status.OK, error: str = "", **values: Any) -> np.void:
+    """A journal record for a clip that no ffmpeg made."""
+    record = np.zeros((), RECORD)
+    record["status"], record["error"] = status, error.encode()
+    if status is not Status.FAILED:
+        record["clip_hash"] = clip_hash_of(clip).encode()
+        record["source_hash"] = clip_hash_of(clip).encode()
+        record["mean_rgb"] = clip.reshape(-1, 3).mean(axis=0)
+        record["num_real"] = len(clip)
+    for name, value in values.items():
+        record[name] = value
+    return record[()]
+
+
+def make_plan(spec: Spec, classes: list[str], labels: npt.NDArray[np.int64], *, prefix: str = "video") -> Plan:
+    """A plan for made-up clips."""
+    paths = sorted(f"{classes[label]}/{prefix}_{row:04}.mp4".encode() for row, label in enumerate(labels.tolist()))
+    index = {name.encode(): label for label, name in enumerate(classes)}
+    return Plan(
+        spec=spec,
+        classes=tuple(name.encode() for name in classes),
+        paths=tuple(paths),
+        labels=tuple(index[path.split(b"/")[0]] for path in paths),
+        source_bytes=tuple(range(len(paths))),
+        source_mtime_ns=tuple(range(len(paths))),
+        attributes={"sampling": spec.sampling, "scaling": spec.scaling, "split_seed": 0, "ffmpeg_version": "none"},
+    )
+
+
+def make_cache(
+    path: Path,
+    counts: dict[str, int],
+    *,
+    spec: Spec = Spec(4, 16, 16),  # noqa: B008 -- frozen
+    failed: tuple[int, ...] = (),
+    seed: int = 0,
+    learnable: bool = False,
+    prefix: str = "video",
+) -> Path:
+    """Write a cache of random clips, without ffmpeg.
+
+    Learnable clips get brighter or darker over time by their class, so that a model can learn it.
+    """
+    classes = sorted(counts)
+    labels = np.repeat(np.arange(len(classes)), [counts[name] for name in classes])
+    plan = make_plan(spec, classes, labels, prefix=prefix)
+    with CacheWriter(path, plan) as writer:
+        for row in range(plan.num_clips):
+            clip = make_clip(spec, row, seed, plan.labels[row] if learnable else None)
+            if row in failed:
+                writer.complete(row, make_record(clip, Status.FAILED, "no_frames: made to fail"))
+                continue
+            writer.write_clip(row, clip)
+            writer.complete(row, make_record(clip))
+        good = np.array([row not in failed for row in range(plan.num_clips)])
+        split = assign_splits(plan.paths, plan.labels, good, (0.7, 0.15, 0.15), seed)
+        writer.finish(np.arange(plan.num_clips, dtype=np.int32), split)
+    return path
+
+
+def make_clip(spec: Spec, row: int, seed: int = 0, label: int | None = None) -> npt.NDArray[np.uint8]:
+    """A random clip; with a label, the place of a bright stripe moves by it."""
+    rng = np.random.default_rng([seed, row])
+    clip = rng.integers(0, 256 if label is None else 60, spec.clip_shape, np.uint8)
+    if label is not None:
+        for frame in range(spec.num_frames):
+            clip[frame, :, (label * 5 + frame) % spec.width] = 255
+    return clip
+
+
+def read_split(path: Path, split: Split) -> list[bytes]:
+    """Paths of the clips of a split."""
+    with CacheReader(path) as reader:
+        return [reader.path_of(row) for row in reader.rows(split.name.lower()).tolist()]

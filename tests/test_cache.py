@@ -1,0 +1,648 @@
+"""The cache file: what is written is read, what is not whole is refused, a killed build resumes."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import make_cache, make_clip, make_plan, make_record
+from vidcache.cache import journal, layout, writer
+from vidcache.cache.layout import COLUMNS, Header, Split, Status, clip_hash_of
+from vidcache.cache.reader import CacheReader
+from vidcache.cache.writer import CacheWriter, Plan
+from vidcache.errors import CacheError, LockedError, VidcacheError
+from vidcache.spec import Spec
+
+SPEC = Spec(4, 16, 16)
+
+
+def small_plan(num_clips: int = 6, spec: Spec = SPEC) -> Plan:
+    return make_plan(spec, ["a", "b"], np.arange(num_clips) % 2)
+
+
+def fill(cache_writer: CacheWriter, rows: list[int] | None = None) -> None:
+    for row in cache_writer.pending if rows is None else rows:
+        clip = make_clip(cache_writer.plan.spec, row)
+        cache_writer.write_clip(row, clip)
+        cache_writer.complete(row, make_record(clip))
+
+
+def finish(cache_writer: CacheWriter) -> Header:
+    n = cache_writer.plan.num_clips
+    return cache_writer.finish(np.arange(n, dtype=np.int32), np.arange(n, dtype=np.uint8) % 3)
+
+
+def build_small(path: Path, plan: Plan | None = None) -> Path:
+    with CacheWriter(path, plan or small_plan()) as cache_writer:
+        fill(cache_writer)
+        finish(cache_writer)
+    return path
+
+
+# --- format -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(2, 5), st.sampled_from([16, 17, 32]), st.sampled_from([16, 23]))
+def test_what_is_written_is_read(n: int, t: int, height: int, width: int) -> None:
+    path = Path(f"/tmp/vidcache-test-{os.getpid()}.h5")
+    spec = Spec(t, height, width)
+    try:
+        build_small(path, small_plan(n, spec))
+        with CacheReader(path) as reader:
+            assert spec == reader.spec
+            assert n == len(reader)
+            found = reader.read(np.arange(n))
+            assert (np.stack([make_clip(spec, row) for row in range(n)]) == found).all()
+    finally:
+        for file in (path, path.with_name(f"{path.name}.lock")):
+            file.unlink(missing_ok=True)
+
+
+def test_plain_h5py_reads_it(tmp_path: Path) -> None:
+    path = build_small(tmp_path / "c.h5")
+
+    with h5py.File(path, "r") as file:
+        assert "vidcache" == file.attrs["format"].decode()
+        assert {"classes", "clips", "videos"} == set(file)
+        assert {column.name for column in COLUMNS} == set(file["videos"])
+        assert [b"a", b"b"] == file["classes"][:].tolist()
+        assert (make_clip(SPEC, 3) == file["clips"][3]).all()
+        assert 0 == file["clips"].id.get_offset() % 4096
+        assert file["clips"].chunks is None
+
+
+def test_the_columns_hold_what_the_records_said(cache_file: Path) -> None:
+    with CacheReader(cache_file) as reader:
+        rows = reader.rows()
+        clips = reader.read(rows)
+        assert (np.array([clip_hash_of(clip).encode() for clip in clips]) == reader.columns["clip_hash"][rows]).all()
+        assert (reader.columns["path"] == np.sort(reader.columns["path"])).all()
+        assert Status.FAILED == reader.columns["status"][2]
+        assert b"no_frames: made to fail" == reader.columns["error"][2]
+        assert 2 not in rows
+
+
+def test_the_same_input_gives_the_same_bytes_whenever_it_is_built(tmp_path: Path) -> None:
+    first = build_small(tmp_path / "one.h5").read_bytes()
+    time.sleep(1.1)  # HDF5 time stamps count seconds
+
+    assert first == build_small(tmp_path / "two.h5").read_bytes()
+
+
+def test_the_fingerprint_names_the_content_and_the_split_hash_the_split(tmp_path: Path) -> None:
+    def hashes(name: str, seed: int, split_seed: int) -> tuple[str, str]:
+        plan = small_plan()
+        with CacheWriter(tmp_path / name, plan) as cache_writer:
+            for row in range(plan.num_clips):
+                clip = make_clip(SPEC, row, seed)
+                cache_writer.write_clip(row, clip)
+                cache_writer.complete(row, make_record(clip))
+            split = np.roll(np.arange(6, dtype=np.uint8) % 3, split_seed)
+            header = cache_writer.finish(np.arange(6, dtype=np.int32), split)
+        return header.fingerprint, header.split_hash
+
+    content, split = hashes("a.h5", 0, 0)
+
+    assert (content, split) == hashes("b.h5", 0, 0)
+    assert content != hashes("c.h5", 1, 0)[0]
+    assert (content, split) == (hashes("d.h5", 0, 1)[0], hashes("e.h5", 1, 0)[1])
+    assert split != hashes("f.h5", 0, 1)[1]
+
+
+headers = st.builds(
+    Header,
+    num_clips=st.integers(0, 2**40),
+    num_frames=st.integers(0, 1024),
+    height=st.integers(0, 1024),
+    width=st.integers(0, 1024),
+    clips_offset=st.integers(0, 2**60),
+    file_bytes=st.integers(0, 2**60),
+    metadata_hash=st.text("0123456789abcdef", min_size=32, max_size=32),
+    fingerprint=st.text("0123456789abcdef", min_size=32, max_size=32),
+    split_hash=st.text("0123456789abcdef", min_size=32, max_size=32),
+)
+
+
+@given(headers)
+def test_a_header_survives_its_bytes(header: Header) -> None:
+    block = header.to_bytes()
+
+    assert 4096 == len(block)
+    assert header == Header.from_bytes(block, "c.h5")
+
+
+@given(headers, st.integers(8, 4095), st.integers(1, 255))
+def test_no_altered_header_is_accepted(header: Header, position: int, change: int) -> None:
+    block = bytearray(header.to_bytes())
+    block[position] ^= change
+
+    with pytest.raises(CacheError, match="c.h5: the header is damaged"):
+        Header.from_bytes(bytes(block), "c.h5")
+
+
+# --- what a reader refuses --------------------------------------------------------------------
+
+
+def test_a_missing_cache_says_how_to_build_it(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"none\.h5: No such file.*Build it first: vidcache build RAW .*none\.h5"):
+        CacheReader(tmp_path / "none.h5")
+
+
+def test_a_folder_is_no_cache(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="Is a directory"):
+        CacheReader(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 10, b"\x89HDF\r\n\x1a\n" + bytes(8192)])
+def test_another_file_is_no_cache(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.h5").write_bytes(content)
+
+    with pytest.raises(CacheError, match=r"x\.h5: no vidcache file \(it begins with"):
+        CacheReader(tmp_path / "x.h5")
+
+
+def test_a_short_header_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.h5").write_bytes(b"vidcache" + bytes(100))
+
+    with pytest.raises(CacheError, match=r"x\.h5: 108 bytes, expected 4096 or more"):
+        CacheReader(tmp_path / "x.h5")
+
+
+def test_an_unfinished_build_is_no_cache(tmp_path: Path) -> None:
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        fill(cache_writer)
+
+    assert not (tmp_path / "c.h5").exists()
+    with pytest.raises(CacheError, match="no vidcache file"):
+        CacheReader(tmp_path / ".c.h5.build" / "data.h5")
+
+
+def test_a_newer_version_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "FORMAT_VERSION", 2)
+    path = build_small(tmp_path / "c.h5")
+    monkeypatch.undo()
+
+    with pytest.raises(CacheError, match="format version 2, but this vidcache reads version 1"):
+        CacheReader(path)
+
+
+@pytest.mark.parametrize(("change", "message"), [(-1, "bytes long, expected"), (1, "bytes long, expected")])
+def test_a_file_of_another_length_is_refused(tmp_path: Path, change: int, message: str) -> None:
+    path = build_small(tmp_path / "c.h5")
+    os.truncate(path, path.stat().st_size + change)
+
+    with pytest.raises(CacheError, match=message):
+        CacheReader(path)
+
+
+def test_altered_columns_are_refused_before_hdf5_parses_them(tmp_path: Path) -> None:
+    path = build_small(tmp_path / "c.h5")
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(CacheError, match="the columns are damaged"):
+        CacheReader(path)
+
+
+def _forge(path: Path, change: Callable[[h5py.File], None]) -> Path:
+    """Alter the structure of a cache and make its header right again, as an attacker would."""
+    with CacheReader(path) as reader:
+        header = reader.header
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with path.open("r+b") as raw:
+        size = path.stat().st_size
+        found = layout.metadata_hash_of(
+            raw.fileno(), header.clips_offset, header.num_clips * header.clip_bytes, size
+        )
+        values = {**header.__dict__, "file_bytes": size, "metadata_hash": found}
+        raw.write(Header(**values).to_bytes())
+    return path
+
+
+def _replace(name: str, **settings: object) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        old = file[name]
+        shape, dtype = old.shape, old.dtype
+        del file[name]
+        file.create_dataset(name, **{"shape": shape, "dtype": dtype, **settings})
+
+    return change
+
+
+def _link(name: str, link: object) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file[name] = link
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_replace("videos/label", external=[("/etc/passwd", 0, 24)]), "/videos/label is no contiguous"),
+        (_replace("videos/label", chunks=(2,)), "/videos/label is no contiguous"),
+        (_replace("videos/label", chunks=(2,), compression="gzip"), "/videos/label is no contiguous"),
+        (_replace("videos/label", shape=(7,)), r"/videos/label has shape \(7,\), expected \(6,\)"),
+        (_replace("videos/label", dtype="<i8"), "/videos/label is int64, expected int32"),
+        (_link("videos/label", h5py.SoftLink("/videos/width")), "/videos/label is a link"),
+        (_link("classes", h5py.ExternalLink("other.h5", "/x")), "/classes is a link"),
+        (lambda file: file.__delitem__("videos/split"), "/videos/split is a link"),
+        (lambda file: file.attrs.__delitem__("sampling"), "no valid cache structure"),
+    ],
+)
+def test_a_forged_structure_is_refused(tmp_path: Path, change: Callable[[h5py.File], None], message: str) -> None:
+    path = _forge(build_small(tmp_path / "c.h5"), change)
+
+    with pytest.raises(CacheError, match=message):
+        CacheReader(path)
+
+
+def test_a_forged_label_does_not_keep_the_fingerprint(tmp_path: Path) -> None:
+    def change(file: h5py.File) -> None:
+        file["videos/label"][0] = 1
+
+    path = _forge(build_small(tmp_path / "c.h5"), change)
+
+    with pytest.raises(CacheError, match="fingerprint is .*, expected"):
+        CacheReader(path)
+
+
+def test_damaged_clips_are_found_and_named(tmp_path: Path) -> None:
+    path = build_small(tmp_path / "c.h5")
+    with CacheReader(path) as reader:
+        offset = reader.header.clips_offset + 4 * SPEC.clip_bytes + 100
+    with path.open("r+b") as raw:
+        raw.seek(offset)
+        byte = raw.read(1)[0]
+        raw.seek(offset)
+        raw.write(bytes([byte ^ 1]))
+
+    with CacheReader(path) as reader:
+        assert [4] == reader.damaged_rows().tolist()
+        assert [] == reader.damaged_rows([0, 1]).tolist()
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def test_rows_by_split_are_disjoint_and_complete(cache_file: Path) -> None:
+    with CacheReader(cache_file) as reader:
+        parts = [reader.rows(split.name.lower()) for split in Split]
+        assert sorted(np.concatenate(parts).tolist()) == reader.rows().tolist()
+        with pytest.raises(ValueError, match="split 'dev', expected train, val or test"):
+            reader.rows("dev")
+
+
+def test_frames_in_any_order_into_a_given_buffer(cache_file: Path) -> None:
+    with CacheReader(cache_file) as reader:
+        whole = reader.read([5, 3, 5])
+        out = np.zeros((3, 2, 16, 16, 3), np.uint8)
+
+        assert reader.read([5, 3, 5], [3, 1], out) is out
+
+        assert (whole[:, [3, 1]] == out).all()
+
+
+def test_impossible_requests_are_refused(cache_file: Path) -> None:
+    with CacheReader(cache_file) as reader:
+        with pytest.raises(ValueError, match="row 24, expected 0 to 23"):
+            reader.read([0, 24])
+        with pytest.raises(ValueError, match="row -1, expected"):
+            reader.read([-1])
+        with pytest.raises(ValueError, match=r"row 2 has no clip \(a/video_0002.mp4 failed\)"):
+            reader.read([1, 2])
+        with pytest.raises(ValueError, match=r"frames \[0, 4\], expected 0 to 3"):
+            reader.read([1], [0, 4])
+        with pytest.raises(ValueError, match=r"out is float64 \(1, 4, 16, 16, 3\), expected C-contiguous uint8"):
+            reader.read([1], out=np.zeros((1, 4, 16, 16, 3)))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"out is uint8 \(2, 4, 16, 16, 3\), expected C-contiguous uint8 \(1,"):
+            reader.read([1], out=np.zeros((2, 4, 16, 16, 3), np.uint8))
+
+
+def test_a_cache_that_is_cut_while_open_is_an_error(tmp_path: Path) -> None:
+    path = build_small(tmp_path / "c.h5")
+    with CacheReader(path) as reader:
+        os.truncate(path, path.stat().st_size - 10)
+        with pytest.raises(CacheError, match="10 bytes early: it was cut while open"):
+            reader.read([5])
+
+
+def test_a_reader_works_after_pickling_and_in_threads(cache_file: Path) -> None:
+    with CacheReader(cache_file) as reader:
+        expected = reader.read(reader.rows())
+        with pickle.loads(pickle.dumps(reader)) as copy:
+            assert (expected == copy.read(copy.rows())).all()
+        wrong: list[int] = []
+
+        def read(number: int) -> None:
+            for index, row in enumerate(reader.rows().tolist()):
+                if not (reader.read([row])[0] == expected[index]).all():
+                    wrong.append(number)
+
+        threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [] == wrong
+
+
+def test_a_reader_leaves_no_descriptor_behind(cache_file: Path) -> None:
+    before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    for _ in range(5):
+        with CacheReader(cache_file) as reader:
+            reader.read([0])
+        with pytest.raises(CacheError):
+            CacheReader(cache_file.parent)
+    after = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    assert before == after
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def test_an_old_cache_stays_until_the_new_one_is_finished(tmp_path: Path) -> None:
+    path = build_small(tmp_path / "c.h5")
+    old = path.read_bytes()
+
+    with CacheWriter(path, small_plan(9)) as cache_writer:
+        fill(cache_writer)
+        assert old == path.read_bytes()
+        finish(cache_writer)
+
+    assert old != path.read_bytes()
+    assert {"c.h5", "c.h5.lock"} == {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_second_builder_is_told_at_once(tmp_path: Path) -> None:
+    with (
+        CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer,
+        pytest.raises(LockedError, match=r"c\.h5: another build is writing it"),
+    ):
+        CacheWriter(tmp_path / "c.h5", small_plan())
+    assert 6 == LockedError.exit_code
+    assert cache_writer.pending
+
+
+def test_a_disk_without_room_is_reported_before_anything_is_written(tmp_path: Path) -> None:
+    plan = make_plan(Spec(1024, 1024, 1024), ["a"], np.zeros(10**6, int))
+
+    with pytest.raises(VidcacheError, match=r"c\.h5: needs 3,2\d\d,\d\d\d,\d\d\d,\d\d\d,\d\d\d bytes, but its disk has"):
+        CacheWriter(tmp_path / "c.h5", plan)
+
+    assert ["c.h5.lock"] == [file.name for file in tmp_path.iterdir()]
+
+
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(VidcacheError, match=r"cannot write into .*none \(No such file or directory\)"):
+        CacheWriter(tmp_path / "none" / "c.h5", small_plan())
+
+
+def test_a_clip_of_another_shape_is_refused(tmp_path: Path) -> None:
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        with pytest.raises(ValueError, match=r"row 0: clip is uint8 \(3, 16, 16, 3\), expected uint8 \(4, 16, 16, 3\)"):
+            cache_writer.write_clip(0, np.zeros((3, 16, 16, 3), np.uint8))
+        with pytest.raises(ValueError, match="6 of 6 rows are not completed"):
+            finish(cache_writer)
+
+
+def test_a_stopped_build_goes_on_where_it_was(tmp_path: Path) -> None:
+    golden = build_small(tmp_path / "golden.h5").read_bytes()
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        fill(cache_writer, [0, 3, 4])
+
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        assert [1, 2, 5] == cache_writer.pending
+        fill(cache_writer)
+        finish(cache_writer)
+
+    assert golden == (tmp_path / "c.h5").read_bytes()
+
+
+def test_a_clip_that_does_not_match_its_journal_is_not_done(tmp_path: Path) -> None:
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        fill(cache_writer, [0, 1])
+        offset = cache_writer._layout.clips_offset + SPEC.clip_bytes
+    with (tmp_path / ".c.h5.build" / "data.h5").open("r+b") as raw:
+        raw.seek(offset)
+        raw.write(bytes(50))
+
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        assert [1, 2, 3, 4, 5] == cache_writer.pending
+
+
+def test_a_torn_journal_loses_only_its_tail(tmp_path: Path) -> None:
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        fill(cache_writer, [0, 1, 2])
+    file = tmp_path / ".c.h5.build" / "journal"
+    os.truncate(file, file.stat().st_size - 7)
+
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        assert [2, 3, 4, 5] == cache_writer.pending
+        fill(cache_writer)
+        finish(cache_writer)
+
+
+def test_another_plan_does_not_resume(tmp_path: Path) -> None:
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        fill(cache_writer, [0, 1, 2])
+
+    with CacheWriter(tmp_path / "c.h5", small_plan(7)) as cache_writer:
+        assert list(range(7)) == cache_writer.pending
+
+
+@pytest.mark.parametrize("damage", ["skeleton", "plan", "length", "gone"])
+def test_a_damaged_build_folder_is_begun_again(tmp_path: Path, damage: str) -> None:
+    golden = build_small(tmp_path / "golden.h5").read_bytes()
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        fill(cache_writer, [0, 1, 2])
+    folder = tmp_path / ".c.h5.build"
+    if damage == "skeleton":
+        with (folder / "data.h5").open("r+b") as raw:
+            raw.seek(4096 + 8)
+            raw.write(b"\xff")
+    elif damage == "plan":
+        (folder / "plan.json").write_text("{}")
+    elif damage == "length":
+        os.truncate(folder / "data.h5", 10_000)
+    else:
+        (folder / "data.h5").unlink()
+
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        assert 6 == len(cache_writer.pending)
+        fill(cache_writer)
+        finish(cache_writer)
+
+    assert golden == (tmp_path / "c.h5").read_bytes()
+
+
+def test_a_kill_in_the_finish_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = build_small(tmp_path / "golden.h5").read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CacheWriter, "_verify_slots", killed)
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer, pytest.raises(KeyboardInterrupt):
+        fill(cache_writer)
+        finish(cache_writer)
+    monkeypatch.undo()
+
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        assert [] == cache_writer.pending
+        finish(cache_writer)
+    assert golden == (tmp_path / "c.h5").read_bytes()
+
+
+def test_a_disk_that_alters_a_clip_is_not_published(tmp_path: Path) -> None:
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        fill(cache_writer)
+        cache_writer.write_clip(3, np.zeros(SPEC.clip_shape, np.uint8))
+
+        with pytest.raises(CacheError, match=r"row 3 \(b/video_0001.mp4\) reads back as [0-9a-f]+, expected"):
+            finish(cache_writer)
+
+    assert not (tmp_path / "c.h5").exists()
+
+
+def test_the_slot_of_a_failed_video_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    with CacheWriter(path, small_plan()) as cache_writer:
+        cache_writer.write_clip(2, make_clip(SPEC, 2))  # a killed attempt
+        fill(cache_writer, [0, 1, 3, 4, 5])
+        cache_writer.complete(2, make_record(make_clip(SPEC, 2), Status.FAILED, "timeout: x"))
+        finish(cache_writer)
+
+    with h5py.File(path, "r") as file:
+        assert not file["clips"][2].any()
+
+
+def test_nothing_is_acknowledged_after_a_failed_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(writer, "sync_file", broken)
+    with pytest.raises(OSError, match="Input/output error"), CacheWriter(tmp_path / "c.h5", small_plan()) as made:
+        fill(made, [0, 1])
+        made.commit()
+    monkeypatch.undo()
+
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as made:
+        assert 6 == len(made.pending)
+
+
+def test_clips_are_committed_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(writer, "sync_file", synced.append)
+    monkeypatch.setattr(writer, "COMMIT_SECONDS", 1e9)
+    with CacheWriter(tmp_path / "c.h5", small_plan(70)) as cache_writer:
+        fill(cache_writer)
+        assert 2 * 2 == len(synced)  # data and journal, after 32 and 64 clips
+    assert 2 * 3 == len(synced)
+
+
+CRASH = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {checkout!r})
+from tests.test_cache import *
+with CacheWriter(Path(sys.argv[1]), small_plan()) as cache_writer:
+    fill(cache_writer, [0, 1, 2])
+    cache_writer.commit()
+    fill(cache_writer, [3])
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_committed_clips_survive_sigkill_and_the_lock_does_not(tmp_path: Path) -> None:
+    code = CRASH.format(checkout=str(Path(__file__).parents[1]))
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "c.h5")], check=False)
+
+    assert -9 == ended.returncode
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        assert [3, 4, 5] == cache_writer.pending
+
+
+# --- journal ----------------------------------------------------------------------------------
+
+IDENTITY = "0123456789abcdef" * 2
+
+
+def entries(rows: list[int]) -> bytes:
+    clips = [make_clip(SPEC, row) for row in rows]
+    return b"".join(
+        journal.encode_entry(IDENTITY, row, make_record(clip)) for row, clip in zip(rows, clips, strict=True)
+    )
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 9), max_size=12))
+def test_a_journal_survives_its_bytes(rows: list[int]) -> None:
+    data = entries(rows)
+
+    records, good = journal.decode_entries(IDENTITY, 10, data)
+
+    assert len(data) == good
+    assert set(rows) == set(records)
+    for row, record in records.items():
+        assert make_record(make_clip(SPEC, row)) == record
+
+
+@given(st.binary(max_size=3 * journal.ENTRY_BYTES))
+def test_no_garbage_is_a_journal(data: bytes) -> None:
+    assert ({}, 0) == journal.decode_entries(IDENTITY, 10, data)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 5 * journal.ENTRY_BYTES - 1), st.integers(1, 255))
+def test_an_altered_journal_is_read_up_to_the_change(position: int, change: int) -> None:
+    data = bytearray(entries([0, 1, 2, 3, 4]))
+    data[position] ^= change
+
+    records, good = journal.decode_entries(IDENTITY, 10, bytes(data))
+
+    whole = position // journal.ENTRY_BYTES
+    assert (set(range(whole)), whole * journal.ENTRY_BYTES) == (set(records), good)
+
+
+def test_entries_of_another_plan_or_another_cache_are_none() -> None:
+    assert ({}, 0) == journal.decode_entries("f" * 32, 10, entries([0]))
+    assert ({}, 0) == journal.decode_entries(IDENTITY, 3, entries([3]))
+
+
+def test_removing_a_build_folder_takes_leftovers_too(tmp_path: Path) -> None:
+    with CacheWriter(tmp_path / "c.h5", small_plan()):
+        pass
+    (tmp_path / ".c.h5.build" / ".plan.json.123.tmp").write_text("half")
+
+    build_small(tmp_path / "c.h5", small_plan(7))
+
+    assert {"c.h5", "c.h5.lock"} == {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_copy_of_a_cache_is_the_cache(cache_file: Path, tmp_path: Path) -> None:
+    shutil.copy(cache_file, tmp_path / "copy.h5")
+
+    with CacheReader(cache_file) as one, CacheReader(tmp_path / "copy.h5") as two:
+        assert one.fingerprint == two.fingerprint
+
+
+def test_make_cache_is_what_the_other_tests_believe(tmp_path: Path) -> None:
+    with CacheReader(make_cache(tmp_path / "c.h5", {"x": 4, "y": 3})) as reader:
+        assert ("x", "y") == reader.classes
+        assert [0, 0, 0, 0, 1, 1, 1] == reader.labels.tolist()
