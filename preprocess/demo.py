@@ -24,15 +24,14 @@ Floats = npt.NDArray[np.float64]
 
 # Videos per class, imbalanced on purpose.
 CLASSES = {
-    "bounce": 64,
-    "fall": 48,
+    "bounce": 60,
+    "fall": 44,
     "grow": 40,
     "lights_off": 28,
-    "lights_on": 36,
-    "rise": 56,
-    "shrink": 32,
-    "spin_left": 52,
-    "spin_right": 44,
+    "lights_on": 34,
+    "rise": 52,
+    "shrink": 36,
+    "spin": 46,
 }
 ENCODINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("mp4", {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 20, "preset": "veryfast"}),
@@ -106,9 +105,9 @@ def motion(name: str, num_frames: int, rng: np.random.Generator) -> _Motion:
     if name in ("grow", "shrink"):
         zoom = size * np.geomspace(0.4, 1.6, num_frames)
         return dataclasses.replace(moved, scale=zoom if name == "grow" else zoom[::-1])
-    if name in ("spin_left", "spin_right"):
-        turned = 2 * np.pi * rng.uniform(0.6, 0.9) * t
-        return dataclasses.replace(moved, angle=angle + (turned if name == "spin_right" else -turned))
+    if name == "spin":
+        turned = rng.choice((-2, 2)) * np.pi * rng.uniform(0.6, 0.9) * t
+        return dataclasses.replace(moved, angle=angle + turned)
     lit = np.where(t > rng.uniform(0.35, 0.65), 1.0, 0.25)
     return dataclasses.replace(moved, light=lit if name == "lights_on" else lit[::-1])
 
