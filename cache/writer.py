@@ -99,6 +99,7 @@ class CacheWriter:
         self._waiting: list[bytes] = []
         self._last_commit = time.monotonic()
         self._broken = threading.Event()
+        self._closing = threading.Lock()
         self._data = self._journal = -1
         self._lock = _lock(output)
         try:
@@ -123,10 +124,11 @@ class CacheWriter:
 
     def close(self) -> None:
         """Release the lock and the descriptors; what was not committed is decoded again next time."""
-        for descriptor in (self._data, self._journal, self._lock):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._data = self._journal = self._lock = -1
+        with self._closing:
+            for descriptor in (self._data, self._journal, self._lock):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._data = self._journal = self._lock = -1
 
     @property
     def pending(self) -> list[int]:
@@ -148,11 +150,17 @@ class CacheWriter:
             raise ValueError(
                 f"row {row}: clip is {clip.dtype} {clip.shape}, expected uint8 {self.plan.spec.clip_shape}"
             )
+        # A descriptor of its own: a thread that is still at it while the writer is closed must not
+        # write into whatever file gets the number next.
+        with self._closing:
+            descriptor = os.dup(self._data)
         try:
-            pwrite_all(self._data, clip.data.cast("B"), self._slot(row))
+            pwrite_all(descriptor, clip.data.cast("B"), self._slot(row))
         except OSError:
             self._broken.set()
             raise
+        finally:
+            os.close(descriptor)
 
     def complete(self, row: int, record: np.void) -> None:
         """Say that a row is done; it counts from the next commit on, at most a second later."""

@@ -9,8 +9,9 @@ import dataclasses
 import importlib.metadata
 import io
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, cast
 
@@ -224,7 +225,7 @@ def _decode_pending(
         parallel = joblib.Parallel(
             n_jobs=options.workers, backend="threading", return_as="generator_unordered", batch_size=1
         )
-        results: Iterator[tuple[int, np.void]] = parallel(
+        results: Generator[tuple[int, np.void], None, None] = parallel(
             joblib.delayed(_work)(raw, row, writer, tools, children, options) for row in order
         )
         try:
@@ -234,6 +235,9 @@ def _decode_pending(
                 progress(done, failed, total)
         except BaseException:
             children.close()  # before joblib waits for its threads
+            with warnings.catch_warnings():  # joblib's, that some work was in vain
+                warnings.simplefilter("ignore")
+                results.close()
             raise
 
 

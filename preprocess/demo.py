@@ -124,7 +124,7 @@ def draw_frames(moved: _Motion, width: int, height: int, rng: np.random.Generato
     centre = width / height * rng.uniform(0.4, 0.6)
     frames = np.empty((len(moved.y), height, width, 3), np.uint8)
     for index in range(len(frames)):
-        scale = moved.scale[index] * 0.17
+        scale = moved.scale[index] * 0.2
         dx, dy = (x - centre) / scale, (y - moved.y[index]) / scale
         cos, sin = np.cos(moved.angle[index]), np.sin(moved.angle[index])
         along, aside = dx * cos + dy * sin, dy * cos - dx * sin

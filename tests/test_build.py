@@ -1,0 +1,331 @@
+"""From a folder to a cache: what is found, what is stored, what is reported."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import TOOLS, make_raw, make_video
+from vidcache.cache.layout import Status, clip_hash_of
+from vidcache.cache.reader import CacheReader
+from vidcache.errors import InputError
+from vidcache.preprocess import build as build_module
+from vidcache.preprocess.build import BuildOptions, build_cache
+from vidcache.preprocess.decode import Limits, decode_video
+from vidcache.preprocess.ffmpeg import Children
+from vidcache.preprocess.perceptual import perceptual_hash
+from vidcache.preprocess.sources import find_videos
+from vidcache.sampling import sample_indices
+from vidcache.spec import Spec
+
+SPEC = Spec(8, 48, 64)
+OPTIONS = BuildOptions(spec=SPEC, workers=2)
+
+
+# --- finding ----------------------------------------------------------------------------------
+
+
+def test_videos_are_found_by_place_and_sorted_by_bytes(tmp_path: Path) -> None:
+    for name in ("b/2.mp4", "b/10.mp4", "b/deep/er/x", "a/é.mkv", "a/notes.txt", "a/.hidden.mp4", ".git/x.mp4", "top.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"xyz")
+
+    found = find_videos(tmp_path)
+
+    paths = [os.fsdecode(video.path) for video in found.videos]
+    assert ["a/é.mkv", "b/10.mp4", "b/2.mp4", "b/deep/er/x"] == paths
+    assert (b"a", b"b") == found.classes
+    assert {"hidden": 2, "not a video by its name": 1, "outside a class folder": 1} == found.skipped
+    assert 3 == found.videos[0].num_bytes
+
+
+def test_links_and_fifos_are_listed_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "raw" / "a").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x.mp4").touch()
+    (tmp_path / "raw" / "a" / "folder").symlink_to(tmp_path / "outside")
+    (tmp_path / "raw" / "b").symlink_to(tmp_path / "outside")
+    os.mkfifo(tmp_path / "raw" / "a" / "fifo.mp4")
+
+    found = find_videos(tmp_path / "raw")
+
+    assert [b"a/fifo.mp4", b"a/folder"] == [video.path for video in found.videos]
+    assert [0, 0] == [video.num_bytes for video in found.videos]
+    assert {"outside a class folder": 1} == found.skipped
+
+
+def test_a_folder_without_videos_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="raw: No such file or directory, expected a folder RAW/<class>/<video>"):
+        find_videos(tmp_path / "raw")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError, match=f"{tmp_path}: no videos found, expected {tmp_path}/<class>/<video>"):
+        find_videos(tmp_path)
+
+
+# --- building ---------------------------------------------------------------------------------
+
+
+def test_every_column_says_what_is_true(raw_dir: Path, tmp_path: Path) -> None:
+    report = build_cache(raw_dir, tmp_path / "c.h5", OPTIONS)
+
+    with CacheReader(tmp_path / "c.h5") as reader:
+        columns = reader.columns
+        assert ("jump", "run") == reader.classes
+        assert [f"jump/jump_{k}.mkv".encode() for k in range(4)] == columns["path"][:4].tolist()
+        assert [0] * 4 + [1] * 5 == columns["label"].tolist()
+        for row in range(9):
+            file = raw_dir / os.fsdecode(reader.path_of(row))
+            assert file.stat().st_size == columns["source_bytes"][row]
+            assert file.stat().st_mtime_ns == columns["source_mtime_ns"][row]
+            clip = reader.read([row])[0]
+            assert [row * 5 + n * 2 for n in sample_indices(24, 8)] == clip[:, 0, 0, 0].tolist()
+            assert clip_hash_of(clip).encode() == columns["clip_hash"][row]
+            assert pytest.approx(clip.reshape(-1, 3).mean(axis=0)) == columns["mean_rgb"][row]
+            assert (perceptual_hash(clip) == columns["perceptual_hash"][row]).all()
+        expected = {
+            "status": Status.OK,
+            "error": b"",
+            "width": 64,
+            "height": 48,
+            "rotation": 0,
+            "num_frames": 24,
+            "num_frames_from_header": -1,
+            "num_real": 8,
+            "codec": b"ffv1",
+            "pixel_format": b"gray",
+        }
+        for name, value in expected.items():
+            assert (columns[name] == value).all(), name
+        assert pytest.approx(np.full(9, 24 / 25)) == columns["duration_seconds"]
+        assert pytest.approx(np.full(9, 25.0)) == columns["fps"]
+        assert list(range(9)) == columns["group"].tolist()
+        assert {0, 1, 2} == set(columns["split"].tolist())
+        assert len(set(columns["source_hash"].tolist())) == 9
+        assert TOOLS.version == reader.attributes["ffmpeg_version"]
+        assert [0.7, 0.15, 0.15] == reader.attributes["split_fractions"]
+        assert report.fingerprint == reader.fingerprint
+    assert (9, 9, 0, 0, 0) == (
+        report.num_videos, report.num_decoded, report.num_reused, report.num_failed, report.num_damaged
+    )
+    assert {"jump": 4, "run": 5} == report.class_counts
+    assert 9 == sum(report.split_counts)
+
+
+def test_the_bytes_do_not_depend_on_the_workers_or_the_order(raw_dir: Path, tmp_path: Path) -> None:
+    for workers in (1, 3):
+        build_cache(raw_dir, tmp_path / f"{workers}.h5", BuildOptions(spec=SPEC, workers=workers))
+
+    assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "3.h5").read_bytes()
+
+
+def test_the_clips_are_those_of_a_decode_without_sampling(tmp_path: Path) -> None:
+    """All frames by another command, scaled the same, indexed by numpy."""
+    codec = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-bf", "2")
+    for index in range(3):
+        source = f"testsrc2=s=160x120:r=30,rotate={index}*t"
+        path = tmp_path / "raw" / "a" / f"{index}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            [TOOLS.ffmpeg, "-v", "error", "-f", "lavfi", "-i", source, "-frames:v", "70", *codec, str(path)], check=True
+        )
+    build_cache(tmp_path / "raw", tmp_path / "c.h5", OPTIONS)
+
+    with CacheReader(tmp_path / "c.h5") as reader:
+        for row in range(3):
+            path = tmp_path / "raw" / os.fsdecode(reader.path_of(row))
+            scale = "scale=64:48:flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
+            command = [TOOLS.ffmpeg, "-v", "error", "-i", str(path), "-vf", scale, "-fps_mode", "passthrough"]
+            raw = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True)
+            frames = np.frombuffer(raw.stdout, np.uint8).reshape(-1, 48, 64, 3)
+            assert (frames[sample_indices(70, 8)] == reader.read([row])[0]).all()
+
+
+def test_failures_are_rows_and_a_list_and_do_not_stop_the_rest(tmp_path: Path) -> None:
+    raw = make_raw(tmp_path / "raw", {"a": 3, "b": 4})
+    (raw / "a" / "bad,\n.mp4").write_bytes(b"no video" * 99)
+    cut = make_video(raw / "b" / "cut.avi", 60)
+    data = cut.read_bytes()
+    starts = [at for at in range(data.index(b"movi"), len(data)) if data[at : at + 4] == b"00dc"]
+    cut.write_bytes(data[: starts[20]])
+
+    report = build_cache(raw, tmp_path / "c.h5", OPTIONS)
+
+    assert [("unreadable", Status.FAILED, 0), ("missing_frames", Status.DAMAGED, 20)] == [
+        (problem.reason, problem.status, problem.num_frames) for problem in report.problems
+    ]
+    assert (9, 1, 1) == (report.num_videos, report.num_failed, report.num_damaged)
+    with (tmp_path / "c.failures.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r"a/bad,\n.mp4", "b/cut.avi"] == [row["path"] for row in rows]
+    assert {
+        "path": "b/cut.avi",
+        "class": "b",
+        "status": "damaged",
+        "reason": "missing_frames",
+        "num_frames": "20",
+        "detail": "20 decoded, the header says 60",
+    } == rows[1]
+    with CacheReader(tmp_path / "c.h5") as reader:
+        assert 8 == len(reader.rows())
+        assert b"missing_frames: 20 decoded, the header says 60" == reader.columns["error"][-1]
+        assert 20 == reader.columns["num_frames"][-1]
+
+
+def test_a_finished_build_leaves_only_the_cache_its_lock_and_the_list(raw_dir: Path, tmp_path: Path) -> None:
+    build_cache(raw_dir, tmp_path / "c.h5", OPTIONS)
+
+    assert {"c.h5", "c.h5.lock", "c.failures.csv"} == {file.name for file in tmp_path.iterdir()}
+    assert "path,class,status,reason,num_frames,detail\n" == (tmp_path / "c.failures.csv").read_text()
+
+
+def test_tiny_classes_are_refused_by_name_before_anything_is_decoded(tmp_path: Path) -> None:
+    raw = make_raw(tmp_path / "raw", {"a": 3, "b": 2, "c": 1})
+
+    message = r"classes with fewer than 3 videos: b \(2\), c \(1\); expected .*--allow-tiny-classes"
+    with pytest.raises(InputError, match=message):
+        build_cache(raw, tmp_path / "c.h5", OPTIONS)
+    assert not (tmp_path / "c.h5.lock").exists()
+
+    options = BuildOptions(spec=SPEC, workers=2, allow_tiny_classes=True)
+    assert {"a": 3, "b": 2, "c": 1} == build_cache(raw, tmp_path / "c.h5", options).class_counts
+
+
+def test_a_class_that_becomes_tiny_is_reported_and_the_work_is_kept(tmp_path: Path) -> None:
+    raw = make_raw(tmp_path / "raw", {"a": 3, "b": 2})
+    (raw / "b" / "bad.mp4").write_bytes(b"no video")
+
+    with pytest.raises(InputError, match=r"classes with fewer than 3 videos that decode: b \(2\)"):
+        build_cache(raw, tmp_path / "c.h5", OPTIONS)
+
+    report = build_cache(raw, tmp_path / "c.h5", BuildOptions(spec=SPEC, workers=2, allow_tiny_classes=True))
+    assert (0, 6) == (report.num_decoded, report.num_reused)
+
+
+def test_a_folder_in_which_nothing_decodes_gives_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "raw" / "a").mkdir(parents=True)
+    for index in range(3):
+        (tmp_path / "raw" / "a" / f"{index}.mp4").write_bytes(b"no video")
+
+    with pytest.raises(InputError, match=r"c\.h5: none of 3 videos gave a clip \(unreadable: .*See .*c\.failures\.csv"):
+        build_cache(tmp_path / "raw", tmp_path / "c.h5", OPTIONS)
+
+    assert not (tmp_path / "c.h5").exists()
+    assert 4 == len((tmp_path / "c.failures.csv").read_text().splitlines())
+
+
+def test_options_change_the_result(raw_dir: Path, tmp_path: Path) -> None:
+    def build(name: str, **settings: object) -> CacheReader:
+        build_cache(raw_dir, tmp_path / name, BuildOptions(**{"spec": SPEC, "workers": 2, **settings}))  # type: ignore[arg-type]
+        return CacheReader(tmp_path / name)
+
+    plain = build("plain.h5")
+    assert plain.split_hash != build("seed.h5", seed=1).split_hash
+    assert plain.fingerprint == build("seed2.h5", seed=1).fingerprint
+    no_test = build("split.h5", fractions=(0.5, 0.5, 0.0))
+    assert 0 == len(no_test.rows("test"))
+    assert (4, 32, 16) == build("spec.h5", spec=Spec(4, 32, 16)).spec.clip_shape[:3]
+    timeouts = BuildOptions(spec=SPEC, limits=Limits(timeout_seconds=1e-6))
+    with pytest.raises(InputError, match="timeout: ffprobe was still reading after 1e-06 s; raise --timeout"):
+        build_cache(raw_dir, tmp_path / "timeout.h5", timeouts)
+
+
+def test_a_stopped_build_decodes_only_the_rest(raw_dir: Path, tmp_path: Path) -> None:
+    golden = build_cache(raw_dir, tmp_path / "golden.h5", OPTIONS)
+
+    def stop(done: int, failed: int, total: int) -> None:
+        assert (0, 9) == (failed, total)
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(raw_dir, tmp_path / "c.h5", OPTIONS, stop)
+    report = build_cache(raw_dir, tmp_path / "c.h5", OPTIONS)
+
+    assert (5, 4) == (report.num_decoded, report.num_reused)
+    assert golden.fingerprint == report.fingerprint
+    assert (tmp_path / "golden.h5").read_bytes() == (tmp_path / "c.h5").read_bytes()
+
+
+def test_path_is_the_second_ffmpeg(raw_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poor = tmp_path / "poor"
+    poor.mkdir()
+    (poor / "ffmpeg").write_text(
+        f'#!/bin/sh\ncase "$1" in -version) exec {TOOLS.ffmpeg} -version;; esac\n'
+        "echo '[error] no decoder found for: ffv1' >&2; exit 1\n"
+    )
+    (poor / "ffmpeg").chmod(0o755)
+    (poor / "ffprobe").symlink_to(TOOLS.ffprobe)
+    options = BuildOptions(spec=SPEC, workers=2, ffmpeg_dir=poor)
+    monkeypatch.setattr(build_module, "find_tools_on_path", lambda: None)
+    with pytest.raises(InputError, match="unsupported_codec"):
+        build_cache(raw_dir, tmp_path / "c.h5", options)
+    monkeypatch.setattr(build_module, "find_tools_on_path", lambda: TOOLS)
+
+    assert 0 == build_cache(raw_dir, tmp_path / "d.h5", options).num_failed
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from vidcache.preprocess.build import BuildOptions, build_cache
+from vidcache.spec import Spec
+print("go", flush=True)
+build_cache(Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions(spec=Spec(8, 48, 64), workers=2))
+"""
+
+
+def test_a_killed_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    raw = make_raw(tmp_path / "raw", {"a": 12, "b": 12})
+    build_cache(raw, tmp_path / "golden.h5", OPTIONS)
+    for seconds in (0.1, 0.2, 0.3):
+        command = [sys.executable, "-c", KILLED, str(raw), str(tmp_path / "c.h5")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(seconds)
+            child.kill()
+
+    build_cache(raw, tmp_path / "c.h5", OPTIONS)
+
+    assert (tmp_path / "golden.h5").read_bytes() == (tmp_path / "c.h5").read_bytes()
+
+
+# --- perceptual hash --------------------------------------------------------------------------
+
+
+def _distance(one: np.ndarray[object, np.dtype[np.uint64]], two: np.ndarray[object, np.dtype[np.uint64]]) -> float:
+    return float(np.bitwise_count(one ^ two).mean())
+
+
+def test_perceptual_hashes_are_near_for_copies_and_far_for_others(tmp_path: Path) -> None:
+    def clip_of(name: str, *arguments: str) -> np.ndarray[object, np.dtype[np.uint8]]:
+        command = [TOOLS.ffmpeg, "-v", "error", "-y", "-f", "lavfi", "-i", *arguments, str(tmp_path / name)]
+        subprocess.run(command, check=True)
+        with Children() as children:
+            return decode_video(tmp_path / name, Spec(16, 64, 64), [TOOLS], children, Limits()).clip
+
+    length = ("-frames:v", "40", "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
+    original = perceptual_hash(clip_of("a.mp4", "mandelbrot=s=160x120:r=25", *length))
+    copy = perceptual_hash(clip_of("b.mp4", "mandelbrot=s=160x120:r=25,scale=96:80,eq=brightness=0.06", *length, "-crf", "32"))
+    other = perceptual_hash(clip_of("c.mp4", "testsrc2=s=160x120:r=25", *length))
+
+    assert _distance(original, copy) < 8
+    assert _distance(original, other) > 20
+
+
+def test_a_mirrored_clip_flips_the_odd_horizontal_bits(rng: np.random.Generator) -> None:
+    clip = np.repeat(np.repeat(rng.integers(0, 256, (8, 9, 9, 3), np.uint8), 6, axis=1), 6, axis=2)
+    odd = sum(1 << (8 * u + v) for u in range(8) for v in range(1, 8, 2))
+
+    mirrored = perceptual_hash(np.ascontiguousarray(clip[:, :, ::-1])) ^ np.uint64(odd)
+
+    assert _distance(perceptual_hash(clip), mirrored) < 1
+
+
+def test_a_black_clip_has_a_hash_too() -> None:
+    assert [0] * 8 == perceptual_hash(np.zeros((5, 20, 30, 3), np.uint8)).tolist()
