@@ -100,7 +100,7 @@ def motion(name: str, num_frames: int, rng: np.random.Generator) -> _Motion:
         path = high + (low - high) * t
         return dataclasses.replace(moved, y=path if name == "rise" else path[::-1])
     if name == "bounce":
-        hops = rng.uniform(1.6, 2.4)
+        hops = rng.uniform(1.2, 1.7)
         return dataclasses.replace(moved, y=high + (low - high) * np.abs(np.sin(np.pi * hops * t + rng.uniform(0, 3))))
     if name in ("grow", "shrink"):
         zoom = size * np.geomspace(0.4, 1.6, num_frames)

@@ -1,0 +1,219 @@
+"""Augmentation: one draw per clip, the same for its frames, equal to torchvision where it says so."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torchvision.transforms.v2 import functional as F
+
+from vidcache.eval.evaluate import to_input
+from vidcache.pixels import MEAN, STD, apply_maps, normalisation
+from vidcache.train.augment import BRIGHTNESS, CONTRAST, HUE, NUM_OPS, SATURATION, Draws, Strength, augment, draw
+
+NOTHING = Strength(0, 0, 0, 0, 0)
+
+
+def clips_of(num_clips: int = 5, num_frames: int = 3, size: int = 16, *, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (num_clips, num_frames, size, size, 3), dtype=torch.uint8, generator=generator)
+
+
+def means_of(clips: torch.Tensor) -> np.ndarray[object, np.dtype[np.float32]]:
+    return clips.reshape(len(clips), -1, 3).float().mean(1).numpy()
+
+
+def draws_of(count: int, strength: Strength = Strength(), *, seed: int = 0, epoch: int = 1) -> Draws:  # noqa: B008
+    return draw(np.arange(count), strength, seed, epoch)
+
+
+def normalised(clips: torch.Tensor) -> torch.Tensor:
+    """The formula, in double precision: (B, 3, T, H, W)."""
+    return ((clips.double() / 255 - torch.tensor(MEAN).double()) / torch.tensor(STD).double()).permute(0, 4, 1, 2, 3)
+
+
+def test_without_strength_it_is_exactly_normalisation() -> None:
+    clips = clips_of()
+
+    for method in ("linear", "exact", "none"):
+        found = augment(clips, draws_of(5, NOTHING), method, means_of(clips))
+        assert torch.allclose(normalised(clips), found.double(), atol=2e-6), method
+    assert torch.equal(augment(clips, draws_of(5, NOTHING), "none", means_of(clips)), to_input(clips))
+
+
+def test_the_output_is_channels_last_without_a_copy() -> None:
+    clips = clips_of()
+
+    for method in ("linear", "exact", "none"):
+        found = augment(clips, draws_of(5), method, means_of(clips))
+        assert (5, 3, 3, 16, 16) == found.shape
+        assert torch.float32 == found.dtype
+        assert found.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("method", ["linear", "exact"])
+def test_identical_frames_stay_identical_and_different_clips_differ(method: str) -> None:
+    frame = clips_of(1, 1)
+    clips = frame.expand(6, 4, -1, -1, -1).contiguous()
+
+    found = augment(clips, draws_of(6), method, means_of(clips))
+
+    assert torch.equal(found, found[:, :, :1].expand_as(found))
+    for one, two in itertools.combinations(range(6), 2):
+        assert not torch.allclose(found[one], found[two], atol=1e-3)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20), st.integers(0, 2**62), st.integers(1, 100))
+def test_a_draw_depends_on_seed_epoch_and_row_only(rows: list[int], seed: int, epoch: int) -> None:
+    together = draw(np.array(rows), Strength(), seed, epoch)
+
+    for index, row in enumerate(rows):
+        alone = draw(np.array([row]), Strength(), seed, epoch)
+        assert alone.flip[0] == together.flip[index]
+        assert (alone.factors[0] == together.factors[index]).all()
+        assert (alone.order[0] == together.order[index]).all()
+
+
+def test_another_seed_epoch_or_row_gives_another_draw() -> None:
+    base = draw(np.array([7]), Strength(), 1, 1).factors
+    for other in (draw(np.array([8]), Strength(), 1, 1), draw(np.array([7]), Strength(), 2, 1), draw(np.array([7]), Strength(), 1, 2)):
+        assert (base != other.factors).all()
+
+
+def test_draws_are_spread_as_promised() -> None:
+    draws = draw(np.arange(40_000), Strength(flip=0.3, brightness=0.2, contrast=0.4, saturation=1.5, hue=0.1), 3, 4)
+
+    assert pytest.approx(0.3, abs=0.01) == draws.flip.mean()
+    for op, (low, high) in {BRIGHTNESS: (0.8, 1.2), CONTRAST: (0.6, 1.4), SATURATION: (0, 2.5), HUE: (-0.1, 0.1)}.items():
+        values = draws.factors[:, op]
+        assert low <= values.min() < values.max() <= high
+        assert pytest.approx((low + high) / 2, abs=0.02) == values.mean()
+        assert pytest.approx((high - low) / np.sqrt(12), abs=0.01) == values.std()
+    assert np.abs(np.corrcoef(draws.factors.T) - np.eye(4)).max() < 0.02
+    orders, counts = np.unique(draws.order, axis=0, return_counts=True)
+    assert 24 == len(orders)
+    assert counts.min() > 40_000 / 24 * 0.9
+
+
+def test_flip_probability_zero_and_one() -> None:
+    assert not draws_of(1000, Strength(flip=0)).flip.any()
+    assert draws_of(1000, Strength(flip=1)).flip.all()
+
+
+def test_a_flip_mirrors_whole_clips_and_undoes_itself() -> None:
+    clips = clips_of()
+    flip = np.array([True, False, True, True, False])
+    draws = Draws(flip, draws_of(5, NOTHING).factors, draws_of(5).order)
+
+    once = augment(clips, draws, "none", means_of(clips))
+
+    plain = to_input(clips)
+    for index in range(5):
+        assert torch.equal(plain[index].flip(-1) if flip[index] else plain[index], once[index])
+    twice = augment(clips.flip(3), Draws(np.ones(5, bool), draws.factors, draws.order), "none", means_of(clips))
+    assert torch.equal(plain, twice)
+
+
+def test_the_input_is_not_written_to() -> None:
+    clips = clips_of()
+    before = clips.clone()
+    for method in ("linear", "exact", "none"):
+        augment(clips, draws_of(5, Strength(flip=1)), method, means_of(clips))
+    assert torch.equal(before, clips)
+
+
+def torchvision_clip(clip_THWC: torch.Tensor, factors: list[float], order: list[int]) -> torch.Tensor:
+    """torchvision's functional transforms on one clip, then normalisation: (3, T, H, W)."""
+    video = clip_THWC.permute(0, 3, 1, 2).float() / 255
+    ops = {
+        BRIGHTNESS: F.adjust_brightness,
+        CONTRAST: F.adjust_contrast,
+        SATURATION: F.adjust_saturation,
+        HUE: F.adjust_hue,
+    }
+    for op in order:
+        video = ops[op](video, factors[op])
+    return F.normalize(video, list(MEAN), list(STD)).permute(1, 0, 2, 3)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(NUM_OPS)))[::5])
+def test_exact_equals_torchvision_clip_by_clip(order: tuple[int, ...]) -> None:
+    clips = clips_of(4)
+    strong = draws_of(4, Strength(0, 0.5, 0.5, 0.5, 0.4))
+    draws = Draws(strong.flip, strong.factors, np.tile(np.array(order), (4, 1)))
+
+    found = augment(clips, draws, "exact", means_of(clips))
+
+    for index in range(4):
+        expected = torchvision_clip(clips[index], strong.factors[index].tolist(), list(order))
+        assert torch.allclose(expected, found[index], atol=1e-5)
+
+
+def test_exact_handles_a_different_order_for_each_clip() -> None:
+    clips, draws = clips_of(8), draws_of(8, Strength(0))
+
+    found = augment(clips, draws, "exact", means_of(clips))
+
+    for index in range(8):
+        expected = torchvision_clip(clips[index], draws.factors[index].tolist(), draws.order[index].tolist())
+        assert torch.allclose(expected, found[index], atol=1e-5)
+
+
+def test_linear_equals_exact_where_nothing_clips_and_the_hue_stays() -> None:
+    """One frame per clip: torchvision mixes every frame with its own grey, linear with the clip's."""
+    clips = (clips_of(8, 1).float() * 0.3 + 90).to(torch.uint8)
+    draws = draws_of(8, Strength(0.5, 0.2, 0.2, 0.2, 0))
+
+    linear = augment(clips, draws, "linear", means_of(clips))
+    exact = augment(clips, draws, "exact", means_of(clips))
+
+    assert torch.allclose(linear, exact, atol=1e-4)
+
+
+def test_linear_is_bounded_as_an_image_is() -> None:
+    clips = clips_of(16)
+
+    found = augment(clips, draws_of(16, Strength(0, 0.9, 0.9, 0.9, 0.5)), "linear", means_of(clips))
+
+    for channel in range(3):
+        low, high = -MEAN[channel] / STD[channel], (1 - MEAN[channel]) / STD[channel]
+        values = found[:, channel]
+        assert pytest.approx((low, high), abs=1e-5) == (float(values.min()), float(values.max()))
+
+
+def test_every_strength_changes_the_result() -> None:
+    clips = clips_of()
+    plain = augment(clips, draws_of(5, NOTHING), "linear", means_of(clips))
+    for name in ("flip", "brightness", "contrast", "saturation", "hue"):
+        strength = Strength(**{**dict.fromkeys(("flip", "brightness", "contrast", "saturation", "hue"), 0.0), name: 0.5})
+        assert not torch.allclose(plain, augment(clips, draws_of(5, strength), "linear", means_of(clips)), atol=1e-3), name
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(ValueError, match="augment 'strong', expected one of linear, exact, none"):
+        augment(clips_of(), draws_of(5), "strong", means_of(clips_of()))
+
+
+def test_normalisation_maps_the_mean_to_zero() -> None:
+    colour = np.append(np.array(MEAN) * 255, 1)
+    assert pytest.approx(np.zeros(3)) == normalisation() @ colour
+    one = torch.tensor([[[[[0, 128, 255]]]]], dtype=torch.uint8)
+    expected = [(v / 255 - m) / s for v, m, s in zip((0, 128, 255), MEAN, STD, strict=True)]
+    found = apply_maps(one, torch.from_numpy(normalisation()[None]).float())
+    assert pytest.approx(expected, abs=1e-6) == found.flatten().tolist()
+
+
+def test_nothing_waits_for_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On fake CUDA tensors a host/device mix-up or an `.item()` raises."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    means = means_of(clips_of())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = torch.empty(clips_of().shape, dtype=torch.uint8, device="cuda")
+        for method in ("linear", "exact", "none"):
+            found = augment(fake, draws_of(5), method, means)
+            assert ("cuda", (5, 3, 3, 16, 16)) == (found.device.type, tuple(found.shape))
+        assert "cuda" == to_input(fake).device.type

@@ -1,0 +1,609 @@
+"""The commands as a user types them: output, JSON, exit codes, messages."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from matplotlib.image import imread
+
+from tests.helpers import TOOLS, make_cache, make_raw, make_video, tiny_models
+from vidcache import cli
+from vidcache.cache.reader import CacheReader
+from vidcache.checkpoint import Checkpoint
+from vidcache.cli import COMMANDS, echo_json
+from vidcache.eval.cli import main as videval
+from vidcache.eval.cli import predict_main as vidpredict
+from vidcache.preprocess.decode import Limits, decode_video
+from vidcache.preprocess.demo import CLASSES
+from vidcache.preprocess.ffmpeg import Children
+from vidcache.spec import Spec
+from vidcache.train.cli import main as vidtrain
+
+QUICK = ("--weights", "none", "--epochs", "2", "--batch-size", "8", "--amp", "off", "--lr", "1e-2", "--device", "cpu")
+
+
+def call(command: click.Command, *arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def vidcache(*arguments: object) -> Result:
+    return call(cli.main, *arguments)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of 3 classes x 6 videos, and one failed video."""
+    folder = tmp_path_factory.mktemp("built")
+    raw = make_raw(folder / "raw", {"fall": 6, "jump": 6, "rise <b>[red]": 6})
+    (raw / "jump" / "broken.mp4").write_bytes(b"broken" * 50)
+    result = vidcache("build", raw, folder / "cache.h5", "--num-frames", 8, "--size", "32x48", "--workers", 2)
+    assert 0 == result.exit_code, result.stderr
+    return folder / "cache.h5"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(built: Path) -> Path:
+    """A checkpoint of a run on that cache, with 4 of the 8 frames."""
+    path = built.parent / "best.pt"
+    with tiny_models():
+        result = call(vidtrain, built, *QUICK, "--num-frames-used", 4, "--out", path)
+    assert 0 == result.exit_code, result.stderr
+    return path
+
+
+# --- vidcache ---------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_without_importing_it() -> None:
+    code = "import sys; from vidcache.cli import main; main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    for name, (_, line) in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(line)}$", said, re.M)
+    assert not {"torch", "numpy", "h5py", "vidcache.preprocess", "vidcache.cache"} & set(re.findall(r"'([\w.]+)'", said))
+
+
+@pytest.mark.parametrize("command", ["build", "demo", "info", "verify"])
+def test_every_sub_command_has_help_with_an_example(command: str) -> None:
+    result = vidcache(command, "--help")
+
+    assert 0 == result.exit_code
+    assert f"\n  vidcache {command} " in result.stdout
+
+
+@pytest.mark.parametrize(("module", "name"), [("train", "main"), ("eval", "main"), ("eval", "predict_main")])
+def test_help_of_the_other_programs_is_instant(module: str, name: str) -> None:
+    code = f"import sys; from vidcache.{module}.cli import {name} as m; m(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert "cache.h5" in said or "clip.mp4" in said
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    result = vidcache("bild")
+
+    assert 2 == result.exit_code
+    assert "No such command 'bild'" in result.stderr
+
+
+def test_the_version_is_the_packages() -> None:
+    assert re.search(r"\d+\.\d+\.\d+", vidcache("--version").stdout)
+
+
+# --- build ------------------------------------------------------------------------------------
+
+
+def test_build_reports_failures_by_reason(built: Path, tmp_path: Path) -> None:
+    raw = built.parent / "raw"
+
+    result = vidcache("build", raw, tmp_path / "c.h5", "--num-frames", 8, "--size", 32, "--max-failures", "0")
+
+    assert 3 == result.exit_code
+    assert "" == result.stdout
+    assert re.search(r"failed +│ unreadable +│ 1", result.stderr)
+    assert "19 of" not in result.stderr
+    assert "c.h5: finished, but 1 of 19 videos failed, expected at most 0" in result.stderr
+    assert (tmp_path / "c.h5").exists()
+
+
+@pytest.mark.parametrize(("allowed", "code"), [("1", 0), ("5%", 3), ("6%", 0), ("100%", 0)])
+def test_max_failures_is_a_count_or_a_percentage(built: Path, tmp_path: Path, allowed: str, code: int) -> None:
+    result = vidcache(
+        "build", built.parent / "raw", tmp_path / "c.h5", "--num-frames", 2, "--size", 16, "--max-failures", allowed
+    )
+
+    assert code == result.exit_code, result.stderr
+
+
+def test_build_json_is_one_object(built: Path, tmp_path: Path) -> None:
+    result = vidcache("build", built.parent / "raw", tmp_path / "c.h5", "--num-frames", 8, "--size", "32x48", "--json")
+
+    said = json.loads(result.stdout)
+    with CacheReader(built) as reader:
+        fingerprint = reader.fingerprint
+    assert said.pop("seconds") > 0
+    assert {
+        "cache": str(tmp_path / "c.h5"),
+        "fingerprint": fingerprint,
+        "num_videos": 19,
+        "num_clips": 18,
+        "num_failed": 1,
+        "num_damaged": 0,
+        "num_decoded": 19,
+        "num_reused": 0,
+        "classes": {"fall": 6, "jump": 6, "rise <b>[red]": 6},
+    } == said
+
+
+def test_dry_run_writes_nothing(built: Path, tmp_path: Path) -> None:
+    raw = built.parent / "raw"
+
+    text = vidcache("build", raw, tmp_path / "c.h5", "--dry-run")
+    said = json.loads(vidcache("build", raw, tmp_path / "c.h5", "--dry-run", "--json", "--num-frames", 32).stdout)
+
+    assert 0 == text.exit_code
+    assert "19 videos, 3 classes" in text.stdout
+    assert "rise <b>[red]" in text.stdout
+    num_bytes = sum(file.stat().st_size for file in raw.rglob("*") if file.is_file())
+    expected = {"num_videos": 19, "num_bytes": num_bytes, "cache_bytes": 19 * 32 * 112 * 112 * 3}
+    assert {**expected, "classes": {"fall": 6, "jump": 7, "rise <b>[red]": 6}} == said
+    assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "big"], "size 'big', expected one number or HEIGHTxWIDTH"),
+        (["--size", "8"], "height: 8, expected 16 to 1024"),
+        (["--num-frames", "1"], "1 is not in the range 2<=x<=1024"),
+        (["--split", "70/30"], "split '70/30', expected train/val/test percentages"),
+        (["--max-failures", "-1"], "max-failures '-1', expected a count or a percentage"),
+        (["--max-failures", "101%"], "max-failures '101%', expected a count or a percentage"),
+        (["--max-failures", "1.5"], "max-failures '1.5', expected a count or a percentage"),
+        (["--workers", "0"], "0 is not in the range x>=1"),
+        (["--timeout", "0"], "0 is not in the range x>0"),
+        (["--ffmpeg-dir", "/nonexistent"], "ffprobe: No such file or directory"),
+    ],
+)
+def test_bad_options_are_usage_errors(built: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = vidcache("build", built.parent / "raw", tmp_path / "c.h5", *arguments)
+
+    assert 2 == result.exit_code
+    assert message in " ".join(result.stderr.split())
+
+
+def test_errors_are_one_line_and_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = vidcache("build", tmp_path / "none", tmp_path / "c.h5")
+    assert 2 == result.exit_code
+    assert f"Error: {tmp_path}/none: No such file or directory, expected a folder RAW/<class>/<video>\n" == result.stderr
+
+    monkeypatch.setenv("VIDCACHE_DEBUG", "1")
+    assert "InputError" == type(vidcache("build", tmp_path / "none", tmp_path / "c.h5").exception).__name__
+
+
+def test_the_environment_is_weaker_than_the_command_line(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDCACHE_NUM_FRAMES", "4")
+    monkeypatch.setenv("VIDCACHE_FFMPEG_DIR", "/nonexistent")
+    raw = built.parent / "raw"
+
+    assert 2 == vidcache("build", raw, tmp_path / "c.h5").exit_code
+    monkeypatch.delenv("VIDCACHE_FFMPEG_DIR")
+    said = [json.loads(vidcache("build", raw, "c.h5", "--dry-run", "--json", *more).stdout) for more in ((), ("--num-frames", 2))]
+    assert [4, 2] == [entry["cache_bytes"] // (19 * 112 * 112 * 3) for entry in said]
+
+
+def test_a_locked_cache_is_exit_6(built: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    with (tmp_path / "c.h5.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = vidcache("build", built.parent / "raw", tmp_path / "c.h5")
+
+    assert 6 == result.exit_code
+    assert "c.h5: another build is writing it" in result.stderr
+
+
+def test_a_full_disk_is_a_message(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+
+    result = vidcache("build", built.parent / "raw", tmp_path / "c.h5")
+
+    assert 1 == result.exit_code
+    assert re.search(r"c\.h5: needs [\d,]+ bytes, but its disk has 0 free", result.stderr)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_is_done_and_exits_130(tmp_path: Path, number: int) -> None:
+    raw = make_raw(tmp_path / "raw", {"a": 3})
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    script = f'#!/bin/sh\ncase "$*" in *-version*) ;; *) sleep 0.4;; esac\nexec {TOOLS.ffmpeg} "$@"\n'
+    (slow / "ffmpeg").write_text(script)
+    (slow / "ffmpeg").chmod(0o755)
+    (slow / "ffprobe").symlink_to(TOOLS.ffprobe)
+    for index in range(9):
+        make_video(raw / "a" / f"more_{index}.mkv", 5)
+    options = ["--workers", "1", "--num-frames", "4", "--size", "16", "--ffmpeg-dir", str(slow)]
+    command = [sys.executable, "-c", "from vidcache.cli import main; main()", "build", str(raw), str(tmp_path / "c.h5")]
+    journal = tmp_path / ".c.h5.build" / "journal"
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as child:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (journal.exists() and journal.stat().st_size):
+            time.sleep(0.05)
+        start = time.monotonic()
+        child.send_signal(number)
+        _, said = child.communicate(timeout=30)
+        assert time.monotonic() - start < 5
+    assert 130 == child.returncode, said
+    assert "Error: interrupted; what is done is kept: run the same command again to go on\n" in said
+
+    again = subprocess.run([*command, *options, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout)["num_reused"] >= 1
+
+
+# --- info and verify --------------------------------------------------------------------------
+
+
+def test_info_shows_what_is_there(built: Path) -> None:
+    text = vidcache("info", built)
+    said = json.loads(vidcache("info", built, "--json").stdout)
+
+    assert 0 == text.exit_code
+    for piece in ("18 of 19 videos (1 failed, 0 damaged)", "8 frames of 48x32", said["fingerprint"], "1 unreadable", "rise <b>[red]"):
+        assert piece in text.stdout
+    assert {"fall": 6, "jump": 6, "rise <b>[red]": 6} == said["classes"]
+    assert {"train": {"fall": 4, "jump": 4, "rise <b>[red]": 4}} == {"train": said["splits"]["train"]}
+    assert (8, 32, 48) == tuple(said["spec"][name] for name in ("num_frames", "height", "width"))
+    assert {"unreadable": 1} == said["failures"]
+    assert TOOLS.version == said["attributes"]["ffmpeg_version"]
+
+
+def test_verify_finds_a_flipped_bit(built: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    shutil.copy(built, path)
+    assert {"ok": True, "num_checked": 18, "bad": []} == json.loads(vidcache("verify", path, "--json").stdout)
+    assert "18 clips checked, 0 bad" in vidcache("verify", path).stdout
+    with CacheReader(path) as reader:
+        offset, name = reader.header.clips_offset + 3 * reader.spec.clip_bytes, reader.path_of(3).decode()
+    with path.open("r+b") as raw:
+        raw.seek(offset)
+        byte = raw.read(1)[0]
+        raw.seek(offset)
+        raw.write(bytes([byte ^ 128]))
+
+    result = vidcache("verify", path)
+    said = json.loads(vidcache("verify", path, "--json").stdout)
+
+    assert 4 == result.exit_code
+    assert f"row 3 ({name}): the clip does not match its hash" in result.stdout
+    assert "1 of 18 clips do not match their hash, expected none" in result.stderr
+    problem = {"row": 3, "path": name, "problem": "the clip does not match its hash"}
+    assert {"ok": False, "num_checked": 18, "bad": [problem]} == said
+
+
+def test_verify_of_something_else_is_exit_4(tmp_path: Path) -> None:
+    (tmp_path / "x.h5").write_bytes(b"something else")
+
+    result = vidcache("verify", tmp_path / "x.h5", "--json")
+
+    assert 4 == result.exit_code
+    said = json.loads(result.stdout)
+    assert (False, 0) == (said["ok"], said["num_checked"])
+    assert "no vidcache file" in said["bad"][0]["problem"]
+
+
+# --- vidtrain ---------------------------------------------------------------------------------
+
+
+def test_train_writes_a_run_and_says_what_it_did(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with tiny_models():
+        result = call(vidtrain, built, *QUICK, "--json")
+
+    assert 0 == result.exit_code, result.stderr
+    said = json.loads(result.stdout)
+    assert {"checkpoint", "best_epoch", "num_epochs", "val_loss", "val_accuracy", "stopped_because"} == set(said)
+    assert ("best.pt", 2, "all 2 epochs are done") == (said["checkpoint"], said["num_epochs"], said["stopped_because"])
+    assert {"best.pt", "best.run"} == {file.name for file in tmp_path.iterdir()}
+    for piece in ("draws/epoch", "rise <b>[red]", "precision: float32 (as asked)", "epoch   1  train loss", "best.pt: epoch"):
+        assert piece in result.stderr
+
+
+def test_every_training_option_reaches_the_config(built: Path, tmp_path: Path) -> None:
+    options = {
+        "--freeze": "stem", "--num-frames-used": 4, "--epochs": 1, "--batch-size": 5, "--lr": 0.02, "--weight-decay": 0.1,
+        "--balance": "sampler", "--augment": "exact", "--flip": 0.25, "--brightness": 0.3, "--contrast": 0.4,
+        "--saturation": 0.5, "--hue": 0.05, "--min-delta": 0.2, "--patience": 7, "--min-epochs": 3, "--amp": "off",
+        "--seed": 9, "--reader-threads": 1, "--device": "cpu", "--weights": "none",
+    }  # fmt: skip
+    with tiny_models():
+        pairs = [str(word) for pair in options.items() for word in pair]
+        result = call(vidtrain, built, *pairs, "--shuffle-labels", "--out", tmp_path / "x.pt")
+    assert 0 == result.exit_code, result.stderr
+
+    config = json.loads((tmp_path / "x.run" / "config.json").read_text())["config"]
+    flat = {**config, **config.pop("strength")}
+    expected = {name.lstrip("-").replace("-", "_"): value for name, value in options.items()}
+    assert {**expected, "shuffle_labels": True, "compile": False} == {k: v for k, v in flat.items() if k != "strength"}
+
+
+def test_freeze_depends_on_the_weights_unless_asked() -> None:
+    from vidcache.train.cli import make_config
+
+    values = {**dict.fromkeys(("flip", "brightness", "contrast", "saturation", "hue"), 0.1), "freeze": None, "device": "cpu"}
+    assert "none" == make_config({**values, "weights": "none"}).freeze
+    assert "layer2" == make_config({**values, "weights": "kinetics400"}).freeze
+    assert "stem" == make_config({**values, "weights": "none", "freeze": "stem"}).freeze
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "cuda"], "sees no GPU"),
+        (["--device", "toaster"], "Expected one of cpu, cuda"),
+        (["--balance", "some"], "'some' is not one of 'both', 'sampler', 'loss', 'none'"),
+        (["--lr", "0"], "0 is not in the range x>0"),
+        (["--hue", "0.6"], "0.6 is not in the range 0<=x<=0.5"),
+    ],
+)
+def test_bad_training_options_are_usage_errors(built: Path, arguments: list[str], message: str) -> None:
+    result = call(vidtrain, built, "--weights", "none", *arguments)
+
+    assert 2 == result.exit_code
+    assert message in " ".join(result.stderr.split())
+
+
+def test_too_many_frames_used_is_a_usage_error(built: Path, tmp_path: Path) -> None:
+    result = call(vidtrain, built, *QUICK, "--num-frames-used", 9, "--out", tmp_path / "x.pt")
+
+    assert 2 == result.exit_code
+    assert "num_frames_used 9, expected 1 to 8, the frames of a clip" in result.stderr
+
+
+def test_without_weights_the_way_out_is_named(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: (_ for _ in ()).throw(OSError("offline")))
+
+    result = call(vidtrain, built, "--out", tmp_path / "x.pt")
+
+    assert 2 == result.exit_code
+    assert f"{tmp_path}/checkpoints/r3d_18-b3b3357e.pth: not there" in result.stderr
+    assert "--weights PATH" in result.stderr
+    assert not (tmp_path / "x.pt").exists()
+
+
+# --- videval ----------------------------------------------------------------------------------
+
+
+def test_eval_writes_numbers_and_pictures_that_agree(built: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with tiny_models():
+        result = call(videval, built, "--ckpt", checkpoint, "--out", tmp_path / "x.eval", "--json")
+        text = call(videval, built, "--ckpt", checkpoint, "--out", tmp_path / "x.eval")
+
+    assert 0 == result.exit_code, result.stderr
+    said = json.loads(result.stdout)
+    assert ("test", 3, str(tmp_path / "x.eval")) == (said["split"], said["num_clips"], said["report"])
+    folder = tmp_path / "x.eval"
+    names = {"metrics.json", "per_class.csv", "predictions.csv", "confusion.png", "per_class.png"}
+    assert names == {file.name for file in folder.iterdir()}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert said == {name: metrics[name] for name in said}
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert pytest.approx(said["accuracy"]) == np.mean([row["true"] == row["class1"] for row in rows])
+    with CacheReader(built) as reader:
+        assert [reader.path_of(row).decode() for row in reader.rows("test")] == [row["path"] for row in rows]
+    assert all(pytest.approx(1, abs=1e-4) == sum(float(row[f"probability{k}"]) for k in (1, 2, 3)) for row in rows)
+    with (folder / "per_class.csv").open(newline="") as file:
+        per_class = list(csv.DictReader(file))
+    assert [entry["class"] for entry in said["per_class"]] == [row["class"] for row in per_class]
+    assert sum(entry["num_correct"] for entry in said["per_class"]) == round(said["accuracy"] * 3)
+    for name in ("confusion.png", "per_class.png"):
+        picture = imread(folder / name)
+        assert min(picture.shape[:2]) > 100
+        assert picture[..., :3].std() > 0.05
+    assert f"accuracy  {said['accuracy']:.1%} ({said['accuracy_low']:.1%} to" in text.stdout
+
+
+def test_eval_goes_beside_the_checkpoint_and_takes_a_split(built: Path, checkpoint: Path) -> None:
+    with tiny_models():
+        said = {
+            split: json.loads(call(videval, built, "--ckpt", checkpoint, "--split", split, "--json").stdout)
+            for split in ("train", "val", "test")
+        }
+
+    assert [12, 3, 3] == [said[split]["num_clips"] for split in ("train", "val", "test")]
+    assert str(checkpoint.with_suffix(".eval")) == said["test"]["report"]
+    assert (checkpoint.parent / "best.eval" / "metrics.json").exists()
+    saved = Checkpoint.load(checkpoint)
+    assert pytest.approx(saved.metrics["val_accuracy"]) == said["val"]["accuracy"]
+
+
+def test_a_cache_of_other_clips_is_exit_5_unless_accepted(built: Path, checkpoint: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(built.parent / "raw", raw)
+    make_video(raw / "jump" / "jump_new.mkv", 30)
+    assert 0 == vidcache("build", raw, tmp_path / "o.h5", "--num-frames", 8, "--size", "32x48").exit_code
+    with CacheReader(built) as one, CacheReader(tmp_path / "o.h5") as two:
+        fingerprints = (one.fingerprint, two.fingerprint)
+
+    with tiny_models():
+        result = call(videval, tmp_path / "o.h5", "--ckpt", checkpoint)
+        accepted = call(videval, tmp_path / "o.h5", "--ckpt", checkpoint, "--allow-mismatch", "--out", tmp_path / "e")
+
+    assert 5 == result.exit_code
+    assert f"best.pt: trained on cache {fingerprints[0]}, but {tmp_path}/o.h5 is {fingerprints[1]}" in result.stderr
+    assert 0 == accepted.exit_code, accepted.stderr
+
+
+def test_another_split_is_exit_5_unless_accepted(built: Path, checkpoint: Path, tmp_path: Path) -> None:
+    options = ("--num-frames", 8, "--size", "32x48", "--seed", 5)
+    assert 0 == vidcache("build", built.parent / "raw", tmp_path / "o.h5", *options).exit_code
+
+    with tiny_models():
+        result = call(videval, tmp_path / "o.h5", "--ckpt", checkpoint)
+        accepted = call(videval, tmp_path / "o.h5", "--ckpt", checkpoint, "--allow-mismatch", "--out", tmp_path / "e")
+
+    assert (5, 0) == (result.exit_code, accepted.exit_code)
+    assert re.search(r"best\.pt: trained on split [0-9a-f]{32}, but .*o\.h5 is [0-9a-f]{32}", result.stderr)
+
+
+@pytest.mark.parametrize("more", [(), ("--allow-mismatch",)])
+def test_another_spec_or_other_classes_are_never_accepted(
+    built: Path, checkpoint: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    other_spec = make_cache(tmp_path / "s.h5", {"fall": 3, "jump": 3, "rise <b>[red]": 3}, spec=Spec(4, 16, 16))
+    other_classes = make_cache(tmp_path / "c.h5", {"fall": 3, "fly": 3}, spec=Spec(8, 32, 48))
+
+    with tiny_models():
+        spec = call(videval, other_spec, "--ckpt", checkpoint, *more)
+        classes = call(videval, other_classes, "--ckpt", checkpoint, *more)
+
+    assert (5, 5) == (spec.exit_code, classes.exit_code)
+    assert f"best.pt: trained on 8 frames of 48x32, but {other_spec} has 4 frames of 16x16" in spec.stderr
+    assert f"trained on 3 classes, but {other_classes} has 2 (new: fly; missing: jump, rise <b>[red])" in classes.stderr
+
+
+def test_the_same_names_in_another_order_are_refused(built: Path) -> None:
+    from vidcache.errors import MismatchError
+    from vidcache.eval.loading import check_match
+
+    with CacheReader(built) as reader:
+        turned = Checkpoint({}, reader.classes[::-1], reader.spec, 8, reader.fingerprint, reader.split_hash, {}, 1, {})
+        with pytest.raises(MismatchError, match="the same names in another order"):
+            check_match(turned, reader, "x.pt", allow_mismatch=True)
+
+
+def test_weights_that_do_not_fit_are_refused(built: Path, checkpoint: Path) -> None:
+    result = call(videval, built, "--ckpt", checkpoint)  # TinyModel's weights, but a real R3D-18
+
+    assert 5 == result.exit_code
+    assert "best.pt: weights do not fit an R3D-18" in result.stderr
+
+
+def test_a_missing_checkpoint_and_an_empty_split_are_errors(built: Path, tmp_path: Path) -> None:
+    assert 5 == call(videval, built, "--ckpt", tmp_path / "none.pt").exit_code
+    path = make_cache(tmp_path / "c.h5", {"a": 2})
+    with tiny_models():
+        with CacheReader(path) as reader:
+            from tests.helpers import TinyModel
+
+            saved = Checkpoint(
+                TinyModel(1).state_dict(), reader.classes, reader.spec, 4, reader.fingerprint, reader.split_hash, {}, 1, {}
+            )
+            saved.save(tmp_path / "x.pt")
+        result = call(videval, path, "--ckpt", tmp_path / "x.pt", "--split", "val")
+    assert 2 == result.exit_code
+    assert "c.h5: no val clips, expected at least one. Choose another --split" in result.stderr
+
+
+# --- vidpredict -------------------------------------------------------------------------------
+
+
+def test_the_clip_of_a_prediction_is_the_cached_one(built: Path) -> None:
+    with CacheReader(built) as reader, Children() as children:
+        for row in reader.rows().tolist():
+            path = built.parent / "raw" / os.fsdecode(reader.path_of(row))
+            clip = decode_video(path, reader.spec, [TOOLS], children, Limits()).clip
+            assert (clip == reader.read([row])[0]).all()
+
+
+def test_predictions_equal_those_of_the_evaluation(built: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with tiny_models():
+        assert 0 == call(videval, built, "--ckpt", checkpoint, "--out", tmp_path / "e").exit_code
+        with (tmp_path / "e" / "predictions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        videos = [built.parent / "raw" / row["path"] for row in rows]
+        result = call(vidpredict, *videos, "--ckpt", checkpoint, "--json")
+        text = call(vidpredict, *videos, "--ckpt", checkpoint)
+
+    assert 0 == result.exit_code, result.stderr
+    said = json.loads(result.stdout)["predictions"]
+    assert [str(video) for video in videos] == [entry["video"] for entry in said]
+    for row, entry in zip(rows, said, strict=True):
+        assert [row[f"class{k}"] for k in (1, 2, 3)] == [guess["class"] for guess in entry["top"]]
+        found = [guess["probability"] for guess in entry["top"]]
+        assert pytest.approx([float(row[f"probability{k}"]) for k in (1, 2, 3)], abs=1e-5) == found
+    assert f"{videos[0]}: {rows[0]['class1']} " in text.stdout
+
+
+def test_one_bad_video_does_not_stop_the_rest(built: Path, checkpoint: Path) -> None:
+    raw = built.parent / "raw" / "jump"
+    with tiny_models():
+        result = call(vidpredict, raw / "broken.mp4", raw / "jump_0.mkv", "--ckpt", checkpoint, "--json")
+
+    assert 3 == result.exit_code
+    bad, good = json.loads(result.stdout)["predictions"]
+    assert ([], 3) == (bad["top"], len(good["top"]))
+    assert bad["error"].startswith("unreadable: ")
+    assert "1 of 2 videos could not be decoded, expected none" in result.stderr
+
+
+# --- demo -------------------------------------------------------------------------------------
+
+
+def test_the_demo_set_is_what_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vidcache.preprocess import demo
+
+    monkeypatch.setattr(demo, "CLASSES", dict.fromkeys(CLASSES, 6))
+    result = vidcache("demo", tmp_path / "raw", "--workers", 2)
+    assert 0 == result.exit_code, result.stderr
+    assert f"raw: 48 videos of {len(CLASSES)} classes" in result.stdout
+    result = vidcache("build", tmp_path / "raw", tmp_path / "c.h5", "--size", 32)
+    assert 0 == result.exit_code, result.stderr
+
+    with CacheReader(tmp_path / "c.h5") as reader:
+        columns = reader.columns
+        assert tuple(sorted(CLASSES)) == reader.classes
+        assert (columns["status"] == 0).all()
+        assert {b"h264", b"mpeg4", b"vp8", b"mpeg2video", b"mjpeg"} == set(columns["codec"].tolist())
+        assert len({tuple(size) for size in zip(columns["width"].tolist(), columns["height"].tolist(), strict=True)}) >= 4
+        assert len(set(columns["fps"].round().tolist())) >= 4
+        assert columns["num_frames"].min() < 64 < columns["num_frames"].max()
+        assert [90] == [rotation for rotation in columns["rotation"].tolist() if rotation]
+
+
+def test_another_seed_gives_other_videos(tmp_path: Path) -> None:
+    from vidcache.preprocess.demo import draw_frames, motion
+
+    def frames(seed: int, name: str) -> np.ndarray[object, np.dtype[np.uint8]]:
+        rng = np.random.default_rng(seed)
+        return draw_frames(motion(name, 10, rng), 64, 48, rng)
+
+    for name in CLASSES:
+        assert (frames(0, name) == frames(0, name)).all()
+        assert (frames(0, name) != frames(1, name)).any()
+        assert (frames(0, name)[0] != frames(0, name)[-1]).any()
+    for one, two in (("rise", "fall"), ("grow", "shrink"), ("lights_on", "lights_off")):
+        assert (frames(2, one)[::-1] == frames(2, two)).all()  # one is the other backwards
+
+
+def test_an_ffmpeg_that_cannot_encode_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "ffmpeg").write_text(f'#!/bin/sh\n[ "$1" = -version ] && exec {TOOLS.ffmpeg} -version\necho no codec >&2; exit 1\n')
+    (tmp_path / "ffmpeg").chmod(0o755)
+    (tmp_path / "ffprobe").symlink_to(TOOLS.ffprobe)
+
+    result = vidcache("demo", tmp_path / "raw", "--ffmpeg-dir", tmp_path, "--workers", 1)
+
+    assert 1 == result.exit_code
+    assert re.search(r"bounce_000\.mp4: ffmpeg \S+ cannot encode it \(no codec\)\. Use --ffmpeg-dir", result.stderr)
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    echo_json({"a": [float("nan"), 1.5], "b": {"c": float("inf")}})
+
+    assert {"a": [None, 1.5], "b": {"c": None}} == json.loads(capsys.readouterr().out)

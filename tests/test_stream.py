@@ -1,0 +1,130 @@
+"""The stream: every row once, in order, in bounded memory, with errors that surface."""
+
+import gc
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidcache.cache.reader import CacheReader
+from vidcache.cache.stream import epoch_order, stream_batches
+from vidcache.errors import CacheError
+
+
+@pytest.fixture
+def reader(cache_file: Path) -> object:
+    with CacheReader(cache_file) as opened:
+        yield opened
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    picks=st.lists(st.integers(0, 22), max_size=40),
+    batch_size=st.integers(1, 50),
+    threads=st.integers(1, 4),
+    prefetch=st.integers(1, 4),
+    frames=st.sampled_from([None, [0, 3], [2]]),
+)
+def test_every_row_comes_once_in_order(
+    cache_file: Path, picks: list[int], batch_size: int, threads: int, prefetch: int, frames: list[int] | None
+) -> None:
+    with CacheReader(cache_file) as reader:
+        rows = reader.rows()[np.array(picks, np.int64)]
+        found, sizes = [], []
+        stream = stream_batches(reader, rows, batch_size, frames=frames, num_threads=threads, prefetch=prefetch)
+        for batch in stream:
+            assert (reader.read(batch.rows, frames) == batch.clips.numpy()).all()
+            assert (reader.labels[batch.rows] == batch.labels.numpy()).all()
+            found += batch.rows.tolist()
+            sizes.append(len(batch.rows))
+        assert rows.tolist() == found
+        assert all(size == batch_size for size in sizes[:-1])
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_only() -> None:
+    rows = np.arange(50)
+    orders = {(seed, epoch): tuple(epoch_order(rows, seed, epoch).tolist()) for seed in (0, 1) for epoch in (1, 2, 10)}
+
+    assert len(set(orders.values())) == 6
+    assert all(sorted(order) == rows.tolist() for order in orders.values())
+    assert orders[0, 2] == tuple(epoch_order(rows, 0, 2).tolist())
+
+
+def test_memory_is_allocated_once(reader: CacheReader) -> None:
+    rows = np.tile(reader.rows(), 4)
+
+    places = {batch.clips.data_ptr() for batch in stream_batches(reader, rows, 4, prefetch=2)}
+
+    assert len(places) <= 3
+
+
+def test_at_most_prefetch_batches_are_read_ahead(reader: CacheReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = 0
+    real = reader.read
+
+    def counted(*arguments: object, **more: object) -> object:
+        nonlocal reads
+        reads += 1
+        return real(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reader, "read", counted)
+    stream = stream_batches(reader, reader.rows()[:20], 2, prefetch=3)
+    next(stream)
+    time.sleep(0.2)
+    assert 1 + 3 == reads
+    stream.close()
+
+
+def test_an_error_in_a_thread_surfaces(reader: CacheReader) -> None:
+    rows = np.array([0, 1, 3, 2, 4])  # row 2 has no clip
+
+    stream = stream_batches(reader, rows, 1)
+
+    assert [0, 1, 3] == [int(next(stream).rows[0]) for _ in range(3)]
+    with pytest.raises(ValueError, match="row 2 has no clip"):
+        next(stream)
+
+
+def test_a_file_cut_while_streaming_surfaces(cache_file: Path, tmp_path: Path) -> None:
+    import os
+    import shutil
+
+    shutil.copy(cache_file, tmp_path / "c.h5")
+    with CacheReader(tmp_path / "c.h5") as reader:
+        os.truncate(tmp_path / "c.h5", 30_000)
+        with pytest.raises(CacheError, match="it was cut while open"):
+            list(stream_batches(reader, reader.rows(), 4))
+
+
+def test_leaving_early_stops_the_threads(reader: CacheReader) -> None:
+    for _ in stream_batches(reader, np.tile(reader.rows(), 20), 2, num_threads=3):
+        break
+    gc.collect()
+
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vidcache-reader")]
+
+
+def test_nothing_to_read_is_no_batch(reader: CacheReader) -> None:
+    assert [] == list(stream_batches(reader, np.array([], np.int64), 4))
+
+
+@pytest.mark.parametrize("name", ["batch_size", "num_threads", "prefetch"])
+def test_counts_below_one_are_refused(reader: CacheReader, name: str) -> None:
+    settings = {"batch_size": 2, "num_threads": 2, "prefetch": 2, name: 0}
+
+    with pytest.raises(ValueError, match=f"{name} 0.*all must be >= 1"):
+        next(stream_batches(reader, reader.rows(), **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+def test_cuda_batches_hold_the_same_bytes(reader: CacheReader) -> None:
+    rows = np.tile(reader.rows(), 8)
+    for batch in stream_batches(reader, rows, 3, device="cuda"):
+        torch.cuda._sleep(10**6)  # a slow consumer: the ring must not overwrite what it has not read
+        assert (reader.read(batch.rows) == batch.clips.cpu().numpy()).all()
+        assert (reader.labels[batch.rows] == batch.labels.cpu().numpy()).all()

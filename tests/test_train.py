@@ -1,0 +1,307 @@
+"""Training: what is frozen stays, the best epoch is kept, the same seed is the same run."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from torch import nn
+
+from tests.helpers import make_cache, tiny_models
+from vidcache import model as model_module
+from vidcache.cache.reader import CacheReader
+from vidcache.cache.stream import stream_batches
+from vidcache.checkpoint import Checkpoint
+from vidcache.errors import InputError, VidcacheError
+from vidcache.eval.evaluate import predict
+from vidcache.eval.loading import load_model
+from vidcache.model import R3D18, build_model
+from vidcache.spec import Spec
+from vidcache.train import loop, precision
+from vidcache.train.augment import Strength
+from vidcache.train.loop import EpochResult, Hooks, TrainConfig, train
+from vidcache.train.precision import choose_precision
+from vidcache.train.run import run_training
+
+TINY = TrainConfig(weights="none", freeze="none", epochs=2, batch_size=4, amp="off", lr=1e-2, seed=3)
+
+
+@pytest.fixture
+def tiny() -> Iterator[None]:
+    """The loop around a model that costs nothing."""
+    with tiny_models():
+        yield
+
+
+@pytest.fixture(scope="module")
+def learnable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 clips of 2 classes that differ in where a stripe moves."""
+    path = tmp_path_factory.mktemp("learn") / "c.h5"
+    return make_cache(path, {"a": 16, "b": 16}, spec=Spec(4, 16, 16), learnable=True)
+
+
+def run(path: Path, config: TrainConfig = TINY) -> tuple[loop.RunResult, list[Checkpoint]]:
+    saved: list[Checkpoint] = []
+    with CacheReader(path) as reader:
+        hooks = Hooks(on_epoch=lambda _, checkpoint: saved.append(checkpoint(True)))
+        return train(reader, config, hooks), saved
+
+
+@pytest.fixture(scope="module")
+def trained(learnable: Path) -> tuple[loop.RunResult, list[Checkpoint]]:
+    with tiny_models():
+        return run(learnable, dataclasses.replace(TINY, epochs=4))
+
+
+def test_r3d_18_learns_and_what_is_frozen_stays_bit_identical(learnable: Path) -> None:
+    config = dataclasses.replace(TINY, epochs=2, freeze="layer2", lr=1e-3, balance="none")
+    torch.manual_seed(config.seed)
+    before = {name: tensor.clone() for name, tensor in build_model(2, "none", "layer2").state_dict().items()}
+
+    with CacheReader(learnable) as reader:
+        saved: list[Checkpoint] = []
+        keep_last = Hooks(on_epoch=lambda r, checkpoint: saved.append(checkpoint(False)) if r.epoch == 2 else None)
+        result = train(reader, config, keep_last)
+
+    assert result.epochs[-1].train_accuracy > 0.8
+    frozen = [name for name in before if name.split(".")[0] in ("stem", "layer1", "layer2")]
+    assert 60 == len(frozen)
+    assert 10 == sum(name.endswith("running_mean") for name in frozen)
+    for name, tensor in saved[0].weights.items():
+        assert (name in frozen) == torch.equal(before[name], tensor), name
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_same_seed_is_the_same_run_and_threads_change_nothing(
+    learnable: Path, trained: tuple[loop.RunResult, list[Checkpoint]]
+) -> None:
+    again = run(learnable, dataclasses.replace(TINY, epochs=2, reader_threads=1))[1]
+
+    for one, two in zip(trained[1], again, strict=False):
+        assert all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)
+        assert one.metrics["train_loss"] == two.metrics["train_loss"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 4},
+        {"lr": 2e-3},
+        {"weight_decay": 0.1},
+        {"batch_size": 8},
+        {"balance": "none"},
+        {"augment": "none"},
+        {"augment": "exact"},
+        {"strength": Strength(flip=0)},
+        {"num_frames_used": 2},
+        {"freeze": "stem"},
+        {"shuffle_labels": True},
+    ],
+)
+@pytest.mark.usefixtures("tiny")
+def test_every_setting_changes_the_run(
+    learnable: Path, trained: tuple[loop.RunResult, list[Checkpoint]], change: dict[str, object]
+) -> None:
+    _, (other,) = run(learnable, dataclasses.replace(TINY, epochs=1, **change))  # type: ignore[arg-type]
+
+    assert any(not torch.equal(trained[1][0].weights[name], other.weights[name]) for name in other.weights)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_validation_loss_is_exact_whatever_the_batch_size(
+    learnable: Path, trained: tuple[loop.RunResult, list[Checkpoint]]
+) -> None:
+    checkpoint = trained[1][-1]
+    with CacheReader(learnable) as reader:
+        model = load_model(checkpoint, "x", "cpu")
+        rows = reader.rows("val")
+        losses = [predict(model, stream_batches(reader, rows, size)).mean_loss for size in (1, 3, len(rows))]
+        single = [
+            float(nn.functional.cross_entropy(torch.log(torch.tensor(p.probabilities)), torch.tensor(p.labels)))
+            for p in (predict(model, stream_batches(reader, np.array([row]), 1)) for row in rows)
+        ]
+    assert pytest.approx([np.mean(single)] * 3, abs=1e-5) == losses
+    assert pytest.approx(checkpoint.metrics["val_loss"], abs=1e-5) == losses[0]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_fewer_frames_are_used_in_training_and_stored(learnable: Path) -> None:
+    _, (checkpoint,) = run(learnable, dataclasses.replace(TINY, epochs=1, num_frames_used=2))
+
+    assert (2, 4) == (checkpoint.num_frames_used, checkpoint.spec.num_frames)
+    with pytest.raises(ValueError, match="num_frames_used 5, expected 1 to 4, the frames of a clip"):
+        run(learnable, dataclasses.replace(TINY, num_frames_used=5))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(tmp_path: Path, learnable: Path) -> None:
+    message = r"train: loss became (nan|inf) at step \d+ \(epoch 1, learning rate 1e\+30\), expected a finite number"
+
+    with pytest.raises(VidcacheError, match=message):
+        run_training(learnable, tmp_path / "best.pt", dataclasses.replace(TINY, lr=1e30), Hooks())
+
+    assert {"best.run"} == {file.name for file in tmp_path.iterdir()}
+    assert ["config.json"] == [file.name for file in (tmp_path / "best.run").iterdir()]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_cache_without_validation_clips_is_refused(tmp_path: Path) -> None:
+    path = make_cache(tmp_path / "c.h5", {"a": 2})
+
+    with pytest.raises(InputError, match=r"c\.h5: no val clips, expected at least one"):
+        run(path)
+
+
+def scripted(losses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let validation say these losses; everything else is real."""
+    real = loop.predict
+    remaining = iter(losses)
+
+    def said(model: Callable[[torch.Tensor], torch.Tensor], batches: object) -> object:
+        return dataclasses.replace(real(model, batches), mean_loss=next(remaining))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "predict", said)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_run_on_disk(tmp_path: Path, learnable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted([0.9, 0.5, 0.7, 0.6, 0.8, 0.4], monkeypatch)
+    seen: list[EpochResult] = []
+    config = dataclasses.replace(TINY, epochs=6, min_epochs=5, patience=3)
+
+    result = run_training(learnable, tmp_path / "out" / "best.pt", config, Hooks(on_epoch=lambda r, _: seen.append(r)))
+
+    assert (2, 5) == (result.best_epoch, len(result.epochs))
+    assert "3 epochs in a row lowered the validation loss by no more than 0.01" == result.stopped_because
+    folder = tmp_path / "out" / "best.run"
+    assert {"config.json", "metrics.csv", "curves.png", "last.pt"} == {file.name for file in folder.iterdir()}
+    best, last = Checkpoint.load(tmp_path / "out" / "best.pt"), Checkpoint.load(folder / "last.pt")
+    assert (2, 5, {}) == (best.epoch, last.epoch, best.training)
+    assert last.training["optimizer"]["state"]
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert ["0.9", "0.5", "0.7", "0.6", "0.8"] == [row["val_loss"] for row in rows]
+    assert ["1", "1", "0", "0", "0"] == [row["is_best"] for row in rows]
+    assert str(best.epoch) == min(rows, key=lambda row: float(row["val_loss"]))["epoch"]
+    assert [dataclasses.asdict(r) for r in result.epochs] == [dataclasses.asdict(r) for r in seen]
+    for row in rows:
+        assert float(row["clips_per_second"]) > 0
+        assert 0 <= float(row["data_wait_fraction"]) <= 1
+    written = json.loads((folder / "config.json").read_text())
+    assert dataclasses.asdict(config) == written["config"]
+    with CacheReader(learnable) as reader:
+        assert (reader.fingerprint, reader.split_hash) == (written["fingerprint"], written["split_hash"])
+        assert (reader.fingerprint, reader.classes, reader.spec) == (best.fingerprint, best.classes, best.spec)
+    assert imread(folder / "curves.png").shape[2] == 4
+
+
+def test_shuffled_labels_leave_the_test_split_alone(learnable: Path) -> None:
+    with CacheReader(learnable) as reader:
+        _, labels = loop._training_clips(reader, dataclasses.replace(TINY, shuffle_labels=True))
+        known = np.concatenate([reader.rows("train"), reader.rows("val")])
+        test = reader.rows("test")
+        assert (labels[test] == reader.labels[test]).all()
+        assert sorted(labels[known]) == sorted(reader.labels[known])
+        assert (labels[known] != reader.labels[known]).sum() > len(known) / 4
+
+
+def test_kinetics_weights_are_fine_tuned(learnable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(9)
+    torch.save(R3D18(400).state_dict(), tmp_path / "w.pth")
+    found = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr(model_module, "KINETICS_SHA256", found)
+    pretrained = torch.load(tmp_path / "w.pth", weights_only=True)
+
+    _, (after,) = run(learnable, dataclasses.replace(TINY, epochs=1, weights=str(tmp_path / "w.pth"), freeze="layer2"))
+
+    assert torch.equal(pretrained["layer2.1.conv2.1.running_var"], after.weights["layer2.1.conv2.1.running_var"])
+    assert not torch.equal(pretrained["layer4.1.conv2.0.weight"], after.weights["layer4.1.conv2.0.weight"])
+    assert (2, 512) == after.weights["fc.weight"].shape
+
+
+# --- precision --------------------------------------------------------------------------------
+
+
+class _Stub(nn.Module):
+    """One linear layer whose bf16 gradient can be made wrong."""
+
+    def __init__(self, error: float = 0.0) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 2)
+        self.error = error
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.layer(inputs)
+        if self.error and torch.is_autocast_enabled("cpu"):
+            outputs.register_hook(lambda gradient: gradient * (1 + self.error))
+        return outputs
+
+
+def choose(amp: str, error: float, seconds: tuple[float, float], slowdown: float, monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.setattr(precision, "_conv_slowdown", lambda _: slowdown)
+    real = precision._timed_step
+    remaining = iter(seconds)
+
+    def timed(*arguments: object) -> object:
+        return next(remaining), real(*arguments)[1]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(precision, "_timed_step", timed)
+    return choose_precision(amp, _Stub(error), nn.CrossEntropyLoss(), torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds", "slowdown", "name", "reason"),
+    [
+        (0.0, (2.0, 1.0), 0.5, "bf16", "measured x2.00 faster, gradients within"),
+        (0.0, (1.0, 1.0), 0.9, "off", "bf16 is not faster here"),
+        (0.5, (2.0, 1.0), 0.5, "off", r"bf16 gradients are wrong here \(off by 5\d%"),
+        (float("inf"), (2.0, 1.0), 0.5, "off", r"bf16 gradients are wrong here \(off by inf%"),
+        (0.0, (2.0, 1.0), 40.0, "off", "one bf16 convolution takes 40 times as long here"),
+    ],
+)
+def test_auto_takes_bf16_only_when_it_is_faster_and_right(
+    error: float, seconds: tuple[float, float], slowdown: float, name: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = choose("auto", error, seconds, slowdown, monkeypatch)
+
+    assert name == choice.name  # type: ignore[attr-defined]
+    assert re.match(reason, choice.reason)  # type: ignore[attr-defined]
+
+
+def test_a_precision_that_is_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for amp in ("off", "bf16"):
+        assert amp == choose(amp, 0.5, (1, 1), 99, monkeypatch).name  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="amp 'fp16' needs a GPU, expected auto, off or bf16 on a CPU"):
+        choose("fp16", 0, (1, 1), 1, monkeypatch)
+    with pytest.raises(ValueError, match="amp 'half', expected one of auto, off, bf16, fp16"):
+        choose("half", 0, (1, 1), 1, monkeypatch)
+
+
+def test_bf16_changes_the_numbers() -> None:
+    model, inputs = _Stub(), torch.randn(4, 8)
+    with precision.autocast("bf16", inputs.device):
+        assert torch.bfloat16 == model(inputs).dtype
+    with precision.autocast("off", inputs.device):
+        assert torch.float32 == model(inputs).dtype
+
+
+def test_one_small_convolution_is_measured_for_real() -> None:
+    assert 0 < precision._conv_slowdown(torch.device("cpu")) < math.inf
+
+
+def test_the_copy_that_is_tried_does_not_change_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _Stub()
+    before = model.layer.weight.clone()
+    monkeypatch.setattr(precision, "_conv_slowdown", lambda _: 0.1)
+    choose_precision("auto", model, nn.CrossEntropyLoss(), torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))
+
+    assert torch.equal(before, model.layer.weight)
+    assert model.layer.weight.grad is None
