@@ -307,7 +307,8 @@ class CacheWriter:
         }
         values |= {column.name: records[column.name] for column in COLUMNS if column.stage is Stage.DECODE}
         return {
-            column.name: np.asarray(values[column.name], layout.column_dtype(column, plan.path_bytes)) for column in COLUMNS
+            column.name: np.asarray(values[column.name], layout.column_dtype(column, plan.path_bytes))
+            for column in COLUMNS
         }
 
     def _clear_failed_slots(self, status: np.ndarray[Any, Any]) -> None:

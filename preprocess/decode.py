@@ -259,11 +259,11 @@ def _read_ledger(ended: Exit) -> Ledger:
 def _no_frames(probe: Probe, ledger: Ledger, ended: Exit, tools: Tools) -> Failure:
     """Find the reason why a video that has a video stream gave no frame."""
     last = ledger.problems[-1] if ledger.problems else ended.last_line()
-    if probe.encrypted or _ENCRYPTED.search(ended.stderr):
-        return Failure(Reason.ENCRYPTED, f"{probe.codec or 'unknown codec'}; the container says that it is encrypted")
-    if _UNSUPPORTED.search(ended.stderr):
+    if probe.codec and _UNSUPPORTED.search(ended.stderr):
         remedy = f"ffmpeg {tools.version} ({tools.origin}) cannot decode {probe.codec or 'it'}"
         return Failure(Reason.UNSUPPORTED_CODEC, f"{remedy}: install an ffmpeg that can, or use --ffmpeg-dir")
+    if probe.encrypted or _ENCRYPTED.search(ended.stderr):
+        return Failure(Reason.ENCRYPTED, f"{probe.codec or 'unknown codec'}; the container says that it is encrypted")
     if _TOO_LARGE.search(ended.stderr):
         return Failure(Reason.TOO_LARGE, last)
     if ledger.num_errors:

@@ -143,19 +143,23 @@ def _render(folder: Path, name: str, number: int, tools: Tools, rng: np.random.G
     rate, length = int(rng.choice(RATES)), int(rng.choice(LENGTHS))
     frames = draw_frames(motion(name, length, rng), width, height, rng)
     path = folder / f"{name}_{number:03}.{ending}"
-    source: dict[str, Any] = {"format": "rawvideo", "pix_fmt": "rgb24", "framerate": rate}
-    if name == "rise" and number == 0:  # as phones do: stored on its side, with a note to turn it
+    on_its_side = name == "rise" and number == 0  # as phones do: with a note to turn it
+    if on_its_side:
         frames = np.rot90(frames, axes=(1, 2))
-        source["display_rotation"] = -90
-    source["s"] = f"{frames.shape[2]}x{frames.shape[1]}"
-    command = (
-        ffmpeg.input("pipe:0", **source)
-        .output(str(path.absolute()), **encoding, threads=1)
-        .global_args("-nostats", "-v", "error", "-y")
-        .compile(cmd=tools.ffmpeg)
-    )
-    result = subprocess.run(command, input=frames.tobytes(), capture_output=True, check=False)
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    source = ffmpeg.input("pipe:0", format="rawvideo", pix_fmt="rgb24", framerate=rate, s=size)
+    flat = path.with_name(f".{path.name}") if on_its_side else path
+    _encode(source.output(f"file:{flat.absolute()}", **encoding, threads=1), path, tools, frames.tobytes())
+    if on_its_side:  # ffmpeg keeps the note only when it copies the stream
+        turned = ffmpeg.input(f"file:{flat.absolute()}", display_rotation=-90)
+        _encode(turned.output(f"file:{path.absolute()}", c="copy"), path, tools, b"")
+        flat.unlink()
+    return path
+
+
+def _encode(stream: Any, path: Path, tools: Tools, frames: bytes) -> None:
+    command = stream.global_args("-nostats", "-v", "error", "-y").compile(cmd=tools.ffmpeg)
+    result = subprocess.run(command, input=frames, capture_output=True, check=False)
     if result.returncode != 0:
         last = one_line(result.stderr.decode("utf-8", "replace"), 300)
         raise VidcacheError(f"{printable(path)}: ffmpeg {tools.version} cannot encode it ({last}). Use --ffmpeg-dir")
-    return path

@@ -90,7 +90,7 @@ def make_cache(
     path: Path,
     counts: dict[str, int],
     *,
-    spec: Spec = Spec(4, 16, 16),  # noqa: B008 -- frozen
+    spec: Spec = Spec(4, 16, 16),
     failed: tuple[int, ...] = (),
     seed: int = 0,
     learnable: bool = False,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional
 
 from vidcache.eval.evaluate import to_input
 from vidcache.pixels import MEAN, STD, apply_maps, normalisation
@@ -26,7 +26,7 @@ def means_of(clips: torch.Tensor) -> np.ndarray[object, np.dtype[np.float32]]:
     return clips.reshape(len(clips), -1, 3).float().mean(1).numpy()
 
 
-def draws_of(count: int, strength: Strength = Strength(), *, seed: int = 0, epoch: int = 1) -> Draws:  # noqa: B008
+def draws_of(count: int, strength: Strength = Strength(), *, seed: int = 0, epoch: int = 1) -> Draws:
     return draw(np.arange(count), strength, seed, epoch)
 
 
@@ -80,7 +80,11 @@ def test_a_draw_depends_on_seed_epoch_and_row_only(rows: list[int], seed: int, e
 
 def test_another_seed_epoch_or_row_gives_another_draw() -> None:
     base = draw(np.array([7]), Strength(), 1, 1).factors
-    for other in (draw(np.array([8]), Strength(), 1, 1), draw(np.array([7]), Strength(), 2, 1), draw(np.array([7]), Strength(), 1, 2)):
+    for other in (
+        draw(np.array([8]), Strength(), 1, 1),
+        draw(np.array([7]), Strength(), 2, 1),
+        draw(np.array([7]), Strength(), 1, 2),
+    ):
         assert (base != other.factors).all()
 
 
@@ -88,7 +92,12 @@ def test_draws_are_spread_as_promised() -> None:
     draws = draw(np.arange(40_000), Strength(flip=0.3, brightness=0.2, contrast=0.4, saturation=1.5, hue=0.1), 3, 4)
 
     assert pytest.approx(0.3, abs=0.01) == draws.flip.mean()
-    for op, (low, high) in {BRIGHTNESS: (0.8, 1.2), CONTRAST: (0.6, 1.4), SATURATION: (0, 2.5), HUE: (-0.1, 0.1)}.items():
+    for op, (low, high) in {
+        BRIGHTNESS: (0.8, 1.2),
+        CONTRAST: (0.6, 1.4),
+        SATURATION: (0, 2.5),
+        HUE: (-0.1, 0.1),
+    }.items():
         values = draws.factors[:, op]
         assert low <= values.min() < values.max() <= high
         assert pytest.approx((low + high) / 2, abs=0.02) == values.mean()
@@ -130,14 +139,14 @@ def torchvision_clip(clip_THWC: torch.Tensor, factors: list[float], order: list[
     """torchvision's functional transforms on one clip, then normalisation: (3, T, H, W)."""
     video = clip_THWC.permute(0, 3, 1, 2).float() / 255
     ops = {
-        BRIGHTNESS: F.adjust_brightness,
-        CONTRAST: F.adjust_contrast,
-        SATURATION: F.adjust_saturation,
-        HUE: F.adjust_hue,
+        BRIGHTNESS: functional.adjust_brightness,
+        CONTRAST: functional.adjust_contrast,
+        SATURATION: functional.adjust_saturation,
+        HUE: functional.adjust_hue,
     }
     for op in order:
         video = ops[op](video, factors[op])
-    return F.normalize(video, list(MEAN), list(STD)).permute(1, 0, 2, 3)
+    return functional.normalize(video, list(MEAN), list(STD)).permute(1, 0, 2, 3)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(NUM_OPS)))[::5])
@@ -189,8 +198,12 @@ def test_every_strength_changes_the_result() -> None:
     clips = clips_of()
     plain = augment(clips, draws_of(5, NOTHING), "linear", means_of(clips))
     for name in ("flip", "brightness", "contrast", "saturation", "hue"):
-        strength = Strength(**{**dict.fromkeys(("flip", "brightness", "contrast", "saturation", "hue"), 0.0), name: 0.5})
-        assert not torch.allclose(plain, augment(clips, draws_of(5, strength), "linear", means_of(clips)), atol=1e-3), name
+        strength = Strength(
+            **{**dict.fromkeys(("flip", "brightness", "contrast", "saturation", "hue"), 0.0), name: 0.5}
+        )
+        assert not torch.allclose(plain, augment(clips, draws_of(5, strength), "linear", means_of(clips)), atol=1e-3), (
+            name
+        )
 
 
 def test_an_unknown_method_is_refused() -> None:

@@ -31,7 +31,16 @@ OPTIONS = BuildOptions(spec=SPEC, workers=2)
 
 
 def test_videos_are_found_by_place_and_sorted_by_bytes(tmp_path: Path) -> None:
-    for name in ("b/2.mp4", "b/10.mp4", "b/deep/er/x", "a/é.mkv", "a/notes.txt", "a/.hidden.mp4", ".git/x.mp4", "top.mp4"):
+    for name in (
+        "b/2.mp4",
+        "b/10.mp4",
+        "b/deep/er/x",
+        "a/é.mkv",
+        "a/notes.txt",
+        "a/.hidden.mp4",
+        ".git/x.mp4",
+        "top.mp4",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"xyz")
 
@@ -110,7 +119,11 @@ def test_every_column_says_what_is_true(raw_dir: Path, tmp_path: Path) -> None:
         assert [0.7, 0.15, 0.15] == reader.attributes["split_fractions"]
         assert report.fingerprint == reader.fingerprint
     assert (9, 9, 0, 0, 0) == (
-        report.num_videos, report.num_decoded, report.num_reused, report.num_failed, report.num_damaged
+        report.num_videos,
+        report.num_decoded,
+        report.num_reused,
+        report.num_failed,
+        report.num_damaged,
     )
     assert {"jump": 4, "run": 5} == report.class_counts
     assert 9 == sum(report.split_counts)
@@ -140,7 +153,9 @@ def test_the_clips_are_those_of_a_decode_without_sampling(tmp_path: Path) -> Non
             path = tmp_path / "raw" / os.fsdecode(reader.path_of(row))
             scale = "scale=64:48:flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
             command = [TOOLS.ffmpeg, "-v", "error", "-i", str(path), "-vf", scale, "-fps_mode", "passthrough"]
-            raw = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True)
+            raw = subprocess.run(
+                [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True
+            )
             frames = np.frombuffer(raw.stdout, np.uint8).reshape(-1, 48, 64, 3)
             assert (frames[sample_indices(70, 8)] == reader.read([row])[0]).all()
 
@@ -311,7 +326,9 @@ def test_perceptual_hashes_are_near_for_copies_and_far_for_others(tmp_path: Path
 
     length = ("-frames:v", "40", "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
     original = perceptual_hash(clip_of("a.mp4", "mandelbrot=s=160x120:r=25", *length))
-    copy = perceptual_hash(clip_of("b.mp4", "mandelbrot=s=160x120:r=25,scale=96:80,eq=brightness=0.06", *length, "-crf", "32"))
+    copy = perceptual_hash(
+        clip_of("b.mp4", "mandelbrot=s=160x120:r=25,scale=96:80,eq=brightness=0.06", *length, "-crf", "32")
+    )
     other = perceptual_hash(clip_of("c.mp4", "testsrc2=s=160x120:r=25", *length))
 
     assert _distance(original, copy) < 8

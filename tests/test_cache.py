@@ -225,9 +225,7 @@ def _forge(path: Path, change: Callable[[h5py.File], None]) -> Path:
         change(file)
     with path.open("r+b") as raw:
         size = path.stat().st_size
-        found = layout.metadata_hash_of(
-            raw.fileno(), header.clips_offset, header.num_clips * header.clip_bytes, size
-        )
+        found = layout.metadata_hash_of(raw.fileno(), header.clips_offset, header.num_clips * header.clip_bytes, size)
         values = {**header.__dict__, "file_bytes": size, "metadata_hash": found}
         raw.write(Header(**values).to_bytes())
     return path
@@ -402,7 +400,9 @@ def test_a_second_builder_is_told_at_once(tmp_path: Path) -> None:
 def test_a_disk_without_room_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     plan = make_plan(Spec(1024, 1024, 1024), ["a"], np.zeros(10**6, int))
 
-    with pytest.raises(VidcacheError, match=r"c\.h5: needs 3,2\d\d,\d\d\d,\d\d\d,\d\d\d,\d\d\d bytes, but its disk has"):
+    with pytest.raises(
+        VidcacheError, match=r"c\.h5: needs 3,2\d\d,\d\d\d,\d\d\d,\d\d\d,\d\d\d bytes, but its disk has"
+    ):
         CacheWriter(tmp_path / "c.h5", plan)
 
     assert ["c.h5.lock"] == [file.name for file in tmp_path.iterdir()]

@@ -114,7 +114,10 @@ def test_a_file_that_inflates_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ({"a": torch.zeros(2)}, "no vidcache checkpoint. Train one: vidtrain CACHE"),
         ([1, 2], "no vidcache checkpoint"),
-        ({"format": "vidcache-checkpoint", "format_version": 7}, "checkpoint version 7, but this vidcache reads version 1"),
+        (
+            {"format": "vidcache-checkpoint", "format_version": 7},
+            "checkpoint version 7, but this vidcache reads version 1",
+        ),
         ({"format": "vidcache-checkpoint", "format_version": 1, "spec": {}}, "incomplete checkpoint"),
     ],
 )

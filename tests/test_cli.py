@@ -66,12 +66,16 @@ def checkpoint(built: Path) -> Path:
 
 
 def test_help_lists_every_command_without_importing_it() -> None:
-    code = "import sys; from vidcache.cli import main; main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    code = (
+        "import sys; from vidcache.cli import main; main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     for name, (_, line) in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(line)}$", said, re.M)
-    assert not {"torch", "numpy", "h5py", "vidcache.preprocess", "vidcache.cache"} & set(re.findall(r"'([\w.]+)'", said))
+    assert not {"torch", "numpy", "h5py", "vidcache.preprocess", "vidcache.cache"} & set(
+        re.findall(r"'([\w.]+)'", said)
+    )
 
 
 @pytest.mark.parametrize("command", ["build", "demo", "info", "verify"])
@@ -187,20 +191,27 @@ def test_bad_options_are_usage_errors(built: Path, tmp_path: Path, arguments: li
 def test_errors_are_one_line_and_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = vidcache("build", tmp_path / "none", tmp_path / "c.h5")
     assert 2 == result.exit_code
-    assert f"Error: {tmp_path}/none: No such file or directory, expected a folder RAW/<class>/<video>\n" == result.stderr
+    assert (
+        f"Error: {tmp_path}/none: No such file or directory, expected a folder RAW/<class>/<video>\n" == result.stderr
+    )
 
     monkeypatch.setenv("VIDCACHE_DEBUG", "1")
     assert "InputError" == type(vidcache("build", tmp_path / "none", tmp_path / "c.h5").exception).__name__
 
 
-def test_the_environment_is_weaker_than_the_command_line(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_weaker_than_the_command_line(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VIDCACHE_NUM_FRAMES", "4")
     monkeypatch.setenv("VIDCACHE_FFMPEG_DIR", "/nonexistent")
     raw = built.parent / "raw"
 
     assert 2 == vidcache("build", raw, tmp_path / "c.h5").exit_code
     monkeypatch.delenv("VIDCACHE_FFMPEG_DIR")
-    said = [json.loads(vidcache("build", raw, "c.h5", "--dry-run", "--json", *more).stdout) for more in ((), ("--num-frames", 2))]
+    said = [
+        json.loads(vidcache("build", raw, "c.h5", "--dry-run", "--json", *more).stdout)
+        for more in ((), ("--num-frames", 2))
+    ]
     assert [4, 2] == [entry["cache_bytes"] // (19 * 112 * 112 * 3) for entry in said]
 
 
@@ -261,7 +272,13 @@ def test_info_shows_what_is_there(built: Path) -> None:
     said = json.loads(vidcache("info", built, "--json").stdout)
 
     assert 0 == text.exit_code
-    for piece in ("18 of 19 videos (1 failed, 0 damaged)", "8 frames of 48x32", said["fingerprint"], "1 unreadable", "rise <b>[red]"):
+    for piece in (
+        "18 of 19 videos (1 failed, 0 damaged)",
+        "8 frames of 48x32",
+        said["fingerprint"],
+        "1 unreadable",
+        "rise <b>[red]",
+    ):
         assert piece in text.stdout
     assert {"fall": 6, "jump": 6, "rise <b>[red]": 6} == said["classes"]
     assert {"train": {"fall": 4, "jump": 4, "rise <b>[red]": 4}} == {"train": said["splits"]["train"]}
@@ -317,7 +334,13 @@ def test_train_writes_a_run_and_says_what_it_did(built: Path, tmp_path: Path, mo
     assert {"checkpoint", "best_epoch", "num_epochs", "val_loss", "val_accuracy", "stopped_because"} == set(said)
     assert ("best.pt", 2, "all 2 epochs are done") == (said["checkpoint"], said["num_epochs"], said["stopped_because"])
     assert {"best.pt", "best.run"} == {file.name for file in tmp_path.iterdir()}
-    for piece in ("draws/epoch", "rise <b>[red]", "precision: float32 (as asked)", "epoch   1  train loss", "best.pt: epoch"):
+    for piece in (
+        "draws/epoch",
+        "rise <b>[red]",
+        "precision: float32 (as asked)",
+        "epoch   1  train loss",
+        "best.pt: epoch",
+    ):
         assert piece in result.stderr
 
 
@@ -342,7 +365,11 @@ def test_every_training_option_reaches_the_config(built: Path, tmp_path: Path) -
 def test_freeze_depends_on_the_weights_unless_asked() -> None:
     from vidcache.train.cli import make_config
 
-    values = {**dict.fromkeys(("flip", "brightness", "contrast", "saturation", "hue"), 0.1), "freeze": None, "device": "cpu"}
+    values = {
+        **dict.fromkeys(("flip", "brightness", "contrast", "saturation", "hue"), 0.1),
+        "freeze": None,
+        "device": "cpu",
+    }
     assert "none" == make_config({**values, "weights": "none"}).freeze
     assert "layer2" == make_config({**values, "weights": "kinetics400"}).freeze
     assert "stem" == make_config({**values, "weights": "none", "freeze": "stem"}).freeze
@@ -503,7 +530,15 @@ def test_a_missing_checkpoint_and_an_empty_split_are_errors(built: Path, tmp_pat
             from tests.helpers import TinyModel
 
             saved = Checkpoint(
-                TinyModel(1).state_dict(), reader.classes, reader.spec, 4, reader.fingerprint, reader.split_hash, {}, 1, {}
+                TinyModel(1).state_dict(),
+                reader.classes,
+                reader.spec,
+                4,
+                reader.fingerprint,
+                reader.split_hash,
+                {},
+                1,
+                {},
             )
             saved.save(tmp_path / "x.pt")
         result = call(videval, path, "--ckpt", tmp_path / "x.pt", "--split", "val")
@@ -571,7 +606,9 @@ def test_the_demo_set_is_what_it_promises(tmp_path: Path, monkeypatch: pytest.Mo
         assert tuple(sorted(CLASSES)) == reader.classes
         assert (columns["status"] == 0).all()
         assert {b"h264", b"mpeg4", b"vp8", b"mpeg2video", b"mjpeg"} == set(columns["codec"].tolist())
-        assert len({tuple(size) for size in zip(columns["width"].tolist(), columns["height"].tolist(), strict=True)}) >= 4
+        assert (
+            len({tuple(size) for size in zip(columns["width"].tolist(), columns["height"].tolist(), strict=True)}) >= 4
+        )
         assert len(set(columns["fps"].round().tolist())) >= 4
         assert columns["num_frames"].min() < 64 < columns["num_frames"].max()
         assert [90] == [rotation for rotation in columns["rotation"].tolist() if rotation]
@@ -593,7 +630,9 @@ def test_another_seed_gives_other_videos(tmp_path: Path) -> None:
 
 
 def test_an_ffmpeg_that_cannot_encode_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "ffmpeg").write_text(f'#!/bin/sh\n[ "$1" = -version ] && exec {TOOLS.ffmpeg} -version\necho no codec >&2; exit 1\n')
+    (tmp_path / "ffmpeg").write_text(
+        f'#!/bin/sh\n[ "$1" = -version ] && exec {TOOLS.ffmpeg} -version\necho no codec >&2; exit 1\n'
+    )
     (tmp_path / "ffmpeg").chmod(0o755)
     (tmp_path / "ffprobe").symlink_to(TOOLS.ffprobe)
 

@@ -29,7 +29,7 @@ def children() -> object:
         yield running
 
 
-def decode(path: Path, children: Children, spec: Spec = SPEC, *, limits: Limits = Limits()) -> Decoded:  # noqa: B008
+def decode(path: Path, children: Children, spec: Spec = SPEC, *, limits: Limits = Limits()) -> Decoded:
     return decode_video(path, spec, [TOOLS], children, limits)
 
 
@@ -94,7 +94,9 @@ def test_containers_and_codecs(tmp_path: Path, children: Children, name: str, co
 
 def test_a_variable_rate_gives_every_frame_once(tmp_path: Path, children: Children) -> None:
     source = "color=c=black:s=64x48:r=25,format=gray,geq=lum='mod(N*4,256)',setpts='(N+25*gt(N,19))/25/TB'"
-    run_ffmpeg("-f", "lavfi", "-i", source, "-frames:v", "40", "-fps_mode", "vfr", "-c:v", "ffv1", str(tmp_path / "v.mkv"))
+    run_ffmpeg(
+        "-f", "lavfi", "-i", source, "-frames:v", "40", "-fps_mode", "vfr", "-c:v", "ffv1", str(tmp_path / "v.mkv")
+    )
 
     decoded = decode(tmp_path / "v.mkv", children)
 
@@ -186,7 +188,13 @@ def test_the_facts_of_a_video(tmp_path: Path, children: Children) -> None:
 
     probe = decode(path, children).probe
 
-    assert ("h264", "yuv444p", 64, 48, 0) == (probe.codec, probe.pixel_format, probe.width, probe.height, probe.rotation)
+    assert ("h264", "yuv444p", 64, 48, 0) == (
+        probe.codec,
+        probe.pixel_format,
+        probe.width,
+        probe.height,
+        probe.rotation,
+    )
     assert (50, 50, 50) == (probe.num_packets, probe.num_packets_in_file, probe.num_frames_from_header)
     assert pytest.approx((2.0, 25.0)) == (probe.duration_seconds, probe.fps_from_header)
 
@@ -280,7 +288,9 @@ def test_a_playlist_is_not_followed(tmp_path: Path, children: Children) -> None:
         assert failure_of(tmp_path / name, children).reason is Reason.UNREADABLE
 
 
-@pytest.mark.parametrize("name", [b"-i.mkv", b"img%03d.mkv", b"a:b|c'\"\n.mkv", b"\xff\xfe.mkv", b"http:x.mkv", b"file:y"])
+@pytest.mark.parametrize(
+    "name", [b"-i.mkv", b"img%03d.mkv", b"a:b|c'\"\n.mkv", b"\xff\xfe.mkv", b"http:x.mkv", b"file:y"]
+)
 def test_no_name_is_an_option_a_pattern_or_a_protocol(tmp_path: Path, children: Children, name: bytes) -> None:
     video = make_video(tmp_path / "v.mkv", 10)
     path = os.path.join(os.fsencode(tmp_path), name)
@@ -335,7 +345,9 @@ def test_a_codec_that_one_ffmpeg_lacks_is_tried_with_the_next(tmp_path: Path, ch
     lacking = Tools(str(poor), TOOLS.ffprobe, "5.0", "a test")
 
     assert 12 == decode_video(path, SPEC, [lacking, TOOLS], children, Limits()).ledger.num_frames
-    message = r"unsupported_codec: ffmpeg 5.0 \(a test\) cannot decode ffv1: install an ffmpeg that can, or use --ffmpeg-dir"
+    message = (
+        r"unsupported_codec: ffmpeg 5.0 \(a test\) cannot decode ffv1: install an ffmpeg that can, or use --ffmpeg-dir"
+    )
     with pytest.raises(Failure, match=message):
         decode_video(path, SPEC, [lacking], children, Limits())
 
@@ -414,7 +426,9 @@ def _run(children: Children, *command: str, seconds: float = 30) -> tuple[ffmpeg
 
 
 def test_a_talkative_child_neither_hangs_nor_fills_the_memory(children: Children) -> None:
-    ended, output = _run(children, "/bin/sh", "-c", "yes complaint | head -c 5000000 >&2; yes data | head -c 3000000; exit 7")
+    ended, output = _run(
+        children, "/bin/sh", "-c", "yes complaint | head -c 5000000 >&2; yes data | head -c 3000000; exit 7"
+    )
 
     assert (7, False) == (ended.code, ended.timed_out)
     assert 3_000_000 == len(output)

@@ -12,7 +12,9 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, r
 from vidcache.eval.metrics import compute_metrics, wilson_interval
 
 
-def predictions(n: int, k: int, seed: int) -> tuple[np.ndarray[object, np.dtype[np.int64]], np.ndarray[object, np.dtype[np.float32]]]:
+def predictions(
+    n: int, k: int, seed: int
+) -> tuple[np.ndarray[object, np.dtype[np.int64]], np.ndarray[object, np.dtype[np.float32]]]:
     rng = np.random.default_rng(seed)
     probabilities = rng.dirichlet(np.full(k, 0.5), n).astype(np.float32)
     return rng.integers(0, k, n), probabilities
@@ -27,10 +29,15 @@ def test_they_equal_scikit_learn(n: int, k: int, seed: int) -> None:
     found = compute_metrics(labels, probabilities, [str(c) for c in range(k)])
 
     assert accuracy_score(labels, predicted) == found.accuracy
-    assert pytest.approx(recall_score(labels, predicted, labels=present, average="macro", zero_division=0)) == found.balanced_accuracy
+    assert (
+        pytest.approx(recall_score(labels, predicted, labels=present, average="macro", zero_division=0))
+        == found.balanced_accuracy
+    )
     if len(present) > 1 and set(predicted) <= set(present):
         assert pytest.approx(balanced_accuracy_score(labels, predicted)) == found.balanced_accuracy
-    assert pytest.approx(f1_score(labels, predicted, labels=present, average="macro", zero_division=0)) == found.macro_f1
+    assert (
+        pytest.approx(f1_score(labels, predicted, labels=present, average="macro", zero_division=0)) == found.macro_f1
+    )
     if k > 5:
         expected = top_k_accuracy_score(labels, probabilities, k=5, labels=range(k))
         assert pytest.approx(expected) == found.top5_accuracy

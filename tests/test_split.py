@@ -11,7 +11,9 @@ from vidcache.preprocess.split import assign_splits, parse_fractions, split_coun
 DEFAULT = (0.70, 0.15, 0.15)
 
 
-@given(st.integers(0, 3000), st.sampled_from([DEFAULT, (0.8, 0.1, 0.1), (0.34, 0.33, 0.33), (0.8, 0.2, 0.0), (1, 0, 0)]))
+@given(
+    st.integers(0, 3000), st.sampled_from([DEFAULT, (0.8, 0.1, 0.1), (0.34, 0.33, 0.33), (0.8, 0.2, 0.0), (1, 0, 0)])
+)
 def test_counts_sum_up_and_are_as_near_as_whole_clips_allow(n: int, fractions: tuple[float, float, float]) -> None:
     counts = split_counts(n, fractions)
 
@@ -26,7 +28,9 @@ def test_counts_sum_up_and_are_as_near_as_whole_clips_allow(n: int, fractions: t
     assert all(counts[k] == 0 for k in range(3) if fractions[k] == 0 and n >= len(wanted))
 
 
-@pytest.mark.parametrize(("n", "expected"), [(0, (0, 0, 0)), (1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (7, (5, 1, 1))])
+@pytest.mark.parametrize(
+    ("n", "expected"), [(0, (0, 0, 0)), (1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (7, (5, 1, 1))]
+)
 def test_small_classes(n: int, expected: tuple[int, int, int]) -> None:
     assert expected == split_counts(n, DEFAULT)
 

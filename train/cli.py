@@ -186,7 +186,8 @@ class _Reporter:
         self._console.print(
             Text(
                 f"epoch {result.epoch:3}  train loss {result.train_loss:.4f} acc {result.train_accuracy:6.1%}  "
-                f"val loss {result.val_loss:.4f} acc {result.val_accuracy:6.1%}  {result.clips_per_second:.1f} clips/s  "
+                f"val loss {result.val_loss:.4f} acc {result.val_accuracy:6.1%}  "
+                f"{result.clips_per_second:.1f} clips/s  "
                 f"waiting {result.data_wait_fraction:.1%}  {result.seconds:.1f} s{'  best' if result.is_best else ''}"
             ),
             soft_wrap=True,

@@ -243,13 +243,25 @@ def _training_clips(reader: CacheReader, config: TrainConfig) -> tuple[npt.NDArr
     return rows, labels
 
 
+def check_config(reader: CacheReader, config: TrainConfig) -> None:
+    """Refuse a config that this cache cannot serve.
+
+    Raises:
+        InputError: More frames than a clip has.
+    """
+    used, there = config.num_frames_used or 1, reader.spec.num_frames
+    if not 1 <= used <= there:
+        raise InputError(
+            f"{printable(reader.path)}: num_frames_used {used}, expected 1 to {there}, the frames of a clip. "
+            "Lower --num-frames-used"
+        )
+
+
 def _used_frames(reader: CacheReader, config: TrainConfig) -> npt.NDArray[np.int64] | None:
-    used = config.num_frames_used
-    if used is None or used == reader.spec.num_frames:
+    check_config(reader, config)
+    if config.num_frames_used in (None, reader.spec.num_frames):
         return None
-    if not 1 <= used <= reader.spec.num_frames:
-        raise ValueError(f"num_frames_used {used}, expected 1 to {reader.spec.num_frames}, the frames of a clip")
-    return sample_indices(reader.spec.num_frames, used)
+    return sample_indices(reader.spec.num_frames, config.num_frames_used or 0)
 
 
 def _try_precision(

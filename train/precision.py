@@ -92,7 +92,7 @@ def _conv_slowdown(device: torch.device) -> float:
     """
     layer = nn.Conv3d(64, 64, 3, padding=1).to(device)
     inputs = torch.rand(1, 64, 4, 28, 28, device=device)
-    seconds = {}
+    seconds: dict[str, float] = {}
     for name in ("off", "bf16"):
         for _ in range(3):
             _wait(device)

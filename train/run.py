@@ -11,7 +11,7 @@ from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
 from vidcache.files import write_text_atomically
 from vidcache.train.curves import draw_curves
-from vidcache.train.loop import EpochResult, Hooks, RunResult, TrainConfig, train
+from vidcache.train.loop import EpochResult, Hooks, RunResult, TrainConfig, check_config, train
 
 
 def run_folder(out: Path) -> Path:
@@ -39,6 +39,7 @@ def run_training(cache: Path, out: Path, config: TrainConfig, hooks: Hooks) -> R
         OSError: The disk is full or not writable; the last good checkpoint is untouched.
     """
     with CacheReader(cache) as reader:
+        check_config(reader, config)  # before anything is written
         folder = run_folder(out)
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"cache": str(cache), "fingerprint": reader.fingerprint, "split_hash": reader.split_hash}

@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine: make demo, make test.
+# PIP_ARGS chooses another torch build, e.g. make demo PIP_ARGS="--index-url URL_OF_THE_CPU_WHEELS"
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+DEMO := demo
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo install test lint clean
+
+# Renders motion videos, then the three commands. The flags make R3D-18 learn from nothing in three
+# minutes on two CPU cores: small pictures, 8 frames, no colour jitter.
+demo: install
+	rm -rf $(DEMO)
+	$(BIN)/vidcache demo $(DEMO)/raw
+	$(BIN)/vidcache build $(DEMO)/raw $(DEMO)/cache.h5 --workers 2 --size 28
+	$(BIN)/vidtrain $(DEMO)/cache.h5 --weights none --num-frames-used 8 --epochs 6 --min-epochs 6 --lr 1e-3 \
+		--batch-size 8 --balance sampler --augment none --out $(DEMO)/best.pt
+	$(BIN)/videval $(DEMO)/cache.h5 --ckpt $(DEMO)/best.pt
+	@echo "Report: $(CURDIR)/$(DEMO)/best.eval"
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e . -C editable_mode=strict
+	touch $@
+
+# Reinstalls every time: an editable install only links the files that were there.
+test:
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[dev]' -C editable_mode=strict
+	touch .venv/installed
+	$(MAKE) lint
+	$(BIN)/python -m pytest -q
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build $(DEMO) *.egg-info

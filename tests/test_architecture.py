@@ -1,0 +1,64 @@
+"""Who may import whom, and what must not be imported at all (DESIGN, section 2)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+# Folder: the folders of ours that it may import, apart from the package root.
+MAY_IMPORT = {
+    "common": set(),
+    "cache": {"cache"},
+    "preprocess": {"preprocess", "cache"},
+    "eval": {"eval", "cache", "preprocess"},
+    "train": {"train", "cache", "eval"},
+}
+FILES = sorted(path for folder in MAY_IMPORT for path in (CHECKOUT / folder).glob("*.py"))
+
+
+def imports_of(path: Path) -> set[str]:
+    """Absolute names of everything a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_imports_go_in_the_allowed_direction(path: Path) -> None:
+    folder = path.parent.name
+    for name in imports_of(path):
+        first, *rest = name.split(".")
+        assert first not in MAY_IMPORT, f"bare import of {name}"
+        if first == "vidcache" and rest and rest[0] in MAY_IMPORT:
+            assert rest[0] in MAY_IMPORT[folder], f"{folder}/ may not import {name}"
+        if folder == "preprocess":
+            assert first not in ("torch", "torchvision")
+            assert not name.startswith("vidcache.cache.stream")
+        if folder == "common":
+            assert first not in ("ffmpeg", "h5py")
+
+
+def test_nothing_at_the_root_hides_the_package() -> None:
+    assert not (CHECKOUT / "vidcache").exists()
+
+
+def test_preprocess_does_not_load_torch() -> None:
+    code = "import sys, vidcache.preprocess.cli; assert 'torch' not in sys.modules"
+
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_folder_says_what_it_is_for() -> None:
+    for folder in MAY_IMPORT:
+        docstring = ast.get_docstring(ast.parse((CHECKOUT / folder / "__init__.py").read_text()))
+        assert docstring
+        assert "urns" in docstring.split(".")[0] or folder == "common"
+        assert "ay import" in docstring
