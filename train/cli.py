@@ -88,7 +88,8 @@ def main(cache: Path, out: Path, as_json: bool, **values: Any) -> None:
     stderr.print(
         Text(
             f"{printable(out)}: epoch {result.best_epoch} of {len(result.epochs)}, "
-            f"validation loss {best.val_loss:.4f}, accuracy {best.val_accuracy:.1%}; stopped because {result.stopped_because}"
+            f"validation loss {best.val_loss:.4f}, accuracy {best.val_accuracy:.1%}; "
+            f"stopped because {result.stopped_because}"
         ),
         soft_wrap=True,
     )

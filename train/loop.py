@@ -350,7 +350,8 @@ class _Step:
             step = int(bad.nonzero()[0, 0])
             raise VidcacheError(
                 f"train: loss became {float(losses[step])} at step {(epoch - 1) * num_steps + step + 1} "
-                f"(epoch {epoch}, learning rate {self.config.lr:g}), expected a finite number. Lower --lr; nothing was saved from it"
+                f"(epoch {epoch}, learning rate {self.config.lr:g}), expected a finite number. "
+                "Lower --lr; nothing was saved from it"
             )
 
 
