@@ -104,6 +104,25 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def choose_device(name: str | None) -> str:
+    """Check the value of `--device`; None is cuda where there is one, else cpu.
+
+    Raises:
+        click.BadParameter: There is no such device, here or anywhere.
+    """
+    import torch  # 2 s: not for --help
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise click.BadParameter(str(error).split("\n")[0], param_hint="--device") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter(f"{device}, but torch {torch.__version__} sees no GPU", param_hint="--device")
+    return name
+
+
 def num_cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

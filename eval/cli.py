@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vidcache.cli import Command, echo_json, json_option, option
+from vidcache.cli import Command, choose_device, echo_json, json_option, option
 from vidcache.errors import InputError, TooManyFailuresError
 from vidcache.files import write_text_atomically
 from vidcache.text import plural, printable
@@ -52,8 +52,6 @@ def main(
     \b
     videval cache.h5 --ckpt best.pt
     """
-    import torch
-
     from vidcache.cache.reader import CacheReader
     from vidcache.cache.stream import stream_batches
     from vidcache.checkpoint import Checkpoint
@@ -66,7 +64,7 @@ def main(
     with CacheReader(cache) as reader:
         checkpoint = Checkpoint.load(ckpt)
         check_match(checkpoint, reader, where, allow_mismatch=allow_mismatch)
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        chosen = choose_device(device)
         model = load_model(checkpoint, where, chosen)
         rows = reader.rows(split)
         if not len(rows):
@@ -194,15 +192,13 @@ def predict_main(
     \b
     vidpredict clip.mp4 --ckpt best.pt
     """
-    import torch
-
     from vidcache.checkpoint import Checkpoint
     from vidcache.eval.loading import load_model
     from vidcache.eval.predict import predict_videos
     from vidcache.preprocess.decode import Limits
 
     checkpoint = Checkpoint.load(ckpt)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = choose_device(device)
     model = load_model(checkpoint, printable(ckpt), chosen)
     console, failed = Console(), 0
     predictions = []

@@ -395,6 +395,15 @@ def test_bad_training_options_are_usage_errors(built: Path, arguments: list[str]
     assert message in " ".join(result.stderr.split())
 
 
+@pytest.mark.parametrize(("device", "message"), [("cuda", "sees no GPU"), ("toaster", "Expected one of cpu, cuda")])
+def test_a_bad_device_is_a_usage_error_everywhere(built: Path, checkpoint: Path, device: str, message: str) -> None:
+    for command, argument in ((videval, built), (vidpredict, built.parent / "raw" / "jump" / "jump_0.mkv")):
+        result = call(command, argument, "--ckpt", checkpoint, "--device", device)
+
+        assert 2 == result.exit_code
+        assert message in " ".join(result.stderr.split())
+
+
 def test_too_many_frames_used_is_a_usage_error(built: Path, tmp_path: Path) -> None:
     result = call(vidtrain, built, *QUICK, "--num-frames-used", 9, "--out", tmp_path / "x.pt")
 

@@ -35,7 +35,11 @@ def test_every_column_is_in_the_readme() -> None:
 def test_python_blocks_run(block: str, cache_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "cache.h5").symlink_to(cache_file)
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
+    names: dict[str, object] = {}
+
+    exec(compile(block, "README.md", "exec"), names)
+
+    assert (4, 4, 16, 16, 3) == names["clips"].shape  # type: ignore[attr-defined]
 
 
 def test_no_machine_and_no_registry_is_named() -> None:

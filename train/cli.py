@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from vidcache.cli import Command, echo_json, json_option, option
+from vidcache.cli import Command, choose_device, echo_json, json_option, option
 from vidcache.text import printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
@@ -108,22 +108,13 @@ def main(cache: Path, out: Path, as_json: bool, **values: Any) -> None:
 
 def make_config(values: dict[str, Any]) -> "TrainConfig":
     """Turn the options of the command into a config."""
-    import torch
-
     from vidcache.train.augment import Strength
     from vidcache.train.loop import TrainConfig
 
     strength = Strength(**{name: values.pop(name) for name in ("flip", "brightness", "contrast", "saturation", "hue")})
     if values["freeze"] is None:
         values["freeze"] = "none" if values["weights"] == "none" else "layer2"
-    if values["device"] is None:
-        values["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(values["device"])
-    except RuntimeError as error:
-        raise click.BadParameter(str(error).split("\n")[0], param_hint="--device") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise click.BadParameter(f"{device}, but torch {torch.__version__} sees no GPU", param_hint="--device")
+    values["device"] = choose_device(values["device"])
     return TrainConfig(strength=strength, **values)
 
 
