@@ -39,7 +39,14 @@ STAGES = ("none", "stem", "layer1", "layer2", "layer3", "layer4", "all")
 @option("--num-frames-used", type=click.IntRange(1), default=None, show_default="all", help="Frames of each clip (T').")
 @option("--epochs", type=click.IntRange(1), default=30, help="At most so many.")
 @option("--batch-size", type=click.IntRange(1), default=16, help="Clips per step.")
-@option("--lr", type=click.FloatRange(0, min_open=True), default=1e-4, help="Learning rate of Adam.")
+@option("--lr", type=click.FloatRange(0, min_open=True), default=1e-4, help="Highest learning rate of Adam.")
+@option(
+    "--lr-schedule",
+    type=click.Choice(["none", "cosine"]),
+    default="none",
+    help="cosine: fall to 0 over --epochs; give --patience room then.",
+)
+@option("--warmup-epochs", type=click.FloatRange(0), default=0, help="Epochs in which the learning rate rises.")
 @option("--weight-decay", type=click.FloatRange(0), default=5e-4, help="Of Adam.")
 @option(
     "--balance",

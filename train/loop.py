@@ -28,6 +28,7 @@ from vidcache.train.augment import Strength, augment, draw
 from vidcache.train.balance import ClassAudit, audit, epoch_rows, loss_weights
 from vidcache.train.early_stopping import EarlyStopping
 from vidcache.train.precision import Choice, autocast, choose_precision
+from vidcache.train.schedule import learning_rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,9 @@ class TrainConfig:
         num_frames_used: Frames of each clip, evenly spaced (T'); None for all.
         epochs: At most so many.
         batch_size: Clips per step (B).
-        lr: Learning rate of Adam.
+        lr: Highest learning rate of Adam.
+        lr_schedule: "none" or "cosine"; see `vidcache.train.schedule`.
+        warmup_epochs: Epochs in which the learning rate rises to `lr`; may be a fraction.
         weight_decay: Of Adam.
         balance: "both", "sampler", "loss" or "none".
         augment: "linear", "exact" or "none".
@@ -63,6 +66,8 @@ class TrainConfig:
     epochs: int = 30
     batch_size: int = 16
     lr: float = 1e-4
+    lr_schedule: str = "none"
+    warmup_epochs: float = 0
     weight_decay: float = 5e-4
     balance: str = "both"
     augment: str = "linear"
@@ -89,7 +94,7 @@ class EpochResult:
         val_loss: Plain cross-entropy, averaged over the validation clips.
         val_accuracy: Fraction of validation clips.
         val_balanced_accuracy: Mean over classes.
-        lr: Learning rate.
+        lr: Learning rate of the last step.
         seconds: Of training and validation.
         clips_per_second: Of training.
         data_wait_fraction: Share of training time spent waiting for clips.
@@ -209,10 +214,10 @@ def train(reader: CacheReader, config: TrainConfig, hooks: Hooks = Hooks()) -> R
         if not math.isfinite(validated.mean_loss):
             raise VidcacheError(
                 f"train: validation loss became {validated.mean_loss} in epoch {epoch} (learning rate "
-                f"{config.lr:g}), expected a finite number. Lower --lr"
+                f"{trained.lr:g}), expected a finite number. Lower --lr"
             )
         is_best = stopping.update(epoch, validated.mean_loss)
-        result = _result(epoch, trained, validated, reader.classes, config.lr, time.perf_counter() - start, is_best)
+        result = _result(epoch, trained, validated, reader.classes, time.perf_counter() - start, is_best)
         results.append(result)
 
         def checkpoint(resumable: bool, result: EpochResult = result) -> Checkpoint:
@@ -283,6 +288,7 @@ def _try_precision(
 class _Trained:
     loss: float
     accuracy: float
+    lr: float
     clips_per_second: float
     data_wait_fraction: float
 
@@ -308,13 +314,15 @@ class _Step:
 
     def epoch(self, epoch: int, order: npt.NDArray[np.int64], batches: Iterator[Batch], hooks: Hooks) -> _Trained:
         """Step through one epoch; sums stay on the device."""
-        num_steps = math.ceil(len(order) / self.config.batch_size)
+        config = self.config
+        num_steps = math.ceil(len(order) / config.batch_size)
         losses = torch.zeros(num_steps, device=self.device)
         loss_sum, num_correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        num_clips, waited, start = 0, 0.0, time.perf_counter()
+        num_clips, waited, lr, start = 0, 0.0, config.lr, time.perf_counter()
         asked = start
         for index, batch in enumerate(batches):
             waited += time.perf_counter() - asked
+            lr = self._set_learning_rate((epoch - 1) * num_steps + index, num_steps)
             loss, logits = self._step(batch, epoch)
             losses[index] = loss
             loss_sum += loss * len(batch.rows)
@@ -328,8 +336,16 @@ class _Step:
             raise VidcacheError(f"train: {num_clips} clips came in epoch {epoch}, expected {len(order)}. Report this")
         seconds = time.perf_counter() - start
         return _Trained(
-            float(loss_sum) / num_clips, float(num_correct) / num_clips, num_clips / seconds, waited / seconds
+            float(loss_sum) / num_clips, float(num_correct) / num_clips, lr, num_clips / seconds, waited / seconds
         )
+
+    def _set_learning_rate(self, step: int, num_steps: int) -> float:
+        config = self.config
+        warmup = round(config.warmup_epochs * num_steps)
+        lr = learning_rate(step, config.epochs * num_steps, config.lr, config.lr_schedule, warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
 
     def _step(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.config
@@ -350,7 +366,7 @@ class _Step:
             step = int(bad.nonzero()[0, 0])
             raise VidcacheError(
                 f"train: loss became {float(losses[step])} at step {(epoch - 1) * num_steps + step + 1} "
-                f"(epoch {epoch}, learning rate {self.config.lr:g}), expected a finite number. "
+                f"(epoch {epoch}, learning rate {self.optimizer.param_groups[0]['lr']:g}), expected a finite number. "
                 "Lower --lr; nothing was saved from it"
             )
 
@@ -370,7 +386,6 @@ def _result(
     trained: _Trained,
     validated: Predictions,
     classes: tuple[str, ...],
-    lr: float,
     seconds: float,
     is_best: bool,
 ) -> EpochResult:
@@ -382,7 +397,7 @@ def _result(
         val_loss=validated.mean_loss,
         val_accuracy=metrics.accuracy,
         val_balanced_accuracy=metrics.balanced_accuracy,
-        lr=lr,
+        lr=trained.lr,
         seconds=seconds,
         clips_per_second=trained.clips_per_second,
         data_wait_fraction=trained.data_wait_fraction,
