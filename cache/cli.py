@@ -120,5 +120,5 @@ def verify(cache: Path, as_json: bool) -> None:
     if bad:
         raise CacheError(
             f"{printable(cache)}: {len(bad)} of {plural(len(good), 'clip')} do not match their hash, expected none. "
-            "Restore a copy, or build it again"
+            "Restore a copy, or decode them again: vidcache build RAW CACHE --check-contents"
         )

@@ -4,7 +4,10 @@ A record counts only when its checksum is right, so a torn tail is simply not th
 is seeded with the plan's identity: a record of another plan is no record.
 """
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from vidcache.cache.layout import RECORD
@@ -27,7 +30,9 @@ def encode_entry(plan_identity: str, row: int, record: np.void) -> bytes:
     return body + _checksum(plan_identity, body).to_bytes(8, "little")
 
 
-def decode_entries(plan_identity: str, num_clips: int, data: bytes) -> tuple[dict[int, np.void], int]:
+def decode_entries(
+    plan_identity: str, num_clips: int, data: bytes
+) -> tuple[np.ndarray[Any, Any], npt.NDArray[np.bool_], int]:
     """Read entries up to the first that is torn, altered or of another plan.
 
     Args:
@@ -36,9 +41,10 @@ def decode_entries(plan_identity: str, num_clips: int, data: bytes) -> tuple[dic
         data: Content of the journal, whatever it is.
 
     Returns:
-        Records by row (the last entry of a row counts), and how many bytes were good.
+        Records, (N,) of dtype `RECORD` (the last entry of a row counts); (N,) bool, which rows have one;
+        and how many bytes were good.
     """
-    records: dict[int, np.void] = {}
+    records, done = np.zeros(num_clips, RECORD), np.zeros(num_clips, bool)
     position = 0
     while position + ENTRY_BYTES <= len(data):
         body = data[position : position + _ENTRY.itemsize]
@@ -48,9 +54,10 @@ def decode_entries(plan_identity: str, num_clips: int, data: bytes) -> tuple[dic
         entry = np.frombuffer(body, _ENTRY, count=1)[0]
         if entry["row"] >= num_clips:
             break
-        records[int(entry["row"])] = entry["record"]
+        row = int(entry["row"])
+        records[row], done[row] = entry["record"], True
         position += ENTRY_BYTES
-    return records, position
+    return records, done, position
 
 
 def _checksum(plan_identity: str, body: bytes) -> int:

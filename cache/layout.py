@@ -157,7 +157,7 @@ class Header:
         Raises:
             CacheError: It is not the user block of a finished, undamaged cache of this version.
         """
-        rebuild = "Build it again: vidcache build RAW CACHE"
+        rebuild = "Restore a copy, or build it again with --overwrite"
         if block[: len(FORMAT)] != FORMAT:
             raise CacheError(f"{where}: no vidcache file (it begins with {block[:8]!r}). {rebuild}")
         if len(block) < USER_BLOCK_BYTES:
@@ -173,7 +173,7 @@ class Header:
         if fields["format_version"] != FORMAT_VERSION:
             raise CacheError(
                 f"{where}: format version {fields['format_version']}, but this vidcache reads "
-                f"version {FORMAT_VERSION}. Use the vidcache that made it, or build it again"
+                f"version {FORMAT_VERSION}. Use the vidcache that made it, or build it again with --overwrite"
             )
         values: dict[str, Any] = {field.name: fields[field.name].item() for field in dataclasses.fields(cls)}
         texts = {name: value.decode("ascii", "replace") for name, value in values.items() if isinstance(value, bytes)}

@@ -156,7 +156,9 @@ class CacheReader:
                     begin = start + number * frame_bytes
                     pread_all(self._descriptor, view[begin : begin + frame_bytes], offset + frame * frame_bytes)
         except EOFError as error:
-            raise CacheError(f"{printable(self.path)}: {error}: it was cut while open. Build it again") from None
+            raise CacheError(
+                f"{printable(self.path)}: {error}: it was cut while open. Restore a copy, or build it again"
+            ) from None
         return out
 
     def damaged_rows(self, rows: npt.ArrayLike | None = None) -> Rows:
@@ -192,12 +194,15 @@ class CacheReader:
         header = Header.from_bytes(block, where)
         size, clips_bytes = os.fstat(self._descriptor).st_size, header.num_clips * header.clip_bytes
         if size != header.file_bytes or size < header.clips_offset + clips_bytes:
-            raise CacheError(f"{where}: {size:,} bytes long, expected {header.file_bytes:,}. Copy or build it again")
+            raise CacheError(
+                f"{where}: {size:,} bytes long, expected {header.file_bytes:,}. "
+                "Restore a copy, or build it again with --overwrite"
+            )
         found = layout.metadata_hash_of(self._descriptor, header.clips_offset, clips_bytes, size)
         if found != header.metadata_hash:
             raise CacheError(
                 f"{where}: the columns are damaged (hash {found}, expected {header.metadata_hash}). "
-                "Copy or build it again"
+                "Restore a copy, or build it again with --overwrite"
             )
         return header
 
@@ -219,13 +224,15 @@ class CacheReader:
                 self.classes = tuple(os.fsdecode(name) for name in names)
                 self.columns = {column.name: file["videos"][column.name][:] for column in COLUMNS}
             except (KeyError, ValueError, OSError) as error:
-                raise CacheError(f"{where}: no valid cache structure ({error}). Build it again") from error
+                raise CacheError(
+                    f"{where}: no valid cache structure ({error}). Build it again with --overwrite"
+                ) from error
         for name, found, expected in (
             ("fingerprint", layout.fingerprint_of(self.spec, names, self.columns), self.header.fingerprint),
             ("split_hash", layout.split_hash_of(self.columns), self.header.split_hash),
         ):
             if found != expected:
-                raise CacheError(f"{where}: {name} is {found}, expected {expected}. Build it again")
+                raise CacheError(f"{where}: {name} is {found}, expected {expected}. Build it again with --overwrite")
 
     def _check_structure(self, file: Any) -> None:
         """Refuse everything that could make libhdf5 read other files or run filters."""

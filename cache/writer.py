@@ -1,14 +1,13 @@
 """Writing a cache: fixed slots, a journal, a verified finish, one rename.
 
 Next to `cache.h5` lie, while it is built, `cache.h5.lock` (never removed: removing a lock file is
-a race) and `.cache.h5.build/` with `plan.json`, `data.h5` and `journal`. The published name is
-never opened for writing. Nothing here decodes anything.
+a race) and `.cache.h5.build/<plan>/` with `plan.json`, `data.h5` and `journal`. A build under
+another plan (a video was added) has another folder, and takes over what is still good from the
+earlier ones. The published name is never opened for writing. Nothing here decodes anything.
 """
 
-import dataclasses
 import errno
 import fcntl
-import json
 import os
 import shutil
 import threading
@@ -18,63 +17,18 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import xxhash
+import numpy.typing as npt
 
 from vidcache.cache import journal, layout
-from vidcache.cache.layout import COLUMNS, Header, Layout, Stage, Status
+from vidcache.cache.donors import Donor, Skeleton, build_folder
+from vidcache.cache.layout import COLUMNS, RECORD, Header, Layout, Stage, Status
+from vidcache.cache.plan import Plan
 from vidcache.errors import CacheError, LockedError, VidcacheError
-from vidcache.files import pread_all, pwrite_all, sync_file, sync_folder, write_text_atomically
-from vidcache.spec import Spec
+from vidcache.files import copy_range, pread_all, pwrite_all, sync_file, sync_folder
 from vidcache.text import printable
 
 COMMIT_CLIPS = 32
 COMMIT_SECONDS = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Everything about a cache that is known before the first video is opened.
-
-    Attributes:
-        spec: Shape of the clips.
-        classes: Names in label order.
-        paths: Relative path of every video, sorted; one row each.
-        labels: Index into `classes`, one per video.
-        source_bytes: Size of each video file.
-        source_mtime_ns: Modification time of each video file.
-        attributes: Root attributes of the HDF5 file: str, int, float or lists of them.
-    """
-
-    spec: Spec
-    classes: tuple[bytes, ...]
-    paths: tuple[bytes, ...]
-    labels: tuple[int, ...]
-    source_bytes: tuple[int, ...]
-    source_mtime_ns: tuple[int, ...]
-    attributes: dict[str, Any]
-
-    @property
-    def num_clips(self) -> int:
-        """Rows of the cache (N)."""
-        return len(self.paths)
-
-    @property
-    def path_bytes(self) -> int:
-        """Width of the `path` column."""
-        return max(len(path) for path in self.paths)
-
-    def identity(self) -> str:
-        """Hash of the whole plan: a build is resumed only under the same one."""
-        fields = (
-            self.spec.to_dict(),
-            self.classes,
-            self.paths,
-            self.labels,
-            self.source_bytes,
-            self.source_mtime_ns,
-            self.attributes,
-        )
-        return xxhash.xxh3_128_hexdigest(repr(fields).encode())
 
 
 class CacheWriter:
@@ -83,7 +37,8 @@ class CacheWriter:
     `write_clip` may be called from many threads; everything else belongs to one.
 
     Attributes:
-        records: What is known of every completed row, scalars of dtype `RECORD`.
+        records: (N,) of dtype `RECORD`, what is known of every completed row.
+        done: (N,) bool, which rows are completed.
 
     Raises:
         LockedError: Another process builds the same cache.
@@ -93,9 +48,10 @@ class CacheWriter:
     def __init__(self, output: Path, plan: Plan) -> None:
         self.output = output
         self.plan = plan
-        self.folder = output.with_name(f".{output.name}.build")
-        self.records: dict[int, np.void] = {}
         self._identity = plan.identity()
+        self.folder = build_folder(output) / self._identity
+        self.records: np.ndarray[Any, Any] = np.zeros(plan.num_clips, RECORD)
+        self.done: npt.NDArray[np.bool_] = np.zeros(plan.num_clips, bool)
         self._waiting: list[bytes] = []
         self._last_commit = time.monotonic()
         self._broken = threading.Event()
@@ -133,7 +89,8 @@ class CacheWriter:
     @property
     def pending(self) -> list[int]:
         """Rows that have not been completed yet."""
-        return [row for row in range(self.plan.num_clips) if row not in self.records]
+        rows: list[int] = np.flatnonzero(~self.done).tolist()
+        return rows
 
     def write_clip(self, row: int, clip: np.ndarray[Any, Any]) -> None:
         """Put a clip into its slot. Not durable before `complete` has been committed.
@@ -156,18 +113,47 @@ class CacheWriter:
             descriptor = os.dup(self._data)
         try:
             pwrite_all(descriptor, clip.data.cast("B"), self._slot(row))
-        except OSError:
-            self._broken.set()
-            raise
         finally:
             os.close(descriptor)
 
     def complete(self, row: int, record: np.void) -> None:
         """Say that a row is done; it counts from the next commit on, at most a second later."""
         self._waiting.append(journal.encode_entry(self._identity, row, record))
-        self.records[row] = record
+        self.records[row], self.done[row] = record, True
         if len(self._waiting) >= COMMIT_CLIPS or time.monotonic() - self._last_commit >= COMMIT_SECONDS:
             self.commit()
+
+    def forget(self, row: int) -> None:
+        """Take a row back: it is to be done again. What the journal says of it counts no more than now."""
+        self.done[row] = False
+
+    def take_over(self, row: int, donor: Donor, donor_row: int) -> bool:
+        """Complete a row with a clip of an earlier build.
+
+        Returns:
+            Whether the clip was still what had been written; if not, the row is not completed.
+
+        Raises:
+            OSError: The disk is full or broken.
+        """
+        record, clip_bytes = donor.records[donor_row], self.plan.spec.clip_bytes
+        if record["status"] != Status.FAILED:
+            source_offset = donor.clips_offset + donor_row * clip_bytes
+            try:
+                copy_range(donor.descriptor, source_offset, self._data, self._slot(row), clip_bytes)
+            except EOFError:
+                return False
+            if not self._matches(row, record):
+                return False
+        self.complete(row, record)
+        return True
+
+    def drop_earlier_builds(self) -> None:
+        """Remove what other, interrupted builds of this cache have left."""
+        self.commit()
+        for folder in sorted(build_folder(self.output).iterdir()):
+            if folder != self.folder:
+                _remove_build(folder)
 
     def commit(self) -> None:
         """Make everything that was completed so far survive a power cut: data first, then journal.
@@ -207,11 +193,12 @@ class CacheWriter:
         self.commit()
         columns = self._columns(group, split)
         for column in COLUMNS:
-            data = memoryview(columns[column.name].tobytes())
-            pwrite_all(self._data, data, self._layout.column_offsets[column.name])
-        self._clear_failed_slots(columns["status"])
+            if column.stage is not Stage.PLAN:
+                data = memoryview(columns[column.name].tobytes())
+                pwrite_all(self._data, data, self._layout.column_offsets[column.name])
+        self._clear_failed_slots()
         sync_file(self._data)
-        self._verify_slots(columns)
+        self._verify_slots()
         spec = self.plan.spec
         header = Header(
             num_clips=self.plan.num_clips,
@@ -234,100 +221,88 @@ class CacheWriter:
         (self.folder / "data.h5").rename(self.output)
         sync_folder(self.output.parent)
         sync_folder(self.folder)
-        _remove_build_folder(self.folder)
+        _remove_builds(self.output)
         return header
 
     def _slot(self, row: int) -> int:
         return self._layout.clips_offset + row * self.plan.spec.clip_bytes
 
     def _create(self) -> Layout:
-        _remove_build_folder(self.folder)
-        self.folder.mkdir()
+        _remove_build(self.folder)
+        self.folder.mkdir(parents=True)
         plan = self.plan
         made = layout.create_skeleton(
             self.folder / "data.h5", plan.spec, plan.classes, plan.num_clips, plan.path_bytes, plan.attributes
         )
         self._open(os.O_CREAT)
+        for name, values in plan.columns().items():
+            pwrite_all(self._data, memoryview(values.tobytes()), made.column_offsets[name])
         os.fsync(self._data)
         os.fsync(self._journal)
-        # plan.json comes last: where it is, the skeleton is whole.
-        facts = {
-            "plan": self._identity,
-            "layout": dataclasses.asdict(made),
-            "skeleton_hash": _skeleton_hash(self._data, made, plan),
-        }
-        write_text_atomically(self.folder / "plan.json", json.dumps(facts))
+        Skeleton.of(plan, made, self._data).save(self.folder)
+        sync_folder(self.folder.parent)
         sync_folder(self.output.parent)
         return made
 
     def _resume(self) -> Layout | None:
-        """Pick up an interrupted build, or return None where there is none that fits."""
-        try:
-            facts = json.loads((self.folder / "plan.json").read_text())
-            made = Layout(**facts["layout"])
-            if facts["plan"] != self._identity:
-                return None
-            self._open(0)
-        except (OSError, ValueError, KeyError, TypeError):
+        """Pick up an interrupted build of this plan, or return None where there is none."""
+        skeleton = Skeleton.load(self.folder)
+        if skeleton is None or skeleton.plan != self._identity:
             return None
-        skeleton_hash = _skeleton_hash(self._data, made, self.plan)
-        if skeleton_hash != facts["skeleton_hash"] or os.fstat(self._data).st_size != made.file_bytes:
+        try:
+            self._open(0)
+        except OSError:
+            return None
+        # A second name for the data (a crash in the middle of a rename) may be the published cache.
+        if os.fstat(self._data).st_nlink != 1 or not skeleton.matches(self._data):
             os.close(self._data)
             os.close(self._journal)
             self._data = self._journal = -1
             return None
-        self._layout = made
-        data = (self.folder / "journal").read_bytes()
-        records, good_bytes = journal.decode_entries(self._identity, self.plan.num_clips, data)
+        self._layout = skeleton.layout
+        entries = (self.folder / "journal").read_bytes()
+        self.records, self.done, good_bytes = journal.decode_entries(self._identity, self.plan.num_clips, entries)
         os.ftruncate(self._journal, good_bytes)
-        buffer = np.empty(self.plan.spec.clip_shape, np.uint8)
-        self.records = {row: record for row, record in records.items() if self._matches(row, record, buffer)}
-        return made
+        for row in np.flatnonzero(self.done).tolist():
+            self.done[row] = self._matches(row, self.records[row])
+        return skeleton.layout
 
     def _open(self, flags: int) -> None:
         self._data = os.open(self.folder / "data.h5", os.O_RDWR | os.O_CLOEXEC)
         self._journal = os.open(self.folder / "journal", os.O_RDWR | os.O_CLOEXEC | flags, 0o666)
 
-    def _matches(self, row: int, record: np.void, buffer: np.ndarray[Any, Any]) -> bool:
+    def _read_slot(self, row: int) -> np.ndarray[Any, Any]:
+        clip = np.empty(self.plan.spec.clip_shape, np.uint8)
+        pread_all(self._data, clip.data.cast("B"), self._slot(row))
+        return clip
+
+    def _matches(self, row: int, record: np.void) -> bool:
         if record["status"] == Status.FAILED:
             return True
-        pread_all(self._data, buffer.data.cast("B"), self._slot(row))
-        return bool(layout.clip_hash_of(buffer) == record["clip_hash"].decode())
+        return bool(layout.clip_hash_of(self._read_slot(row)) == record["clip_hash"].decode())
 
     def _columns(self, group: np.ndarray[Any, Any], split: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
-        plan = self.plan
-        records = np.array([self.records[row] for row in range(plan.num_clips)], layout.RECORD)
-        values: dict[str, Any] = {
-            "path": plan.paths,
-            "label": plan.labels,
-            "source_bytes": plan.source_bytes,
-            "source_mtime_ns": plan.source_mtime_ns,
-            "group": group,
-            "split": split,
-        }
-        values |= {column.name: records[column.name] for column in COLUMNS if column.stage is Stage.DECODE}
-        return {
-            column.name: np.asarray(values[column.name], layout.column_dtype(column, plan.path_bytes))
-            for column in COLUMNS
-        }
+        columns = self.plan.columns()
+        for column in COLUMNS:
+            if column.stage is Stage.DECODE:
+                columns[column.name] = np.ascontiguousarray(self.records[column.name])
+        return {**columns, "group": np.asarray(group, "<i4"), "split": np.asarray(split, "|u1")}
 
-    def _clear_failed_slots(self, status: np.ndarray[Any, Any]) -> None:
+    def _clear_failed_slots(self) -> None:
         """Make the slot of a failed video zeros: an earlier, killed attempt may have written there."""
-        buffer = np.empty(self.plan.spec.clip_shape, np.uint8)
-        for row in np.flatnonzero(status == Status.FAILED).tolist():
-            pread_all(self._data, buffer.data.cast("B"), self._slot(row))
-            if buffer.any():
-                buffer[:] = 0
-                pwrite_all(self._data, buffer.data.cast("B"), self._slot(row))
+        for row in np.flatnonzero(self.records["status"] == Status.FAILED).tolist():
+            clip = self._read_slot(row)
+            if clip.any():
+                clip[:] = 0
+                pwrite_all(self._data, clip.data.cast("B"), self._slot(row))
 
-    def _verify_slots(self, columns: dict[str, np.ndarray[Any, Any]]) -> None:
-        buffer = np.empty(self.plan.spec.clip_shape, np.uint8)
-        for row, record in self.records.items():
-            if not self._matches(row, record, buffer):
+    def _verify_slots(self) -> None:
+        for row, record in enumerate(self.records):
+            if not self._matches(row, record):
                 raise CacheError(
-                    f"{printable(self.output)}: row {row} ({printable(columns['path'][row])}) reads back as "
-                    f"{layout.clip_hash_of(buffer)}, expected {record['clip_hash'].decode()}: the disk altered "
-                    "it. Run the same command again; if this comes back, use another disk"
+                    f"{printable(self.output)}: row {row} ({printable(self.plan.paths[row])}) does not read back "
+                    f"as it was written (expected hash {record['clip_hash'].decode()}): the disk altered it. "
+                    "Run the same command again; if this comes back, use another disk"
                 )
 
 
@@ -366,24 +341,35 @@ def _check_space(output: Path, folder: Path, plan: Plan) -> None:
         )
 
 
-def _skeleton_hash(descriptor: int, made: Layout, plan: Plan) -> str:
-    """Hash what libhdf5 wrote, leaving out the clips and the columns, which `finish` fills in."""
-    gaps = [(made.clips_offset, plan.num_clips * plan.spec.clip_bytes), (made.file_bytes, 0)]
-    for column in COLUMNS:
-        width = layout.column_dtype(column, plan.path_bytes).itemsize * int(np.prod(column.shape, initial=1))
-        gaps.append((made.column_offsets[column.name], width * plan.num_clips))
-    return layout.hash_between(descriptor, sorted(gaps))
-
-
 def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
-def _remove_build_folder(folder: Path) -> None:
-    """Remove a build folder, plan first, so that a kill in between leaves nothing that resumes."""
-    for name in ("plan.json", "journal", "data.h5"):
-        (folder / name).unlink(missing_ok=True)
-    if folder.exists():
-        shutil.rmtree(folder)  # a temporary of plan.json that a kill left behind
+def clean_up(output: Path) -> None:
+    """Remove what a killed build has left beside a finished cache; leave it to a build that still runs."""
+    if build_folder(output).is_dir():
+        try:
+            lock = _lock(output)
+        except LockedError:
+            return
+        try:
+            _remove_builds(output)
+        finally:
+            os.close(lock)
+
+
+def _remove_builds(output: Path) -> None:
+    folder = build_folder(output)
+    if folder.is_dir():
+        for build in sorted(folder.iterdir()):
+            _remove_build(build)
+        shutil.rmtree(folder)
+
+
+def _remove_build(folder: Path) -> None:
+    """Remove one build, plan first, so that a kill in between leaves nothing that resumes."""
+    (folder / "plan.json").unlink(missing_ok=True)
+    if folder.is_dir():
+        shutil.rmtree(folder)

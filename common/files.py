@@ -1,5 +1,6 @@
 """Writing files so that a power cut leaves the old one or the new one, never half of one."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -82,3 +83,33 @@ def pread_all(descriptor: int, out: memoryview, offset: int) -> None:
         if count == 0:
             raise EOFError(f"file ends at byte {offset}, {len(out)} bytes early")
         out, offset = out[count:], offset + count
+
+
+def copy_range(source: int, source_offset: int, target: int, target_offset: int, num_bytes: int) -> None:
+    """Copy bytes from one open file to another; where the file system can, without moving them.
+
+    Raises:
+        EOFError: The source ends early.
+        OSError: The disk is full or broken; part may have been written.
+    """
+    if sys.platform == "linux":
+        try:
+            while num_bytes:
+                count = os.copy_file_range(source, target, num_bytes, source_offset, target_offset)
+                if count == 0:
+                    break  # the source ends here, or this file system says so: reading will tell
+                source_offset, target_offset, num_bytes = (
+                    source_offset + count,
+                    target_offset + count,
+                    num_bytes - count,
+                )
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    buffer = memoryview(bytearray(min(num_bytes, 1 << 22)))
+    while num_bytes:
+        piece = buffer[: min(num_bytes, len(buffer))]
+        pread_all(source, piece, source_offset)
+        pwrite_all(target, piece, target_offset)
+        size = len(piece)
+        source_offset, target_offset, num_bytes = source_offset + size, target_offset + size, num_bytes - size

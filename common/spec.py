@@ -64,4 +64,4 @@ class Spec:
         return cls(**fields)
 
     def __str__(self) -> str:
-        return f"{self.num_frames} frames of {self.width}x{self.height}"
+        return f"{self.num_frames} frames of {self.height}x{self.width}"

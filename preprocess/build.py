@@ -4,10 +4,10 @@ The workers are threads, because the work is in the child processes; each writes
 Results leave through return values and a callback: nothing is printed here.
 """
 
-import csv
 import dataclasses
+import errno
 import importlib.metadata
-import io
+import os
 import time
 import warnings
 from collections import Counter
@@ -18,14 +18,18 @@ from typing import Any, cast
 import joblib
 import numpy as np
 
+from vidcache.cache.donors import Earlier, earlier_builds, open_donors, records_of
 from vidcache.cache.layout import ERROR_BYTES, RECORD, Status, clip_hash_of
-from vidcache.cache.writer import CacheWriter, Plan
-from vidcache.errors import InputError
-from vidcache.files import write_text_atomically
+from vidcache.cache.plan import Plan
+from vidcache.cache.reader import CacheReader
+from vidcache.cache.writer import CacheWriter, clean_up
+from vidcache.errors import CacheError, InputError, VidcacheError
 from vidcache.preprocess.decode import Decoded, Limits, decode_video
-from vidcache.preprocess.failure import Failure
+from vidcache.preprocess.failure import Failure, Reason
 from vidcache.preprocess.ffmpeg import Children, Tools, find_tools, find_tools_on_path
 from vidcache.preprocess.perceptual import perceptual_hash
+from vidcache.preprocess.problems import Problem, failures_path, find_problems, write_failures
+from vidcache.preprocess.reuse import is_current, reconsider, take_over
 from vidcache.preprocess.sources import Sources, find_videos
 from vidcache.preprocess.split import MIN_CLASS_CLIPS, assign_splits
 from vidcache.spec import Spec
@@ -44,6 +48,9 @@ class BuildOptions:
         allow_tiny_classes: Accept classes with fewer than 3 clips.
         ffmpeg_dir: Folder of the ffmpeg to use; None finds one.
         limits: Bounds for one video.
+        check_contents: Believe hashes of videos and clips only, not sizes and times.
+        retry_failed: Decode videos again that failed before.
+        overwrite: Use nothing of an earlier cache; it may have another spec, or be no cache.
     """
 
     spec: Spec = Spec()
@@ -53,27 +60,9 @@ class BuildOptions:
     allow_tiny_classes: bool = False
     ffmpeg_dir: Path | None = None
     limits: Limits = Limits()
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A video that failed or is damaged.
-
-    Attributes:
-        path: Below the raw folder.
-        class_name: Its class.
-        status: FAILED or DAMAGED.
-        reason: The code.
-        detail: One line.
-        num_frames: Frames that decoded.
-    """
-
-    path: bytes
-    class_name: bytes
-    status: Status
-    reason: str
-    detail: str
-    num_frames: int
+    check_contents: bool = False
+    retry_failed: bool = False
+    overwrite: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +74,13 @@ class BuildReport:
         fingerprint: Names its content.
         num_videos: Candidates, one row each.
         num_decoded: Videos that were opened by this run.
-        num_reused: Rows that an interrupted run had completed.
+        num_reused: Videos that earlier runs had decoded.
         problems: Failed and damaged videos, by path.
         seconds: Wall-clock time.
         class_counts: Clips per class, in label order.
         split_counts: Clips in train, val and test.
         skipped: Files that were no candidates, by reason.
+        up_to_date: There was nothing to do, and nothing was written.
     """
 
     cache: Path
@@ -103,6 +93,7 @@ class BuildReport:
     class_counts: dict[str, int]
     split_counts: tuple[int, int, int]
     skipped: dict[str, int]
+    up_to_date: bool
 
     @property
     def num_failed(self) -> int:
@@ -119,7 +110,7 @@ Progress = Callable[[int, int, int], None]  # rows done, rows failed, rows in al
 
 
 def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progress = lambda *_: None) -> BuildReport:
-    """Decode every video below `raw` into a cache, or finish a build that was interrupted.
+    """Decode the videos below `raw` into a cache, as far as earlier builds have not done it yet.
 
     Args:
         raw: RAW/<class>/**/<video>.
@@ -131,10 +122,11 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
         What was done. `<output>.failures.csv` lists the failed and damaged videos.
 
     Raises:
-        InputError: No videos, no ffmpeg, a class with too few videos, or no video decodes.
+        InputError: No videos, no ffmpeg, a class with too few videos, no video decodes, or an
+            earlier build of this cache has another spec.
+        CacheError: There is a file of that name which is no cache.
         LockedError: Another build is writing this cache.
-        VidcacheError: The disk has no room.
-        OSError: The disk filled up or broke; the same command resumes.
+        VidcacheError: The disk has no room or failed; the same command resumes.
     """
     start = time.monotonic()
     sources = find_videos(raw)
@@ -144,28 +136,110 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
     on_path = find_tools_on_path()
     if on_path and on_path.ffmpeg != tools[0].ffmpeg:
         tools.append(on_path)  # it may know a codec that the first lacks
-    plan = make_plan(sources, options, tools[0])
+    earlier = [] if options.overwrite else earlier_builds(output)
+    _check_spec(output, options.spec, earlier)
+    plan = make_plan(sources, options, tools[0], earlier)
+    report = _report_if_current(raw, output, plan, options) if earlier else None
+    if report is None:
+        try:
+            report = _build(raw, output, plan, tools, options, progress)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise VidcacheError(
+                f"{printable(output)}: {error.strerror} while it was written. What was decoded is kept: "
+                f"{'free some space, then' if full else 'when the cause is gone,'} run the same command again"
+            ) from error
+    return dataclasses.replace(report, skipped=sources.skipped, seconds=time.monotonic() - start)
+
+
+def _build(
+    raw: Path, output: Path, plan: Plan, tools: list[Tools], options: BuildOptions, progress: Progress
+) -> BuildReport:
     with CacheWriter(output, plan) as writer:
+        reconsider(
+            raw,
+            writer,
+            check_contents=options.check_contents,
+            retry_failed=options.retry_failed,
+            workers=options.workers,
+        )
+        tally = _Tally(writer, progress)
+        if not options.overwrite:
+            with open_donors(output, plan.spec, plan.identity()) as donors:
+                for row in take_over(
+                    raw,
+                    writer,
+                    donors,
+                    check_contents=options.check_contents,
+                    retry_failed=options.retry_failed,
+                    workers=options.workers,
+                ):
+                    tally.add(row)
+        writer.drop_earlier_builds()
         pending = writer.pending
-        _decode_pending(raw, writer, pending, tools, options, progress)
-        good = np.array([writer.records[row]["status"] != Status.FAILED for row in range(plan.num_clips)])
-        problems = _problems(plan, writer.records)
+        _decode_pending(raw, writer, pending, tools, options, tally)
+        good = writer.records["status"] != Status.FAILED
+        problems = find_problems(plan, writer.records)
         write_failures(output, problems)
         _check_result(output, plan, good, problems, options)
         split = assign_splits(plan.paths, plan.labels, good, options.fractions, options.seed)
         header = writer.finish(np.arange(plan.num_clips, dtype=np.int32), split)
-    counts = Counter(np.asarray(plan.labels)[good].tolist())
+    return _report(output, plan, writer.records, split, header.fingerprint, num_decoded=len(pending))
+
+
+def _check_spec(output: Path, spec: Spec, earlier: list[Earlier]) -> None:
+    for found in earlier:
+        if found.spec != spec:
+            what = "holds" if found.where == output else "is half built with"
+            same = str(found.spec) == str(spec)  # then the rules differ, with the version of vidcache
+            there, wanted = (repr(found.spec), repr(spec)) if same else (str(found.spec), str(spec))
+            raise InputError(
+                f"{printable(output)}: {what} clips of {there}, expected {wanted}. Use another name, or "
+                "replace it with --overwrite"
+            )
+
+
+def _report_if_current(raw: Path, output: Path, plan: Plan, options: BuildOptions) -> BuildReport | None:
+    """Report on the finished cache if there is nothing to build."""
+    try:
+        reader = CacheReader(output)
+    except CacheError:
+        return None
+    with reader:
+        records = records_of(reader.columns)
+        if (options.retry_failed and (records["status"] == Status.FAILED).any()) or not is_current(
+            raw, reader, plan, check_contents=options.check_contents, workers=options.workers
+        ):
+            return None
+        clean_up(output)
+        return _report(output, plan, records, reader.columns["split"], reader.fingerprint, num_decoded=0, current=True)
+
+
+def _report(
+    output: Path,
+    plan: Plan,
+    records: np.ndarray[Any, Any],
+    split: np.ndarray[Any, Any],
+    fingerprint: str,
+    *,
+    num_decoded: int,
+    current: bool = False,
+) -> BuildReport:
+    good = records["status"] != Status.FAILED
+    counts = np.bincount(np.asarray(plan.labels)[good], minlength=len(plan.classes)).tolist()
+    train, val, test = np.bincount(split[good], minlength=3).tolist()
     return BuildReport(
         cache=output,
-        fingerprint=header.fingerprint,
+        fingerprint=fingerprint,
         num_videos=plan.num_clips,
-        num_decoded=len(pending),
-        num_reused=plan.num_clips - len(pending),
-        problems=problems,
-        seconds=time.monotonic() - start,
-        class_counts={printable(name): counts[label] for label, name in enumerate(plan.classes)},
-        split_counts=tuple(np.bincount(split[good], minlength=3).tolist()),
-        skipped=sources.skipped,
+        num_decoded=num_decoded,
+        num_reused=plan.num_clips - num_decoded,
+        problems=find_problems(plan, records),
+        seconds=0.0,
+        class_counts={printable(name): count for name, count in zip(plan.classes, counts, strict=True)},
+        split_counts=(train, val, test),
+        skipped={},
+        up_to_date=current,
     )
 
 
@@ -183,8 +257,10 @@ def check_class_sizes(counts: Counter[bytes], noun: str) -> None:
         )
 
 
-def make_plan(sources: Sources, options: BuildOptions, tools: Tools) -> Plan:
+def make_plan(sources: Sources, options: BuildOptions, tools: Tools, earlier: list[Earlier]) -> Plan:
     """Write down everything that is known before the first video is opened."""
+    # Clips of earlier builds may be taken over, so their ffmpeg counts too.
+    versions = {tools.version}.union(*(found.ffmpeg_version.split(", ") for found in earlier))
     classes = sources.classes
     label_of = {name: label for label, name in enumerate(classes)}
     videos = sources.videos
@@ -202,7 +278,7 @@ def make_plan(sources: Sources, options: BuildOptions, tools: Tools) -> Plan:
             "split_seed": options.seed,
             "split_fractions": [round(fraction, 9) for fraction in options.fractions],
             "vidcache_version": importlib.metadata.version("vidcache"),
-            "ffmpeg_version": tools.version,
+            "ffmpeg_version": ", ".join(sorted(versions - {""})),
         },
     )
 
@@ -213,12 +289,8 @@ def _decode_pending(
     pending: list[int],
     tools: list[Tools],
     options: BuildOptions,
-    progress: Progress,
+    tally: "_Tally",
 ) -> None:
-    total, failed = writer.plan.num_clips, 0
-    for record in writer.records.values():
-        failed += record["status"] == Status.FAILED
-    progress(total - len(pending), failed, total)
     # Longest first: a long video that starts last would keep one worker busy alone.
     order = sorted(pending, key=lambda row: -writer.plan.source_bytes[row])
     with Children() as children:
@@ -229,16 +301,33 @@ def _decode_pending(
             joblib.delayed(_work)(raw, row, writer, tools, children, options) for row in order
         )
         try:
-            for done, (row, record) in enumerate(results, total - len(pending) + 1):
+            for row, record in results:
                 writer.complete(row, record)
-                failed += record["status"] == Status.FAILED
-                progress(done, failed, total)
+                tally.add(row)
         except BaseException:
             children.close()  # before joblib waits for its threads
             with warnings.catch_warnings():  # joblib's, that some work was in vain
                 warnings.simplefilter("ignore")
                 results.close()
             raise
+
+
+class _Tally:
+    """Counts what is done, and tells it."""
+
+    def __init__(self, writer: CacheWriter, progress: Progress) -> None:
+        self._writer, self._progress = writer, progress
+        self._num_failed = int((writer.done & (writer.records["status"] == Status.FAILED)).sum())
+        self._num_done = int(writer.done.sum())
+        self._tell()
+
+    def add(self, row: int) -> None:
+        self._num_done += 1
+        self._num_failed += int(self._writer.records[row]["status"] == Status.FAILED)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._progress(self._num_done, self._num_failed, self._writer.plan.num_clips)
 
 
 def _work(
@@ -248,8 +337,13 @@ def _work(
     path = bytes(raw) + b"/" + writer.plan.paths[row]
     try:
         decoded = decode_video(path, options.spec, tools, children, options.limits)
+        facts, plan = os.lstat(path), writer.plan
+        if (facts.st_size, facts.st_mtime_ns) != (plan.source_bytes[row], plan.source_mtime_ns[row]):
+            raise Failure(Reason.UNREADABLE, "the file changed after the build had begun; run again")
     except Failure as failure:
         return row, failure_record(failure)
+    except FileNotFoundError:
+        return row, failure_record(Failure(Reason.UNREADABLE, "the file was removed; run again"))
     writer.write_clip(row, decoded.clip)
     return row, clip_record(decoded)
 
@@ -291,50 +385,6 @@ def failure_record(failure: Failure) -> np.void:
     record["error"] = one_line(str(failure), ERROR_BYTES).encode()
     record["num_frames_from_header"] = -1
     return cast(np.void, record[()])
-
-
-def _problems(plan: Plan, records: dict[int, np.void]) -> tuple[Problem, ...]:
-    problems = []
-    for row in range(plan.num_clips):
-        record = records[row]
-        if record["status"] != Status.OK:
-            reason, _, detail = record["error"].decode("utf-8", "replace").partition(": ")
-            problems.append(
-                Problem(
-                    plan.paths[row],
-                    plan.classes[plan.labels[row]],
-                    Status(record["status"]),
-                    reason,
-                    detail,
-                    int(record["num_frames"]),
-                )
-            )
-    return tuple(problems)
-
-
-def failures_path(output: Path) -> Path:
-    """Return where the failures of a cache are listed: cache.h5 -> cache.failures.csv."""
-    return output.with_name(f"{output.stem}.failures.csv")
-
-
-def write_failures(output: Path, problems: tuple[Problem, ...]) -> None:
-    """Write `<output>.failures.csv`; with no problems it has only its header."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["path", "class", "status", "reason", "num_frames", "detail"])
-    for problem in problems:
-        path, class_name = printable(problem.path), printable(problem.class_name)
-        table.writerow(
-            [
-                path,
-                class_name,
-                problem.status.name.lower(),
-                problem.reason,
-                problem.num_frames,
-                problem.detail,
-            ]
-        )
-    write_text_atomically(failures_path(output), text.getvalue())
 
 
 def _check_result(

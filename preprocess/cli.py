@@ -20,10 +20,11 @@ from rich.text import Text
 
 from vidcache.cli import Command, echo_json, json_option, num_cpus, option
 from vidcache.errors import TooManyFailuresError
-from vidcache.preprocess.build import BuildOptions, BuildReport, build_cache, check_class_sizes, failures_path
+from vidcache.preprocess.build import BuildOptions, BuildReport, build_cache, check_class_sizes
 from vidcache.preprocess.decode import Limits
 from vidcache.preprocess.demo import CLASSES, render_demo
 from vidcache.preprocess.ffmpeg import find_tools
+from vidcache.preprocess.problems import failures_path
 from vidcache.preprocess.sources import find_videos
 from vidcache.preprocess.split import parse_fractions
 from vidcache.spec import Spec
@@ -105,6 +106,9 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
     callback=_parse(parse_max_failures),
     help="More failed videos: exit code 3.",
 )
+@click.option("--retry-failed", is_flag=True, help="Decode videos again that failed before.")
+@click.option("--check-contents", is_flag=True, help="Compare hashes of videos and clips, not sizes and times.")
+@click.option("--overwrite", is_flag=True, help="Use nothing of an earlier CACHE, whatever it is.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built; write nothing.")
 @json_option()
 def build(
@@ -119,12 +123,15 @@ def build(
     ffmpeg_dir: Path | None,
     timeout: float,
     max_failures: tuple[float, bool],
+    retry_failed: bool,
+    check_contents: bool,
+    overwrite: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Decode RAW/<class>/**/<video> into CACHE; the class folders, sorted, are the labels.
 
-    Running the same command again resumes an interrupted build.
+    Running it again decodes only what is new, changed, or was not reached when it was interrupted.
 
     \b
     vidcache build raw/ cache.h5 --workers 16
@@ -137,6 +144,9 @@ def build(
         allow_tiny_classes=allow_tiny_classes,
         ffmpeg_dir=ffmpeg_dir,
         limits=Limits(timeout_seconds=timeout),
+        retry_failed=retry_failed,
+        check_contents=check_contents,
+        overwrite=overwrite,
     )
     if dry_run:
         _dry_run(raw, options, as_json)
@@ -219,16 +229,22 @@ def _show_report(console: Console, report: BuildReport) -> None:
             example = f"{printable(members[0].path)}: {members[0].detail}"
             table.add_row(status, reason, str(len(members)), Text(example, overflow="fold"))
         console.print(table)
-        console.print(Text(f"All of them: {printable(failures_path(report.cache))}"))
+        console.print(Text(f"All of them: {printable(failures_path(report.cache))}"), soft_wrap=True)
+        if report.num_failed:
+            console.print("Failed videos are not tried again, unless they change: --retry-failed.")
     _show_skipped(console, report.skipped)
     train, val, test = report.split_counts
     rate = report.num_decoded / report.seconds if report.seconds else 0.0
+    done = (
+        f"{report.num_decoded} decoded, {report.num_reused} reused in {report.seconds:.1f} s ({rate:.1f} videos/s)"
+        if not report.up_to_date
+        else f"up to date, nothing was written ({report.seconds:.1f} s)"
+    )
     console.print(
         Text(
             f"{printable(report.cache)}: {plural(report.num_videos - report.num_failed, 'clip')} of "
             f"{plural(len(report.class_counts), 'class', 'classes')} (train {train}, val {val}, test {test}), "
-            f"{report.num_failed} failed, {report.num_damaged} damaged; {report.num_decoded} decoded, "
-            f"{report.num_reused} reused in {report.seconds:.1f} s ({rate:.1f} videos/s)"
+            f"{report.num_failed} failed, {report.num_damaged} damaged; {done}"
         ),
         soft_wrap=True,
     )

@@ -116,6 +116,19 @@ def open_video(path: str | bytes | Path) -> int:
     return descriptor
 
 
+def hash_video(path: str | bytes | Path) -> str:
+    """Return the xxh3-128 of a video file, hex.
+
+    Raises:
+        Failure: It is not a regular file, or cannot be read.
+    """
+    descriptor = open_video(path)
+    try:
+        return _hash_file(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def decode_video(
     path: str | bytes | Path, spec: Spec, tools: Sequence[Tools], children: Children, limits: Limits
 ) -> Decoded:
@@ -285,6 +298,9 @@ def _damage(probe: Probe, ledger: Ledger) -> str:
 
 def _hash_file(descriptor: int) -> str:
     digest = xxhash.xxh3_128()
-    while chunk := os.read(descriptor, 1 << 20):
-        digest.update(chunk)
+    try:
+        while chunk := os.read(descriptor, 1 << 20):
+            digest.update(chunk)
+    except OSError as error:
+        raise Failure(Reason.UNREADABLE, error.strerror or "") from None
     return digest.hexdigest()

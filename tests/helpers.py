@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from vidcache.cache.layout import RECORD, Split, Status, clip_hash_of
+from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.writer import CacheWriter, Plan
+from vidcache.cache.writer import CacheWriter
 from vidcache.eval import loading
 from vidcache.preprocess.ffmpeg import find_tools
 from vidcache.preprocess.split import assign_splits

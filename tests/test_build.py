@@ -183,6 +183,7 @@ def test_failures_are_rows_and_a_list_and_do_not_stop_the_rest(tmp_path: Path) -
         "status": "damaged",
         "reason": "missing_frames",
         "num_frames": "20",
+        "num_frames_from_header": "60",
         "detail": "20 decoded, the header says 60",
     } == rows[1]
     with CacheReader(tmp_path / "c.h5") as reader:
@@ -195,7 +196,10 @@ def test_a_finished_build_leaves_only_the_cache_its_lock_and_the_list(raw_dir: P
     build_cache(raw_dir, tmp_path / "c.h5", OPTIONS)
 
     assert {"c.h5", "c.h5.lock", "c.failures.csv"} == {file.name for file in tmp_path.iterdir()}
-    assert "path,class,status,reason,num_frames,detail\n" == (tmp_path / "c.failures.csv").read_text()
+    assert (
+        "path,class,status,reason,num_frames,num_frames_from_header,detail\n"
+        == (tmp_path / "c.failures.csv").read_text()
+    )
 
 
 def test_tiny_classes_are_refused_by_name_before_anything_is_decoded(tmp_path: Path) -> None:

@@ -1,0 +1,234 @@
+"""What earlier builds have decoded: the finished cache and builds that were interrupted.
+
+A donor offers completed rows; whether a row is still good for a video is the caller's question,
+whether its bytes are still what was written is answered by the clip's hash after copying.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidcache.cache import journal, layout
+from vidcache.cache.layout import COLUMNS, RECORD, Layout, Stage
+from vidcache.cache.plan import Plan
+from vidcache.cache.reader import CacheReader
+from vidcache.errors import CacheError
+from vidcache.files import pread_all, write_text_atomically
+from vidcache.spec import Spec
+
+
+def build_folder(output: Path) -> Path:
+    """Return the folder in which a cache is built: cache.h5 -> .cache.h5.build."""
+    return output.with_name(f".{output.name}.build")
+
+
+@dataclasses.dataclass(frozen=True)
+class Donor:
+    """Completed rows of an earlier build.
+
+    Attributes:
+        ffmpeg_version: Of the ffmpeg that decoded them.
+        paths: (N,) S*, of all rows.
+        source_bytes: (N,) int64.
+        source_mtime_ns: (N,) int64.
+        records: (N,) of dtype `RECORD`; meaningful where `done`.
+        done: (N,) bool.
+        descriptor: Of the file that holds the clips, open for reading.
+        clips_offset: Where its first clip begins.
+    """
+
+    ffmpeg_version: str
+    paths: npt.NDArray[np.bytes_]
+    source_bytes: npt.NDArray[np.int64]
+    source_mtime_ns: npt.NDArray[np.int64]
+    records: np.ndarray[Any, Any]
+    done: npt.NDArray[np.bool_]
+    descriptor: int
+    clips_offset: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Skeleton:
+    """plan.json: what a later process must know of a build folder; written when the rest is there.
+
+    Attributes:
+        plan: Identity of the plan.
+        spec: Shape of its clips.
+        ffmpeg_version: Of the ffmpeg that decodes for it.
+        num_clips: Rows (N).
+        path_bytes: Width of the `path` column.
+        layout: Where everything lies in data.h5.
+        skeleton_hash: Of what is in data.h5 from the start: HDF5 metadata and the plan's columns.
+    """
+
+    plan: str
+    spec: Spec
+    ffmpeg_version: str
+    num_clips: int
+    path_bytes: int
+    layout: Layout
+    skeleton_hash: str
+
+    @classmethod
+    def of(cls, plan: Plan, made: Layout, descriptor: int) -> "Skeleton":
+        """Describe a skeleton that has just been made."""
+        digest = skeleton_hash(descriptor, made, plan.num_clips, plan.path_bytes, plan.spec)
+        version = str(plan.attributes.get("ffmpeg_version", ""))
+        return cls(plan.identity(), plan.spec, version, plan.num_clips, plan.path_bytes, made, digest)
+
+    def save(self, folder: Path) -> None:
+        """Write plan.json into a build folder, in one step."""
+        write_text_atomically(folder / "plan.json", json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Skeleton | None":
+        """Read it back; None where there is none, or not a whole one."""
+        try:
+            facts = json.loads((folder / "plan.json").read_text())
+            made = Layout(**facts.pop("layout"))
+            return cls(**{**facts, "layout": made, "spec": Spec(**facts["spec"])})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def matches(self, descriptor: int) -> bool:
+        """Whether an open data.h5 still is what was made."""
+        made = self.layout
+        if os.fstat(descriptor).st_size != made.file_bytes:
+            return False
+        return skeleton_hash(descriptor, made, self.num_clips, self.path_bytes, self.spec) == self.skeleton_hash
+
+
+def skeleton_hash(descriptor: int, made: Layout, num_clips: int, path_bytes: int, spec: Spec) -> str:
+    """Hash data.h5 without the clips and the columns that are filled in later."""
+    gaps = [(made.clips_offset, num_clips * spec.clip_bytes), (made.file_bytes, 0)]
+    for column in COLUMNS:
+        if column.stage is not Stage.PLAN:
+            width = layout.column_dtype(column, path_bytes).itemsize * int(np.prod(column.shape, initial=1))
+            gaps.append((made.column_offsets[column.name], width * num_clips))
+    return layout.hash_between(descriptor, sorted(gaps))
+
+
+def partial_builds(output: Path) -> dict[Path, Skeleton | None]:
+    """List the interrupted builds of a cache; None for a folder that is none."""
+    folder = build_folder(output)
+    if not folder.is_dir():
+        return {}
+    return {entry: Skeleton.load(entry) for entry in sorted(folder.iterdir())}
+
+
+@dataclasses.dataclass(frozen=True)
+class Earlier:
+    """What is known of an earlier build before anything of it is used.
+
+    Attributes:
+        where: The finished cache, or the folder of an interrupted build.
+        spec: Of its clips.
+        ffmpeg_version: Of the ffmpeg that decoded them.
+    """
+
+    where: Path
+    spec: Spec
+    ffmpeg_version: str
+
+
+def earlier_builds(output: Path) -> list[Earlier]:
+    """List the interrupted builds of a cache, and the finished one.
+
+    Raises:
+        CacheError: There is a file of that name which is no usable cache.
+    """
+    found = [
+        Earlier(folder, skeleton.spec, skeleton.ffmpeg_version)
+        for folder, skeleton in partial_builds(output).items()
+        if skeleton
+    ]
+    if os.path.lexists(output):
+        with CacheReader(output) as reader:
+            found.append(Earlier(output, reader.spec, str(reader.attributes.get("ffmpeg_version", ""))))
+    return found
+
+
+@contextmanager
+def open_donors(output: Path, spec: Spec, own: str) -> Iterator[list[Donor]]:
+    """Open everything whose clips have this spec: interrupted builds first, then the finished cache.
+
+    Args:
+        output: The cache.
+        spec: Of the clips that are wanted.
+        own: Identity of the plan that asks, which is no donor to itself.
+    """
+    descriptors: list[int] = []
+    donors: list[Donor] = []
+    try:
+        for folder, skeleton in partial_builds(output).items():
+            if skeleton and skeleton.spec == spec and skeleton.plan != own:
+                donor = _open_partial(folder, skeleton, descriptors)
+                donors += [donor] if donor else []
+        try:
+            with CacheReader(output) as reader:
+                if reader.spec == spec:
+                    descriptors.append(os.open(output, os.O_RDONLY | os.O_CLOEXEC))
+                    donors.append(_finished(reader, descriptors[-1]))
+        except CacheError:
+            pass  # none there, or one that nobody could read either
+        yield donors
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def records_of(columns: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """Return the records, (N,) of dtype `RECORD`, that a cache's columns came from."""
+    records = np.zeros(len(columns["status"]), RECORD)
+    for name in RECORD.names or ():
+        records[name] = columns[name]
+    return records
+
+
+def _finished(reader: CacheReader, descriptor: int) -> Donor:
+    columns = reader.columns
+    return Donor(
+        str(reader.attributes.get("ffmpeg_version", "")),
+        columns["path"],
+        columns["source_bytes"],
+        columns["source_mtime_ns"],
+        records_of(columns),
+        np.ones(len(columns["path"]), bool),
+        descriptor,
+        reader.header.clips_offset,
+    )
+
+
+def _open_partial(folder: Path, skeleton: Skeleton, descriptors: list[int]) -> Donor | None:
+    try:
+        descriptor = os.open(folder / "data.h5", os.O_RDONLY | os.O_CLOEXEC)
+        descriptors.append(descriptor)
+        entries = (folder / "journal").read_bytes()
+    except OSError:
+        return None
+    if not skeleton.matches(descriptor):
+        return None
+    columns = {}
+    for column in COLUMNS:
+        if column.stage is Stage.PLAN:
+            columns[column.name] = np.empty(skeleton.num_clips, layout.column_dtype(column, skeleton.path_bytes))
+            view = columns[column.name].view(np.uint8).data
+            pread_all(descriptor, view, skeleton.layout.column_offsets[column.name])
+    records, done, _ = journal.decode_entries(skeleton.plan, skeleton.num_clips, entries)
+    return Donor(
+        skeleton.ffmpeg_version,
+        columns["path"],
+        columns["source_bytes"],
+        columns["source_mtime_ns"],
+        records,
+        done,
+        descriptor,
+        skeleton.layout.clips_offset,
+    )

@@ -1,0 +1,79 @@
+"""The videos that failed or are damaged: one line each in `<cache>.failures.csv`."""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidcache.cache.layout import Status
+from vidcache.cache.plan import Plan
+from vidcache.files import write_text_atomically
+from vidcache.text import printable
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A video that failed or is damaged.
+
+    Attributes:
+        path: Below the raw folder.
+        class_name: Its class.
+        status: FAILED or DAMAGED.
+        reason: The code.
+        num_frames: Frames that decoded.
+        num_frames_from_header: Frames that the file claims; -1 unknown.
+        detail: One line: what ffmpeg said last.
+    """
+
+    path: bytes
+    class_name: bytes
+    status: Status
+    reason: str
+    num_frames: int
+    num_frames_from_header: int
+    detail: str
+
+
+def find_problems(plan: Plan, records: np.ndarray[Any, Any]) -> tuple[Problem, ...]:
+    """Return the videos that are not `Status.OK`, by path.
+
+    Args:
+        plan: Paths and classes.
+        records: (N,) of dtype `RECORD`.
+    """
+    problems = []
+    for row in np.flatnonzero(records["status"] != Status.OK).tolist():
+        record = records[row]
+        reason, _, detail = record["error"].decode("utf-8", "replace").partition(": ")
+        problems.append(
+            Problem(
+                plan.paths[row],
+                plan.classes[plan.labels[row]],
+                Status(record["status"]),
+                reason,
+                int(record["num_frames"]),
+                int(record["num_frames_from_header"]),
+                detail,
+            )
+        )
+    return tuple(problems)
+
+
+def failures_path(output: Path) -> Path:
+    """Return where the failures of a cache are listed: cache.h5 -> cache.failures.csv."""
+    return output.with_name(f"{output.stem}.failures.csv")
+
+
+def write_failures(output: Path, problems: tuple[Problem, ...]) -> None:
+    """Write `<output>.failures.csv`; with no problems it has only its header."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "class", "status", "reason", "num_frames", "num_frames_from_header", "detail"])
+    for problem in problems:
+        names = printable(problem.path), printable(problem.class_name), problem.status.name.lower()
+        counts = problem.num_frames, problem.num_frames_from_header
+        table.writerow([*names, problem.reason, *counts, problem.detail])
+    write_text_atomically(failures_path(output), text.getvalue())

@@ -1,0 +1,485 @@
+"""Building over what earlier builds have left: nothing is decoded twice, nothing old is believed."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.helpers import make_raw, make_video
+from vidcache.cache import writer as writer_module
+from vidcache.cache.donors import build_folder
+from vidcache.cache.layout import Split, Status
+from vidcache.cache.reader import CacheReader
+from vidcache.errors import CacheError, InputError, LockedError, VidcacheError
+from vidcache.preprocess.build import BuildOptions, BuildReport, build_cache
+from vidcache.spec import Spec
+
+SPEC = Spec(4, 32, 32)
+
+
+def build(raw: Path, cache: Path, **settings: Any) -> BuildReport:
+    return build_cache(raw, cache, BuildOptions(**{"spec": SPEC, "workers": 2, **settings}))
+
+
+def stop_after(number: int) -> Callable[[int, int, int], None]:
+    def progress(done: int, failed: int, total: int) -> None:
+        del failed, total
+        if done == number:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def interrupt(raw: Path, cache: Path, number: int, **settings: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(raw, cache, BuildOptions(**{"spec": SPEC, "workers": 1, **settings}), stop_after(number))
+
+
+def touch(path: Path) -> None:
+    facts = path.stat()
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 10**9))
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int, int]]:
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return make_raw(tmp_path / "raw", {"a": 4, "b": 4})
+
+
+@pytest.fixture
+def cache(raw: Path, tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    build(raw, tmp_path / "out" / "c.h5")
+    return tmp_path / "out" / "c.h5"
+
+
+def flip(path: Path, row: int) -> None:
+    """Damage a clip on disk."""
+    with CacheReader(path) as reader:
+        offset = reader.header.clips_offset + row * SPEC.clip_bytes + 7
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 0xFF]))
+
+
+# --- what changes, is decoded; what does not, is not -------------------------------------------
+
+
+def test_an_unchanged_folder_writes_nothing(raw: Path, cache: Path) -> None:
+    before = state_of(cache.parent)
+
+    report = build(raw, cache)
+
+    assert report.up_to_date
+    assert (0, 8) == (report.num_decoded, report.num_reused)
+    assert before == state_of(cache.parent)
+
+
+def add(raw: Path) -> None:
+    make_video(raw / "a" / "zz.mkv", 20)
+    make_video(raw / "a" / "0first.mkv", 20, first=90)
+
+
+def change(raw: Path) -> None:
+    make_video(raw / "a" / "a_1.mkv", 21, first=77)
+
+
+def rename(raw: Path) -> None:
+    (raw / "b" / "b_0.mkv").rename(raw / "b" / "moved.mkv")
+
+
+def relabel(raw: Path) -> None:
+    (raw / "b" / "b_0.mkv").rename(raw / "a" / "b_0.mkv")
+
+
+def rename_class(raw: Path) -> None:
+    (raw / "b").rename(raw / "0new")
+
+
+def remove(raw: Path) -> None:
+    (raw / "a" / "a_0.mkv").unlink()
+
+
+def touch_one(raw: Path) -> None:
+    touch(raw / "a" / "a_2.mkv")
+
+
+def copy(raw: Path) -> None:
+    shutil.copyfile(raw / "a" / "a_2.mkv", raw / "a" / "again.mkv")
+
+
+def swap(raw: Path) -> None:
+    for one, two in (("a_0", "x"), ("a_1", "a_0"), ("x", "a_1")):
+        (raw / "a" / f"{one}.mkv").rename(raw / "a" / f"{two}.mkv")
+
+
+@pytest.mark.parametrize(
+    ("alter", "num_decoded"),
+    [
+        (add, 2),
+        (change, 1),
+        (rename, 0),
+        (relabel, 0),
+        (rename_class, 0),
+        (remove, 0),
+        (touch_one, 0),
+        (copy, 0),
+        (swap, 0),
+        (lambda raw: [act(raw) for act in (add, change, rename, remove, touch_one)], 3),
+    ],
+)
+def test_after_a_change_only_what_is_new_is_decoded(
+    raw: Path, cache: Path, tmp_path: Path, alter: Callable[[Path], None], num_decoded: int
+) -> None:
+    alter(raw)
+
+    report = build(raw, cache)
+
+    fresh = build(raw, tmp_path / "fresh.h5")
+    assert (num_decoded, fresh.num_videos - num_decoded) == (report.num_decoded, report.num_reused)
+    assert not report.up_to_date
+    assert (tmp_path / "fresh.h5").read_bytes() == cache.read_bytes()
+    assert {"c.h5", "c.h5.lock", "c.failures.csv"} == {file.name for file in cache.parent.iterdir()}
+    assert build(raw, cache).up_to_date
+
+
+@pytest.mark.parametrize("settings", [{"seed": 1}, {"fractions": (1.0, 0.0, 0.0)}])
+def test_another_split_decodes_nothing(raw: Path, cache: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    with CacheReader(cache) as reader:
+        before = reader.split_hash, reader.fingerprint
+
+    report = build(raw, cache, **settings)
+
+    build(raw, tmp_path / "fresh.h5", **settings)
+    assert 0 == report.num_decoded
+    assert (tmp_path / "fresh.h5").read_bytes() == cache.read_bytes()
+    with CacheReader(cache) as reader:
+        assert (before[0] != reader.split_hash, before[1]) == (True, reader.fingerprint)
+
+
+def test_a_change_that_keeps_size_and_time_is_seen_with_check_contents(raw: Path, cache: Path, tmp_path: Path) -> None:
+    video = raw / "a" / "a_0.mkv"
+    facts = video.stat()
+    data = bytearray(video.read_bytes())
+    data[-200] ^= 0xFF
+    video.write_bytes(data)
+    os.utime(video, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+    assert build(raw, cache).up_to_date
+    report = build(raw, cache, check_contents=True)
+
+    assert (1, 7) == (report.num_decoded, report.num_reused)
+    build(raw, tmp_path / "fresh.h5")
+    assert (tmp_path / "fresh.h5").read_bytes() == cache.read_bytes()
+    assert build(raw, cache, check_contents=True).up_to_date
+
+
+def test_check_contents_heals_a_damaged_clip(raw: Path, cache: Path) -> None:
+    good = cache.read_bytes()
+    flip(cache, 3)
+    assert build(raw, cache).up_to_date  # sizes and times say nothing about it
+
+    report = build(raw, cache, check_contents=True)
+
+    assert (1, 7) == (report.num_decoded, report.num_reused)
+    assert good == cache.read_bytes()
+
+
+def test_a_damaged_clip_is_never_taken_over(raw: Path, cache: Path, tmp_path: Path) -> None:
+    flip(cache, 3)
+    add(raw)
+
+    assert 2 + 1 == build(raw, cache).num_decoded
+    build(raw, tmp_path / "fresh.h5")
+    assert (tmp_path / "fresh.h5").read_bytes() == cache.read_bytes()
+
+
+# --- failed videos ----------------------------------------------------------------------------
+
+
+def test_failed_videos_are_kept_until_asked_or_changed(raw: Path, cache: Path) -> None:
+    bad = raw / "a" / "bad.mp4"
+    bad.write_bytes(b"no video" * 50)
+    assert (1, 1) == ((report := build(raw, cache)).num_decoded, report.num_failed)
+
+    assert build(raw, cache).up_to_date
+    assert (1, 8) == ((report := build(raw, cache, retry_failed=True)).num_decoded, report.num_reused)
+    make_video(raw / "a" / "bad.mp4", 9)
+    assert (1, 0) == ((report := build(raw, cache)).num_decoded, report.num_failed)
+    assert build(raw, cache, retry_failed=True).up_to_date
+
+
+def test_retry_failed_also_retries_those_of_an_interrupted_build(raw: Path, tmp_path: Path) -> None:
+    for index in range(3):
+        (raw / "a" / f"bad_{index}.mp4").write_bytes(b"no video" * (9000 + index))  # large ones are first
+    interrupt(raw, tmp_path / "c.h5", 5)
+
+    report = build(raw, tmp_path / "c.h5", retry_failed=True)
+
+    assert (9, 2) == (report.num_decoded, report.num_reused)
+    assert 3 == report.num_failed
+
+
+def test_a_video_that_changes_while_it_is_read_is_not_believed(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vidcache.preprocess import build as build_module
+
+    real = build_module.decode_video
+
+    def decode(path: bytes, *arguments: Any) -> Any:
+        decoded = real(path, *arguments)
+        if path.endswith(b"a_1.mkv"):
+            touch(Path(os.fsdecode(path)))
+        if path.endswith(b"a_2.mkv"):
+            os.unlink(path)
+        return decoded
+
+    monkeypatch.setattr(build_module, "decode_video", decode)
+    report = build(raw, tmp_path / "c.h5", allow_tiny_classes=True)
+    monkeypatch.undo()
+
+    details = [problem.detail for problem in report.problems]
+    assert ["the file changed after the build had begun; run again", "the file was removed; run again"] == details
+    report = build(raw, tmp_path / "c.h5")
+    assert (1, 6, 0) == (report.num_decoded, report.num_reused, report.num_failed)
+
+
+# --- interrupted builds -----------------------------------------------------------------------
+
+
+def test_an_interrupted_build_is_used_when_the_folder_has_changed_since(raw: Path, tmp_path: Path) -> None:
+    interrupt(raw, tmp_path / "c.h5", 3)
+    add(raw)
+
+    report = build(raw, tmp_path / "c.h5")
+
+    build(raw, tmp_path / "fresh.h5")
+    assert (10 - 3, 3) == (report.num_decoded, report.num_reused)
+    assert (tmp_path / "fresh.h5").read_bytes() == (tmp_path / "c.h5").read_bytes()
+
+
+def test_several_interrupted_builds_and_a_finished_one_are_all_used(raw: Path, cache: Path, tmp_path: Path) -> None:
+    for name, number in (("x", 9), ("y", 5)):  # the second while it takes over what the first had
+        make_video(raw / "a" / f"{name}.mkv", 15, first=number)
+        make_video(raw / "b" / f"{name}.mkv", 15, first=20 * number)
+        interrupt(raw, cache, number)
+    assert 2 == len(list(build_folder(cache).iterdir()))
+
+    report = build(raw, cache)
+
+    build(raw, tmp_path / "fresh.h5")
+    assert (12 - 9, 9) == (report.num_decoded, report.num_reused)
+    assert (tmp_path / "fresh.h5").read_bytes() == cache.read_bytes()
+
+
+def test_check_contents_distrusts_an_interrupted_build_too(raw: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "c.h5"
+    interrupt(raw, cache, 8)  # everything is decoded, nothing finished
+    video = raw / "b" / "b_3.mkv"
+    facts = video.stat()
+    video.write_bytes(video.read_bytes()[:-1] + b"x")
+    os.utime(video, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+    assert (1, 7) == ((report := build(raw, cache, check_contents=True)).num_decoded, report.num_reused)
+
+
+def test_leftovers_of_a_killed_build_go_away_when_the_cache_is_current(raw: Path, cache: Path) -> None:
+    folder = build_folder(cache) / "0123"
+    folder.mkdir(parents=True)
+    (folder / "data.h5").write_bytes(b"left")
+
+    assert build(raw, cache).up_to_date
+
+    assert not build_folder(cache).exists()
+
+
+def test_the_published_cache_is_never_written_even_if_the_build_folder_has_a_link_to_it(raw: Path, cache: Path) -> None:
+    """A rename that a power cut has left half done: two names for one file."""
+    add(raw)
+    interrupt(raw, cache, 9)
+    (folder,) = build_folder(cache).iterdir()
+    good = cache.read_bytes()
+    (folder / "data.h5").unlink()
+    os.link(cache, folder / "data.h5")
+
+    interrupt(raw, cache, 9)
+
+    assert good == cache.read_bytes()
+    assert 10 == build(raw, cache).num_videos
+
+
+# --- another spec, another file ----------------------------------------------------------------
+
+
+def test_another_spec_is_an_error_that_names_both_and_overwrite_replaces(raw: Path, cache: Path) -> None:
+    good = cache.read_bytes()
+
+    with pytest.raises(InputError, match=r"c\.h5: holds clips of 4 frames of 32x32, expected 8 frames of 32x48"):
+        build(raw, cache, spec=Spec(8, 32, 48))
+
+    assert good == cache.read_bytes()
+    report = build(raw, cache, spec=Spec(8, 32, 48), overwrite=True)
+    assert (8, 0) == (report.num_decoded, report.num_reused)
+    with CacheReader(cache) as reader:
+        assert (8, 32, 48) == reader.spec.clip_shape[:3]
+
+
+def test_another_spec_than_that_of_an_interrupted_build_is_an_error_too(raw: Path, tmp_path: Path) -> None:
+    interrupt(raw, tmp_path / "c.h5", 2)
+
+    with pytest.raises(InputError, match=r"c\.h5: is half built with clips of 4 frames.*--overwrite"):
+        build(raw, tmp_path / "c.h5", spec=Spec(5, 32, 32))
+
+    assert (6, 2) == ((report := build(raw, tmp_path / "c.h5")).num_decoded, report.num_reused)
+
+
+def test_a_file_that_is_no_cache_is_left_alone_unless_overwritten(raw: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "c.h5"
+    cache.write_bytes(b"my thesis")
+
+    with pytest.raises(CacheError, match=r"c\.h5: no vidcache file"):
+        build(raw, cache)
+
+    assert b"my thesis" == cache.read_bytes()
+    assert 8 == build(raw, cache, overwrite=True).num_decoded
+
+
+def test_overwrite_uses_nothing_earlier_and_resumes_itself(raw: Path, cache: Path) -> None:
+    interrupt(raw, cache, 3, overwrite=True)
+
+    assert (5, 3) == ((report := build(raw, cache, overwrite=True)).num_decoded, report.num_reused)
+
+
+# --- two builders, full disks, lost folders ----------------------------------------------------
+
+
+def test_a_second_builder_is_told_and_changes_nothing(raw: Path, cache: Path) -> None:
+    add(raw)
+    with pytest.raises(LockedError, match="another build is writing it"):
+        build_cache(raw, cache, BuildOptions(spec=SPEC, workers=1), lambda *_: build(raw, cache) and None)
+
+    assert 10 == build(raw, cache).num_videos
+
+
+def test_a_reader_keeps_the_old_cache_while_a_new_one_takes_its_place(raw: Path, cache: Path) -> None:
+    with CacheReader(cache) as reader:
+        expected = reader.read(reader.rows())
+        add(raw)
+        build(raw, cache)
+
+        assert (expected == reader.read(reader.rows())).all()
+        with CacheReader(cache) as new:
+            assert (8, 10) == (len(reader), len(new))
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs a root that may mount")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_stops_the_build_which_goes_on_when_there_is_room(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = Spec(64, 64, 64)  # 0.75 MB a clip
+    golden = build(raw, tmp_path / "golden.h5", spec=spec)
+    old = b"an older cache"
+    with small_disk(tmp_path / "disk", 8) as disk:
+        cache = disk / "c.h5"
+        filler = disk / "filler"
+        filler.write_bytes(bytes(4 << 20))
+        with pytest.raises(VidcacheError, match=r"c\.h5: needs [\d,]+ bytes, but its disk has [\d,]+ free"):
+            build(raw, cache, spec=spec)
+        assert {"c.h5.lock", "filler"} == {path.name for path in disk.iterdir()}
+
+        # Room when it begins, none later: another program was faster.
+        monkeypatch.setattr(writer_module, "_check_space", lambda *_: None)
+        monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 0)
+        cache.write_bytes(old)
+        with pytest.raises(
+            VidcacheError, match=r"No space left on device while it was written. What was decoded is kept: free some"
+        ):
+            build(raw, cache, spec=spec, workers=1, overwrite=True)
+        monkeypatch.undo()
+        assert old == cache.read_bytes()
+
+        filler.unlink()
+        report = build(raw, cache, spec=spec, overwrite=True)
+
+        assert report.num_reused > 0
+        assert golden.fingerprint == report.fingerprint
+        assert (tmp_path / "golden.h5").read_bytes() == cache.read_bytes()
+
+
+def test_a_read_only_folder_is_an_error_and_the_cache_stays(raw: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 8) as disk:
+        build(raw, disk / "c.h5")
+        good = (disk / "c.h5").read_bytes()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        assert build(raw, disk / "c.h5").up_to_date
+        add(raw)
+
+        with pytest.raises(VidcacheError, match=r"cannot write into .*disk \(Read-only file system\)"):
+            build(raw, disk / "c.h5")
+
+        assert good == (disk / "c.h5").read_bytes()
+
+
+def test_an_output_folder_that_vanishes_is_an_error(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+
+    def vanish(done: int, failed: int, total: int) -> None:
+        del failed, total
+        if done == 2:
+            shutil.rmtree(tmp_path / "out")
+
+    with pytest.raises(VidcacheError, match=r"c\.h5: No such file or directory while it was written"):
+        build_cache(raw, tmp_path / "out" / "c.h5", BuildOptions(spec=SPEC, workers=1), vanish)
+
+
+# --- scale ------------------------------------------------------------------------------------
+
+
+def test_an_up_to_date_check_opens_no_video(raw: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, opened = os.open, []
+
+    def spy(path: Any, *arguments: Any, **options: Any) -> int:
+        opened.append(os.fsdecode(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", spy)
+    start = time.monotonic()
+    assert build(raw, cache).up_to_date
+    assert time.monotonic() > start
+    assert not [path for path in opened if path.startswith(str(raw)) and path.endswith(".mkv")]
+    assert [path for path in opened if path.endswith("c.h5")]
+
+
+def test_every_row_of_a_rebuilt_cache_is_true(raw: Path, cache: Path) -> None:
+    add(raw)
+    build(raw, cache)
+
+    with CacheReader(cache) as reader:
+        assert 10 == len(reader.rows())
+        assert (reader.columns["status"] == Status.OK).all()
+        assert {int(part) for part in Split} == set(np.unique(reader.columns["split"]).tolist())
+        assert not len(reader.damaged_rows())
