@@ -9,60 +9,28 @@ import errno
 import importlib.metadata
 import os
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import joblib
 import numpy as np
 
 from vidcache.cache.donors import Earlier, earlier_builds, open_donors, records_of
-from vidcache.cache.layout import ERROR_BYTES, RECORD, Status, clip_hash_of
+from vidcache.cache.layout import Status
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter, clean_up
 from vidcache.errors import CacheError, InputError, VidcacheError
-from vidcache.preprocess.decode import Decoded, Limits, decode_video
-from vidcache.preprocess.failure import Failure, Reason
-from vidcache.preprocess.ffmpeg import Children, Tools, find_tools, find_tools_on_path
-from vidcache.preprocess.perceptual import perceptual_hash
+from vidcache.preprocess.backends import Job, decode, find_all_tools
+from vidcache.preprocess.ffmpeg import Tools
+from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.problems import Problem, failures_path, find_problems, write_failures
 from vidcache.preprocess.reuse import is_current, reconsider, take_over
 from vidcache.preprocess.sources import Sources, find_videos
 from vidcache.preprocess.split import MIN_CLASS_CLIPS, assign_splits
 from vidcache.spec import Spec
-from vidcache.text import one_line, plural, printable
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildOptions:
-    """How to build; the defaults are those of the command.
-
-    Attributes:
-        spec: Shape of the clips.
-        workers: Videos decoded at a time.
-        seed: Of the split.
-        fractions: Of train, val and test; sum 1.
-        allow_tiny_classes: Accept classes with fewer than 3 clips.
-        ffmpeg_dir: Folder of the ffmpeg to use; None finds one.
-        limits: Bounds for one video.
-        check_contents: Believe hashes of videos and clips only, not sizes and times.
-        retry_failed: Decode videos again that failed before.
-        overwrite: Use nothing of an earlier cache; it may have another spec, or be no cache.
-    """
-
-    spec: Spec = Spec()
-    workers: int = 1
-    seed: int = 0
-    fractions: tuple[float, float, float] = (0.70, 0.15, 0.15)
-    allow_tiny_classes: bool = False
-    ffmpeg_dir: Path | None = None
-    limits: Limits = Limits()
-    check_contents: bool = False
-    retry_failed: bool = False
-    overwrite: bool = False
+from vidcache.text import plural, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +100,7 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
     sources = find_videos(raw)
     if not options.allow_tiny_classes:
         check_class_sizes(Counter(video.class_name for video in sources.videos), "videos")
-    tools = [find_tools(options.ffmpeg_dir)]
-    on_path = find_tools_on_path()
-    if on_path and on_path.ffmpeg != tools[0].ffmpeg:
-        tools.append(on_path)  # it may know a codec that the first lacks
+    tools = find_all_tools(options.ffmpeg_dir)
     earlier = [] if options.overwrite else earlier_builds(output)
     _check_spec(output, options.spec, earlier)
     plan = make_plan(sources, options, tools[0], earlier)
@@ -177,7 +142,9 @@ def _build(
                     tally.add(row)
         writer.drop_earlier_builds()
         pending = writer.pending
-        _decode_pending(raw, writer, pending, tools, options, tally)
+        for row, record in decode(_jobs(raw, plan, pending), tools, writer.write_clip, options):
+            writer.complete(row, record)
+            tally.add(row)
         good = writer.records["status"] != Status.FAILED
         problems = find_problems(plan, writer.records)
         write_failures(output, problems)
@@ -283,33 +250,12 @@ def make_plan(sources: Sources, options: BuildOptions, tools: Tools, earlier: li
     )
 
 
-def _decode_pending(
-    raw: Path,
-    writer: CacheWriter,
-    pending: list[int],
-    tools: list[Tools],
-    options: BuildOptions,
-    tally: "_Tally",
-) -> None:
+def _jobs(raw: Path, plan: Plan, rows: list[int]) -> list[Job]:
     # Longest first: a long video that starts last would keep one worker busy alone.
-    order = sorted(pending, key=lambda row: -writer.plan.source_bytes[row])
-    with Children() as children:
-        parallel = joblib.Parallel(
-            n_jobs=options.workers, backend="threading", return_as="generator_unordered", batch_size=1
-        )
-        results: Generator[tuple[int, np.void], None, None] = parallel(
-            joblib.delayed(_work)(raw, row, writer, tools, children, options) for row in order
-        )
-        try:
-            for row, record in results:
-                writer.complete(row, record)
-                tally.add(row)
-        except BaseException:
-            children.close()  # before joblib waits for its threads
-            with warnings.catch_warnings():  # joblib's, that some work was in vain
-                warnings.simplefilter("ignore")
-                results.close()
-            raise
+    return [
+        Job(row, os.path.abspath(bytes(raw)), plan.paths[row], plan.source_bytes[row], plan.source_mtime_ns[row])
+        for row in sorted(rows, key=lambda row: -plan.source_bytes[row])
+    ]
 
 
 class _Tally:
@@ -328,63 +274,6 @@ class _Tally:
 
     def _tell(self) -> None:
         self._progress(self._num_done, self._num_failed, self._writer.plan.num_clips)
-
-
-def _work(
-    raw: Path, row: int, writer: CacheWriter, tools: list[Tools], children: Children, options: BuildOptions
-) -> tuple[int, np.void]:
-    """Decode one video into its slot; runs in a worker."""
-    path = bytes(raw) + b"/" + writer.plan.paths[row]
-    try:
-        decoded = decode_video(path, options.spec, tools, children, options.limits)
-        facts, plan = os.lstat(path), writer.plan
-        if (facts.st_size, facts.st_mtime_ns) != (plan.source_bytes[row], plan.source_mtime_ns[row]):
-            raise Failure(Reason.UNREADABLE, "the file changed after the build had begun; run again")
-    except Failure as failure:
-        return row, failure_record(failure)
-    except FileNotFoundError:
-        return row, failure_record(Failure(Reason.UNREADABLE, "the file was removed; run again"))
-    writer.write_clip(row, decoded.clip)
-    return row, clip_record(decoded)
-
-
-def clip_record(decoded: Decoded) -> np.void:
-    """Return what the cache keeps of a decoded video, a scalar of dtype `RECORD`."""
-    record = np.zeros((), RECORD)
-    probe, clip = decoded.probe, decoded.clip
-    num_frames = decoded.ledger.num_frames
-    seconds = probe.duration_seconds or (num_frames / probe.fps_from_header if probe.fps_from_header else 0.0)
-    values: dict[str, Any] = {
-        "status": Status.DAMAGED if decoded.damage else Status.OK,
-        "error": one_line(decoded.damage, ERROR_BYTES).encode(),
-        "source_hash": decoded.source_hash.encode(),
-        "clip_hash": clip_hash_of(clip).encode(),
-        "perceptual_hash": perceptual_hash(clip),
-        "width": probe.width,
-        "height": probe.height,
-        "rotation": probe.rotation,
-        "fps": round(num_frames / seconds, 6) if seconds else 0.0,
-        "duration_seconds": seconds,
-        "num_frames": num_frames,
-        "num_frames_from_header": probe.num_frames_from_header,
-        "num_real": decoded.num_real,
-        "codec": probe.codec.encode()[:24],
-        "pixel_format": probe.pixel_format.encode()[:24],
-        # In integers: a float sum would depend on how numpy orders it.
-        "mean_rgb": clip.reshape(-1, 3).sum(axis=0, dtype=np.int64) / (clip.size // 3),
-    }
-    for name, value in values.items():
-        record[name] = value
-    return cast(np.void, record[()])
-
-
-def failure_record(failure: Failure) -> np.void:
-    """Return what the cache keeps of a video that gave no clip, a scalar of dtype `RECORD`."""
-    record = np.zeros((), RECORD)
-    record["status"] = Status.FAILED
-    record["error"] = one_line(str(failure), ERROR_BYTES).encode()
-    record["num_frames_from_header"] = -1
-    return cast(np.void, record[()])
 
 
 def _check_result(

@@ -20,10 +20,11 @@ from rich.text import Text
 
 from vidcache.cli import Command, echo_json, json_option, num_cpus, option
 from vidcache.errors import TooManyFailuresError
-from vidcache.preprocess.build import BuildOptions, BuildReport, build_cache, check_class_sizes
+from vidcache.preprocess.build import BuildReport, build_cache, check_class_sizes
 from vidcache.preprocess.decode import Limits
 from vidcache.preprocess.demo import CLASSES, render_demo
 from vidcache.preprocess.ffmpeg import find_tools
+from vidcache.preprocess.options import BACKENDS, BuildOptions
 from vidcache.preprocess.problems import failures_path
 from vidcache.preprocess.sources import find_videos
 from vidcache.preprocess.split import parse_fractions
@@ -87,6 +88,8 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
     show_default="all CPUs",
     help="Videos decoded at a time.",
 )
+@option("--backend", type=click.Choice(BACKENDS), default="threads", help="Who decodes: this machine, or a cluster.")
+@option("--scheduler", metavar="ADDRESS", help="Of the Dask or Ray cluster.")
 @option("--num-frames", type=click.IntRange(2, 1024), default=64, help="Frames per clip (T).")
 @option("--size", default="112", callback=_parse(parse_size), help="Pixels: one number, or HEIGHTxWIDTH.")
 @option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the split.")
@@ -115,6 +118,8 @@ def build(
     raw: Path,
     cache: Path,
     workers: int,
+    backend: str,
+    scheduler: str | None,
     num_frames: int,
     size: tuple[int, int],
     seed: int,
@@ -136,9 +141,15 @@ def build(
     \b
     vidcache build raw/ cache.h5 --workers 16
     """
+    if backend == "dask" and not scheduler:
+        raise click.UsageError("--backend dask: needs --scheduler ADDRESS, for example tcp://127.0.0.1:8786")
+    if backend == "threads" and scheduler:
+        raise click.UsageError("--scheduler: means nothing without --backend dask or ray")
     options = BuildOptions(
         spec=Spec(num_frames, *size),
         workers=workers,
+        backend=backend,
+        scheduler=scheduler,
         seed=seed,
         fractions=fractions,
         allow_tiny_classes=allow_tiny_classes,

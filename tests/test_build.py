@@ -15,9 +15,10 @@ from vidcache.cache.layout import Status, clip_hash_of
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import InputError
 from vidcache.preprocess import build as build_module
-from vidcache.preprocess.build import BuildOptions, build_cache
+from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.decode import Limits, decode_video
 from vidcache.preprocess.ffmpeg import Children
+from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.perceptual import perceptual_hash
 from vidcache.preprocess.sources import find_videos
 from vidcache.sampling import sample_indices
@@ -291,7 +292,8 @@ def test_path_is_the_second_ffmpeg(raw_dir: Path, tmp_path: Path, monkeypatch: p
 KILLED = """
 import sys
 from pathlib import Path
-from vidcache.preprocess.build import BuildOptions, build_cache
+from vidcache.preprocess.build import build_cache
+from vidcache.preprocess.options import BuildOptions
 from vidcache.spec import Spec
 print("go", flush=True)
 build_cache(Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions(spec=Spec(8, 48, 64), workers=2))

@@ -18,7 +18,8 @@ from vidcache.cache.donors import build_folder
 from vidcache.cache.layout import Split, Status
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import CacheError, InputError, LockedError, VidcacheError
-from vidcache.preprocess.build import BuildOptions, BuildReport, build_cache
+from vidcache.preprocess.build import BuildReport, build_cache
+from vidcache.preprocess.options import BuildOptions
 from vidcache.spec import Spec
 
 SPEC = Spec(4, 32, 32)

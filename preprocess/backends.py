@@ -1,0 +1,255 @@
+"""Who decodes: threads of this process, or the workers of a Dask or Ray cluster.
+
+Threads write each clip into its slot themselves: the work is in their child processes. Workers of a
+cluster read the videos from a shared path and send the clips back to the one process that writes.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import functools
+import os
+import socket
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import numpy.typing as npt
+
+from vidcache.errors import InputError, VidcacheError
+from vidcache.preprocess.decode import Limits, decode_video
+from vidcache.preprocess.failure import Failure, Reason
+from vidcache.preprocess.ffmpeg import Children, Tools, find_tools, find_tools_on_path
+from vidcache.preprocess.options import BuildOptions
+from vidcache.preprocess.record import clip_record, failure_record
+from vidcache.spec import Spec
+from vidcache.text import one_line, printable
+
+JOBS_PER_WORKER = 8  # in one request to a cluster, so that no more clips than these wait to be written
+MAX_ATTEMPTS = 4
+
+Clip = npt.NDArray[np.uint8]
+WriteClip = Callable[[int, Clip], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One video to decode.
+
+    Attributes:
+        row: Of the cache.
+        raw: The raw folder, absolute.
+        path: Below it.
+        num_bytes: Size when it was listed.
+        mtime_ns: Modification time when it was listed.
+    """
+
+    row: int
+    raw: bytes
+    path: bytes
+    num_bytes: int
+    mtime_ns: int
+
+
+def find_all_tools(ffmpeg_dir: Path | None) -> list[Tools]:
+    """Find the ffmpeg to use, and a second one that may know a codec that the first lacks."""
+    tools = [find_tools(ffmpeg_dir)]
+    on_path = find_tools_on_path()
+    if on_path and on_path.ffmpeg != tools[0].ffmpeg:
+        tools.append(on_path)
+    return tools
+
+
+def decode(
+    jobs: list[Job], tools: list[Tools], write_clip: WriteClip, options: BuildOptions
+) -> Iterator[tuple[int, np.void]]:
+    """Decode videos; each clip is written before its record is given.
+
+    Args:
+        jobs: In the order in which to begin.
+        tools: The ffmpeg to use, and others to try; the workers of a cluster find their own.
+        write_clip: Called with row and clip, (T, H, W, 3) uint8; with threads, from many of them.
+        options: How.
+
+    Yields:
+        (row, record) as they are done; the record is a scalar of dtype `RECORD`.
+
+    Raises:
+        InputError: The cluster cannot be reached, or its libraries are not installed.
+        VidcacheError: A worker has another ffmpeg or does not see the videos, or the cluster keeps failing.
+    """
+    if options.backend == "threads" or not jobs:
+        return _decode_here(jobs, tools, write_clip, options)
+    return _decode_there(jobs, tools[0].version, write_clip, options)
+
+
+def _decode_here(
+    jobs: list[Job], tools: list[Tools], write_clip: WriteClip, options: BuildOptions
+) -> Iterator[tuple[int, np.void]]:
+    def work(job: Job) -> tuple[int, np.void]:
+        record, clip = _decode_job(job, tools, children, options.spec, options.limits)
+        if clip is not None:
+            write_clip(job.row, clip)
+        return job.row, record
+
+    with Children() as children:
+        parallel = joblib.Parallel(
+            n_jobs=options.workers, backend="threading", return_as="generator_unordered", batch_size=1
+        )
+        results: Generator[tuple[int, np.void], None, None] = parallel(joblib.delayed(work)(job) for job in jobs)
+        try:
+            yield from results
+        except BaseException:
+            children.close()  # before joblib waits for its threads
+            with warnings.catch_warnings():  # joblib's, that some work was in vain
+                warnings.simplefilter("ignore")
+                results.close()
+            raise
+
+
+def _decode_job(
+    job: Job, tools: list[Tools], children: Children, spec: Spec, limits: Limits
+) -> tuple[np.void, Clip | None]:
+    path = job.raw + b"/" + job.path
+    try:
+        decoded = decode_video(path, spec, tools, children, limits)
+        facts = os.lstat(path)
+        if (facts.st_size, facts.st_mtime_ns) != (job.num_bytes, job.mtime_ns):
+            raise Failure(Reason.UNREADABLE, "the file changed after the build had begun; run again")
+    except Failure as failure:
+        return failure_record(failure), None
+    except FileNotFoundError:
+        return failure_record(Failure(Reason.UNREADABLE, "the file was removed; run again")), None
+    return clip_record(decoded), decoded.clip
+
+
+# --- clusters ---------------------------------------------------------------------------------
+
+
+def _decode_there(
+    jobs: list[Job], version: str, write_clip: WriteClip, options: BuildOptions
+) -> Iterator[tuple[int, np.void]]:
+    connect = _connect_dask if options.backend == "dask" else _connect_ray
+    task = functools.partial(
+        decode_remotely,
+        version=version,
+        spec=options.spec,
+        limits=options.limits,
+        ffmpeg_dir=options.ffmpeg_dir,
+    )
+    waiting, attempts = list(jobs), 0
+    with connect(options.scheduler):
+        while waiting:
+            size = JOBS_PER_WORKER * max(1, joblib.parallel.effective_n_jobs(-1))
+            block = waiting[:size]
+            try:
+                results = joblib.Parallel(n_jobs=-1, batch_size=1)(joblib.delayed(task)(job) for job in block)
+            except VidcacheError:
+                raise
+            except Exception as error:
+                # Dask and Ray begin lost work again by themselves, but give up on what they deem the cause.
+                attempts += 1
+                if attempts == MAX_ATTEMPTS:
+                    raise VidcacheError(
+                        f"{options.backend} cluster: failed {attempts} times in a row "
+                        f"({one_line(f'{type(error).__name__}: {error}', 200)}). What was decoded is kept: "
+                        "see the logs of its workers, then run the same command again"
+                    ) from error
+                continue
+            attempts = 0
+            waiting = waiting[size:]
+            for job, (record, clip) in zip(block, results, strict=True):
+                if clip is not None:
+                    write_clip(job.row, clip)
+                yield job.row, record
+
+
+def decode_remotely(
+    job: Job, version: str, spec: Spec, limits: Limits, ffmpeg_dir: Path | None
+) -> tuple[np.void, Clip | None]:
+    """Decode one video in a worker of a cluster.
+
+    Args:
+        job: The video; its path is the same on every machine.
+        version: Of the ffmpeg that the build was started with.
+        spec: Shape of the clip.
+        limits: Bounds.
+        ffmpeg_dir: Folder of the ffmpeg to use, the same on every machine; None finds one.
+
+    Returns:
+        The record, a scalar of dtype `RECORD`, and the clip, (T, H, W, 3) uint8, or None.
+
+    Raises:
+        VidcacheError: This machine has another ffmpeg, or does not see the raw folder.
+    """
+    tools, children = _worker(ffmpeg_dir)
+    if tools[0].version != version:
+        raise VidcacheError(
+            f"worker on {socket.gethostname()}: ffmpeg {tools[0].version}, expected {version}. Clips would differ: "
+            "install the same vidcache everywhere, or use --ffmpeg-dir"
+        )
+    if not os.path.isdir(job.raw):
+        raise VidcacheError(
+            f"worker on {socket.gethostname()}: {printable(job.raw)} is not there, expected the raw folder. "
+            "Put it on a path that all machines share"
+        )
+    return _decode_job(job, tools, children, spec, limits)
+
+
+@functools.cache
+def _worker(ffmpeg_dir: Path | None) -> tuple[list[Tools], Children]:
+    """Return what a worker process keeps; its children end with it."""
+    children = Children()
+    atexit.register(children.close)
+    return find_all_tools(ffmpeg_dir), children
+
+
+@contextlib.contextmanager
+def _connect_dask(scheduler: str | None) -> Iterator[None]:
+    distributed = _import("distributed", "dask")
+    try:
+        client: Any = distributed.Client(scheduler, timeout=20, set_as_default=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--scheduler {scheduler}: no Dask scheduler answers ({one_line(str(error), 120)}). "
+            "Start it with `dask scheduler`, and workers with `dask worker ADDRESS`"
+        ) from None
+    with client:
+        if not client.scheduler_info()["workers"]:
+            raise InputError(f"--scheduler {scheduler}: has no workers, expected some. Start `dask worker {scheduler}`")
+        with joblib.parallel_config(backend="dask"):
+            yield
+
+
+@contextlib.contextmanager
+def _connect_ray(scheduler: str | None) -> Iterator[None]:
+    ray = _import("ray", "ray")
+    from ray.util.joblib import register_ray
+
+    try:
+        ray.init(address=scheduler, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--scheduler {scheduler}: no Ray cluster answers ({one_line(str(error), 120)}). "
+            "Start it with `ray start --head`"
+        ) from None
+    try:
+        register_ray()  # type: ignore[no-untyped-call]
+        with joblib.parallel_config(backend="ray"):
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _import(module: str, backend: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"--backend {backend}: {error}. Install it on every machine: pip install 'vidcache[distributed]'"
+        ) from None

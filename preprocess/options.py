@@ -1,0 +1,42 @@
+"""How to build a cache."""
+
+import dataclasses
+from pathlib import Path
+
+from vidcache.preprocess.decode import Limits
+from vidcache.spec import Spec
+
+BACKENDS = ("threads", "dask", "ray")
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildOptions:
+    """How to build; the defaults are those of the command.
+
+    Attributes:
+        spec: Shape of the clips.
+        workers: Videos decoded at a time by this machine.
+        backend: "threads" of this process, or the workers of a "dask" or "ray" cluster.
+        scheduler: Address of the cluster; for ray, None starts one here.
+        seed: Of the split.
+        fractions: Of train, val and test; sum 1.
+        allow_tiny_classes: Accept classes with fewer than 3 clips.
+        ffmpeg_dir: Folder of the ffmpeg to use; None finds one.
+        limits: Bounds for one video.
+        check_contents: Believe hashes of videos and clips only, not sizes and times.
+        retry_failed: Decode videos again that failed before.
+        overwrite: Use nothing of an earlier cache; it may have another spec, or be no cache.
+    """
+
+    spec: Spec = Spec()
+    workers: int = 1
+    backend: str = "threads"
+    scheduler: str | None = None
+    seed: int = 0
+    fractions: tuple[float, float, float] = (0.70, 0.15, 0.15)
+    allow_tiny_classes: bool = False
+    ffmpeg_dir: Path | None = None
+    limits: Limits = Limits()
+    check_contents: bool = False
+    retry_failed: bool = False
+    overwrite: bool = False

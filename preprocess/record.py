@@ -1,0 +1,50 @@
+"""What the cache keeps of a video: one scalar of dtype `RECORD`."""
+
+from typing import Any, cast
+
+import numpy as np
+
+from vidcache.cache.layout import ERROR_BYTES, RECORD, Status, clip_hash_of
+from vidcache.preprocess.decode import Decoded
+from vidcache.preprocess.failure import Failure
+from vidcache.preprocess.perceptual import perceptual_hash
+from vidcache.text import one_line
+
+
+def clip_record(decoded: Decoded) -> np.void:
+    """Return what the cache keeps of a decoded video, a scalar of dtype `RECORD`."""
+    record = np.zeros((), RECORD)
+    probe, clip = decoded.probe, decoded.clip
+    num_frames = decoded.ledger.num_frames
+    seconds = probe.duration_seconds or (num_frames / probe.fps_from_header if probe.fps_from_header else 0.0)
+    values: dict[str, Any] = {
+        "status": Status.DAMAGED if decoded.damage else Status.OK,
+        "error": one_line(decoded.damage, ERROR_BYTES).encode(),
+        "source_hash": decoded.source_hash.encode(),
+        "clip_hash": clip_hash_of(clip).encode(),
+        "perceptual_hash": perceptual_hash(clip),
+        "width": probe.width,
+        "height": probe.height,
+        "rotation": probe.rotation,
+        "fps": round(num_frames / seconds, 6) if seconds else 0.0,
+        "duration_seconds": seconds,
+        "num_frames": num_frames,
+        "num_frames_from_header": probe.num_frames_from_header,
+        "num_real": decoded.num_real,
+        "codec": probe.codec.encode()[:24],
+        "pixel_format": probe.pixel_format.encode()[:24],
+        # In integers: a float sum would depend on how numpy orders it.
+        "mean_rgb": clip.reshape(-1, 3).sum(axis=0, dtype=np.int64) / (clip.size // 3),
+    }
+    for name, value in values.items():
+        record[name] = value
+    return cast(np.void, record[()])
+
+
+def failure_record(failure: Failure) -> np.void:
+    """Return what the cache keeps of a video that gave no clip, a scalar of dtype `RECORD`."""
+    record = np.zeros((), RECORD)
+    record["status"] = Status.FAILED
+    record["error"] = one_line(str(failure), ERROR_BYTES).encode()
+    record["num_frames_from_header"] = -1
+    return cast(np.void, record[()])

@@ -1,0 +1,179 @@
+"""A cluster decodes what one machine would have: the same bytes, even when a worker is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tests.helpers import TOOLS, make_raw
+from vidcache.cli import main
+from vidcache.errors import InputError, VidcacheError
+from vidcache.preprocess.backends import Job, decode_remotely
+from vidcache.preprocess.build import build_cache
+from vidcache.preprocess.decode import Limits
+from vidcache.preprocess.options import BuildOptions
+from vidcache.spec import Spec
+
+distributed = pytest.importorskip("distributed", reason="needs the extra `distributed`")
+
+SPEC = Spec(4, 32, 32)
+WORKER = (
+    "import asyncio, sys\n"
+    "from distributed import Worker\n"
+    "async def serve():\n"
+    "    async with Worker(sys.argv[1], nthreads=1, dashboard=False, host='127.0.0.1') as worker:\n"
+    "        await worker.finished()\n"
+    "asyncio.run(serve())\n"
+)
+SCHEDULER = (
+    "import asyncio\n"
+    "from distributed import Scheduler\n"
+    "async def serve():\n"
+    "    async with Scheduler(host='127.0.0.1', port=0, dashboard=False) as scheduler:\n"
+    "        print(scheduler.address, flush=True)\n"
+    "        await scheduler.finished()\n"
+    "asyncio.run(serve())\n"
+)
+
+
+class Cluster:
+    """A Dask scheduler and two workers, each a process of its own."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", SCHEDULER]
+        self.scheduler = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self.scheduler.stdout is not None
+        self.address = self.scheduler.stdout.readline().strip()
+        self.workers = [self.add_worker() for _ in range(2)]
+        with distributed.Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+
+    def add_worker(self) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([sys.executable, "-c", WORKER, self.address], stderr=subprocess.DEVNULL)
+
+    def close(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+        if self.scheduler.stdout:
+            self.scheduler.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    made = Cluster()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_raw(tmp_path_factory.mktemp("data") / "raw", {"a": 10, "b": 9})
+    (folder / "a" / "bad.mp4").write_bytes(b"no video" * 100)
+    return folder
+
+
+def options(cluster: Cluster, **settings: Any) -> BuildOptions:
+    return BuildOptions(**{"spec": SPEC, "workers": 2, "backend": "dask", "scheduler": cluster.address, **settings})
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_a_dask_cluster_gives_the_bytes_of_one_machine(cluster: Cluster, raw: Path, tmp_path: Path) -> None:
+    build_cache(raw, tmp_path / "here.h5", BuildOptions(spec=SPEC, workers=2))
+
+    report = build_cache(raw, tmp_path / "there.h5", options(cluster))
+
+    assert (20, 0, 1) == (report.num_decoded, report.num_reused, report.num_failed)
+    assert (tmp_path / "here.h5").read_bytes() == (tmp_path / "there.h5").read_bytes()
+    assert build_cache(raw, tmp_path / "there.h5", options(cluster)).up_to_date
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_a_lost_worker_costs_a_retry_not_the_build(cluster: Cluster, raw: Path, tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    # $PPID is the worker; it dies in the middle of its first video.
+    (slow / "ffmpeg").write_text(
+        f'#!/bin/sh\ncase "$*" in *-version*) ;; *) mkdir {marks}/once 2>/dev/null && kill -9 $PPID;; esac\n'
+        f'exec {TOOLS.ffmpeg} "$@"\n'
+    )
+    (slow / "ffmpeg").chmod(0o755)
+    (slow / "ffprobe").symlink_to(TOOLS.ffprobe)
+    build_cache(raw, tmp_path / "here.h5", BuildOptions(spec=SPEC, workers=2))
+
+    report = build_cache(raw, tmp_path / "there.h5", options(cluster, ffmpeg_dir=slow))
+
+    died = [worker for worker in cluster.workers if worker.poll() is not None]
+    assert [-signal.SIGKILL] == [worker.returncode for worker in died]
+    assert 20 == report.num_decoded
+    assert (tmp_path / "here.h5").read_bytes() == (tmp_path / "there.h5").read_bytes()
+    cluster.workers.append(cluster.add_worker())
+
+
+def test_a_scheduler_that_does_not_answer_is_an_error_that_says_how_to_start_one(raw: Path, tmp_path: Path) -> None:
+    start = time.monotonic()
+
+    with pytest.raises(
+        InputError, match=r"--scheduler tcp://127\.0\.0\.1:9: no Dask scheduler answers .*dask scheduler"
+    ):
+        build_cache(
+            raw,
+            tmp_path / "c.h5",
+            BuildOptions(spec=SPEC, backend="dask", scheduler="tcp://127.0.0.1:9"),
+        )
+
+    assert time.monotonic() - start < 60
+    assert not (tmp_path / "c.h5").exists()
+
+
+def job(raw: Path) -> Job:
+    video = raw / "a" / "a_0.mkv"
+    facts = video.stat()
+    return Job(0, os.fsencode(raw), b"a/a_0.mkv", facts.st_size, facts.st_mtime_ns)
+
+
+def test_a_worker_with_another_ffmpeg_is_refused(raw: Path) -> None:
+    with pytest.raises(
+        VidcacheError, match=rf"ffmpeg {TOOLS.version}, expected n0\.1\. Clips would differ: install the same"
+    ):
+        decode_remotely(job(raw), "n0.1", SPEC, Limits(), None)
+
+
+def test_a_worker_that_does_not_see_the_videos_is_an_error_not_a_failed_video(raw: Path) -> None:
+    elsewhere = Job(0, b"/not/here", b"a/x.mp4", 1, 1)
+
+    with pytest.raises(VidcacheError, match=r"worker on .*: /not/here is not there, expected the raw folder"):
+        decode_remotely(elsewhere, TOOLS.version, SPEC, Limits(), None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backend", "dask"], "--backend dask: needs --scheduler ADDRESS"),
+        (["--scheduler", "tcp://127.0.0.1:1"], "--scheduler: means nothing without --backend dask or ray"),
+        (["--backend", "spark"], "'spark' is not one of 'threads', 'dask', 'ray'"),
+    ],
+)
+def test_options_that_do_not_fit_are_usage_errors(
+    raw: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = CliRunner().invoke(main, ["build", str(raw), str(tmp_path / "c.h5"), *arguments])
+
+    assert 2 == result.exit_code
+    assert message in " ".join(result.stderr.split())
+
+
+def test_a_backend_that_is_not_installed_is_named(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+    with pytest.raises(InputError, match=r"--backend ray: .*pip install 'vidcache\[distributed\]'"):
+        build_cache(raw, tmp_path / "c.h5", BuildOptions(spec=SPEC, backend="ray"))
