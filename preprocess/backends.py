@@ -33,6 +33,7 @@ MAX_ATTEMPTS = 4
 
 Clip = npt.NDArray[np.uint8]
 WriteClip = Callable[[int, Clip], None]
+Records = Generator[tuple[int, np.void], None, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +64,7 @@ def find_all_tools(ffmpeg_dir: Path | None) -> list[Tools]:
     return tools
 
 
-def decode(
-    jobs: list[Job], tools: list[Tools], write_clip: WriteClip, options: BuildOptions
-) -> Iterator[tuple[int, np.void]]:
+def decode(jobs: list[Job], tools: list[Tools], write_clip: WriteClip, options: BuildOptions) -> Records:
     """Decode videos; each clip is written before its record is given.
 
     Args:
@@ -86,9 +85,7 @@ def decode(
     return _decode_there(jobs, tools[0].version, write_clip, options)
 
 
-def _decode_here(
-    jobs: list[Job], tools: list[Tools], write_clip: WriteClip, options: BuildOptions
-) -> Iterator[tuple[int, np.void]]:
+def _decode_here(jobs: list[Job], tools: list[Tools], write_clip: WriteClip, options: BuildOptions) -> Records:
     def work(job: Job) -> tuple[int, np.void]:
         record, clip = _decode_job(job, tools, children, options.spec, options.limits)
         if clip is not None:
@@ -99,11 +96,12 @@ def _decode_here(
         parallel = joblib.Parallel(
             n_jobs=options.workers, backend="threading", return_as="generator_unordered", batch_size=1
         )
-        results: Generator[tuple[int, np.void], None, None] = parallel(joblib.delayed(work)(job) for job in jobs)
+        results: Records = parallel(joblib.delayed(work)(job) for job in jobs)
         try:
-            yield from results
+            for result in results:  # `yield from` would close `results` before the children
+                yield result
         except BaseException:
-            children.close()  # before joblib waits for its threads
+            children.close()
             with warnings.catch_warnings():  # joblib's, that some work was in vain
                 warnings.simplefilter("ignore")
                 results.close()
@@ -129,9 +127,7 @@ def _decode_job(
 # --- clusters ---------------------------------------------------------------------------------
 
 
-def _decode_there(
-    jobs: list[Job], version: str, write_clip: WriteClip, options: BuildOptions
-) -> Iterator[tuple[int, np.void]]:
+def _decode_there(jobs: list[Job], version: str, write_clip: WriteClip, options: BuildOptions) -> Records:
     connect = _connect_dask if options.backend == "dask" else _connect_ray
     task = functools.partial(
         decode_remotely,

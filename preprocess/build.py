@@ -4,6 +4,7 @@ The workers are threads, because the work is in the child processes; each writes
 Results leave through return values and a callback: nothing is printed here.
 """
 
+import contextlib
 import dataclasses
 import errno
 import importlib.metadata
@@ -142,9 +143,10 @@ def _build(
                     tally.add(row)
         writer.drop_earlier_builds()
         pending = writer.pending
-        for row, record in decode(_jobs(raw, plan, pending), tools, writer.write_clip, options):
-            writer.complete(row, record)
-            tally.add(row)
+        with contextlib.closing(decode(_jobs(raw, plan, pending), tools, writer.write_clip, options)) as results:
+            for row, record in results:
+                writer.complete(row, record)
+                tally.add(row)
         good = writer.records["status"] != Status.FAILED
         problems = find_problems(plan, writer.records)
         write_failures(output, problems)

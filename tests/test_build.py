@@ -14,7 +14,7 @@ from tests.helpers import TOOLS, make_raw, make_video
 from vidcache.cache.layout import Status, clip_hash_of
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import InputError
-from vidcache.preprocess import build as build_module
+from vidcache.preprocess import backends
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.decode import Limits, decode_video
 from vidcache.preprocess.ffmpeg import Children
@@ -281,10 +281,10 @@ def test_path_is_the_second_ffmpeg(raw_dir: Path, tmp_path: Path, monkeypatch: p
     (poor / "ffmpeg").chmod(0o755)
     (poor / "ffprobe").symlink_to(TOOLS.ffprobe)
     options = BuildOptions(spec=SPEC, workers=2, ffmpeg_dir=poor)
-    monkeypatch.setattr(build_module, "find_tools_on_path", lambda: None)
+    monkeypatch.setattr(backends, "find_tools_on_path", lambda: None)
     with pytest.raises(InputError, match="unsupported_codec"):
         build_cache(raw_dir, tmp_path / "c.h5", options)
-    monkeypatch.setattr(build_module, "find_tools_on_path", lambda: TOOLS)
+    monkeypatch.setattr(backends, "find_tools_on_path", lambda: TOOLS)
 
     assert 0 == build_cache(raw_dir, tmp_path / "d.h5", options).num_failed
 

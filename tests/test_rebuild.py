@@ -236,9 +236,9 @@ def test_retry_failed_also_retries_those_of_an_interrupted_build(raw: Path, tmp_
 def test_a_video_that_changes_while_it_is_read_is_not_believed(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vidcache.preprocess import build as build_module
+    from vidcache.preprocess import backends
 
-    real = build_module.decode_video
+    real = backends.decode_video
 
     def decode(path: bytes, *arguments: Any) -> Any:
         decoded = real(path, *arguments)
@@ -248,7 +248,7 @@ def test_a_video_that_changes_while_it_is_read_is_not_believed(
             os.unlink(path)
         return decoded
 
-    monkeypatch.setattr(build_module, "decode_video", decode)
+    monkeypatch.setattr(backends, "decode_video", decode)
     report = build(raw, tmp_path / "c.h5", allow_tiny_classes=True)
     monkeypatch.undo()
 
