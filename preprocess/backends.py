@@ -98,7 +98,7 @@ def _decode_here(jobs: list[Job], tools: list[Tools], write_clip: WriteClip, opt
         )
         results: Records = parallel(joblib.delayed(work)(job) for job in jobs)
         try:
-            for result in results:  # `yield from` would close `results` before the children
+            for result in results:  # noqa: UP028  (`yield from` would close `results` before the children)
                 yield result
         except BaseException:
             children.close()
