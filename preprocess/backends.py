@@ -223,8 +223,6 @@ def _connect_dask(scheduler: str | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _connect_ray(scheduler: str | None) -> Iterator[None]:
     ray = _import("ray", "ray")
-    from ray.util.joblib import register_ray
-
     try:
         ray.init(address=scheduler, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -233,7 +231,7 @@ def _connect_ray(scheduler: str | None) -> Iterator[None]:
             "Start it with `ray start --head`"
         ) from None
     try:
-        register_ray()  # type: ignore[no-untyped-call]
+        _import("ray.util.joblib", "ray").register_ray()
         with joblib.parallel_config(backend="ray"):
             yield
     finally:

@@ -33,8 +33,7 @@ def clip_record(decoded: Decoded) -> np.void:
         "num_real": decoded.num_real,
         "codec": probe.codec.encode()[:24],
         "pixel_format": probe.pixel_format.encode()[:24],
-        # In integers: a float sum would depend on how numpy orders it.
-        "mean_rgb": clip.reshape(-1, 3).sum(axis=0, dtype=np.int64) / (clip.size // 3),
+        "mean_rgb": _mean_rgb(clip),
     }
     for name, value in values.items():
         record[name] = value
@@ -48,3 +47,11 @@ def failure_record(failure: Failure) -> np.void:
     record["error"] = one_line(str(failure), ERROR_BYTES).encode()
     record["num_frames_from_header"] = -1
     return cast(np.void, record[()])
+
+
+def _mean_rgb(clip: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the mean of all pixels of (T, H, W, 3), (3,) float64."""
+    # In integers, since a float sum depends on the order; whole rows first, since 3 columns are 26 times as slow.
+    sums = clip.reshape(-1, clip.shape[2] * 3).sum(axis=0, dtype=np.uint32)
+    means: np.ndarray[Any, Any] = sums.reshape(-1, 3).sum(axis=0, dtype=np.int64) / (clip.size // 3)
+    return means
