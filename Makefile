@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo install test lint clean
+.PHONY: demo install test lint bench clean
 
 # Renders motion videos, then the three commands. The flags make R3D-18 learn from nothing in three
 # minutes on two CPU cores: small pictures, 8 frames, no colour jitter.
@@ -38,6 +38,11 @@ lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Each figure is a ratio of two things measured in turn, its floor beside it. DATA: RAW/<class>/<video>.
+DATA ?= ../shared/data/overhead_home
+bench: install
+	$(BIN)/python tests/benchmarks/bench_build.py --data $(DATA)
 
 clean:
 	rm -rf .venv build $(DEMO) *.egg-info

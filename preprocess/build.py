@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vidcache.cache.donors import Earlier, earlier_builds, open_donors, records_of
+from vidcache.cache.donors import Earlier, earlier_builds, open_donors
 from vidcache.cache.layout import Status
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
@@ -175,26 +175,26 @@ def _report_if_current(raw: Path, output: Path, plan: Plan, options: BuildOption
     except CacheError:
         return None
     with reader:
-        records = records_of(reader.columns)
-        if (options.retry_failed and (records["status"] == Status.FAILED).any()) or not is_current(
+        columns = reader.columns
+        if (options.retry_failed and (columns["status"] == Status.FAILED).any()) or not is_current(
             raw, reader, plan, check_contents=options.check_contents, workers=options.workers
         ):
             return None
         clean_up(output)
-        return _report(output, plan, records, reader.columns["split"], reader.fingerprint, num_decoded=0, current=True)
+        return _report(output, plan, columns, columns["split"], reader.fingerprint, num_decoded=0, current=True)
 
 
 def _report(
     output: Path,
     plan: Plan,
-    records: np.ndarray[Any, Any],
+    facts: Any,
     split: np.ndarray[Any, Any],
     fingerprint: str,
     *,
     num_decoded: int,
     current: bool = False,
 ) -> BuildReport:
-    good = records["status"] != Status.FAILED
+    good = facts["status"] != Status.FAILED
     counts = np.bincount(np.asarray(plan.labels)[good], minlength=len(plan.classes)).tolist()
     train, val, test = np.bincount(split[good], minlength=3).tolist()
     return BuildReport(
@@ -203,7 +203,7 @@ def _report(
         num_videos=plan.num_clips,
         num_decoded=num_decoded,
         num_reused=plan.num_clips - num_decoded,
-        problems=find_problems(plan, records),
+        problems=find_problems(plan, facts),
         seconds=0.0,
         class_counts={printable(name): count for name, count in zip(plan.classes, counts, strict=True)},
         split_counts=(train, val, test),

@@ -37,25 +37,25 @@ class Problem:
     detail: str
 
 
-def find_problems(plan: Plan, records: np.ndarray[Any, Any]) -> tuple[Problem, ...]:
+def find_problems(plan: Plan, facts: Any) -> tuple[Problem, ...]:
     """Return the videos that are not `Status.OK`, by path.
 
     Args:
         plan: Paths and classes.
-        records: (N,) of dtype `RECORD`.
+        facts: Columns "status", "error", "num_frames" and "num_frames_from_header", (N,) each: records of
+            dtype `RECORD`, or the columns of a cache.
     """
     problems = []
-    for row in np.flatnonzero(records["status"] != Status.OK).tolist():
-        record = records[row]
-        reason, _, detail = record["error"].decode("utf-8", "replace").partition(": ")
+    for row in np.flatnonzero(facts["status"] != Status.OK).tolist():
+        reason, _, detail = facts["error"][row].decode("utf-8", "replace").partition(": ")
         problems.append(
             Problem(
                 plan.paths[row],
                 plan.classes[plan.labels[row]],
-                Status(record["status"]),
+                Status(facts["status"][row]),
                 reason,
-                int(record["num_frames"]),
-                int(record["num_frames_from_header"]),
+                int(facts["num_frames"][row]),
+                int(facts["num_frames_from_header"][row]),
                 detail,
             )
         )
