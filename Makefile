@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo install test lint bench clean
+.PHONY: demo install test torture lint bench clean
 
 # Renders motion videos, then the three commands. The flags make R3D-18 learn from nothing in three
 # minutes on two CPU cores: small pictures, 8 frames, no colour jitter.
@@ -33,6 +33,12 @@ test:
 	touch .venv/installed
 	$(MAKE) lint
 	$(BIN)/python -m pytest -q
+
+# N random accidents of each kind (kills, power losses, mutated videos and caches, ...); see tests/test_torture.py.
+N ?= 1000
+torture: install
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[dev]' -C editable_mode=strict
+	VIDCACHE_TORTURE=$(N) $(BIN)/python -m pytest -q -s tests/test_torture.py tests/test_fuzz.py
 
 lint:
 	$(BIN)/ruff check .

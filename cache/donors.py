@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from vidcache.cache import journal, layout
 from vidcache.cache.layout import COLUMNS, RECORD, Layout, Stage
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
-from vidcache.errors import CacheError
 from vidcache.files import pread_all, write_text_atomically
 from vidcache.spec import Spec
 
@@ -85,15 +85,18 @@ class Skeleton:
 
     def save(self, folder: Path) -> None:
         """Write plan.json into a build folder, in one step."""
-        write_text_atomically(folder / "plan.json", json.dumps(dataclasses.asdict(self)))
+        facts = json.dumps(dataclasses.asdict(self))
+        write_text_atomically(folder / "plan.json", json.dumps({"hash": _hash(facts), "facts": facts}))
 
     @classmethod
     def load(cls, folder: Path) -> "Skeleton | None":
         """Read it back; None where there is none, or not a whole one."""
         try:
-            facts = json.loads((folder / "plan.json").read_text())
-            made = Layout(**facts.pop("layout"))
-            return cls(**{**facts, "layout": made, "spec": Spec(**facts["spec"])})
+            whole = json.loads((folder / "plan.json").read_text())
+            if whole["hash"] != _hash(whole["facts"]):
+                return None
+            facts = json.loads(whole["facts"])
+            return cls(**{**facts, "layout": Layout(**facts["layout"]), "spec": Spec(**facts["spec"])})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -103,6 +106,10 @@ class Skeleton:
         if os.fstat(descriptor).st_size != made.file_bytes:
             return False
         return skeleton_hash(descriptor, made, self.num_clips, self.path_bytes, self.spec) == self.skeleton_hash
+
+
+def _hash(text: str) -> str:
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def skeleton_hash(descriptor: int, made: Layout, num_clips: int, path_bytes: int, spec: Spec) -> str:
@@ -138,29 +145,25 @@ class Earlier:
     ffmpeg_version: str
 
 
-def earlier_builds(output: Path) -> list[Earlier]:
-    """List the interrupted builds of a cache, and the finished one.
-
-    Raises:
-        CacheError: There is a file of that name which is no usable cache.
-    """
+def earlier_builds(output: Path, finished: CacheReader | None) -> list[Earlier]:
+    """List the interrupted builds of a cache, and the finished one if there is one."""
     found = [
         Earlier(folder, skeleton.spec, skeleton.ffmpeg_version)
         for folder, skeleton in partial_builds(output).items()
         if skeleton
     ]
-    if os.path.lexists(output):
-        with CacheReader(output) as reader:
-            found.append(Earlier(output, reader.spec, str(reader.attributes.get("ffmpeg_version", ""))))
+    if finished:
+        found.append(Earlier(output, finished.spec, str(finished.attributes.get("ffmpeg_version", ""))))
     return found
 
 
 @contextmanager
-def open_donors(output: Path, spec: Spec, own: str) -> Iterator[list[Donor]]:
+def open_donors(output: Path, finished: CacheReader | None, spec: Spec, own: str) -> Iterator[list[Donor]]:
     """Open everything whose clips have this spec: interrupted builds first, then the finished cache.
 
     Args:
         output: The cache.
+        finished: The same, if there is one.
         spec: Of the clips that are wanted.
         own: Identity of the plan that asks, which is no donor to itself.
     """
@@ -171,13 +174,8 @@ def open_donors(output: Path, spec: Spec, own: str) -> Iterator[list[Donor]]:
             if skeleton and skeleton.spec == spec and skeleton.plan != own:
                 donor = _open_partial(folder, skeleton, descriptors)
                 donors += [donor] if donor else []
-        try:
-            with CacheReader(output) as reader:
-                if reader.spec == spec:
-                    descriptors.append(os.open(output, os.O_RDONLY | os.O_CLOEXEC))
-                    donors.append(_finished(reader, descriptors[-1]))
-        except CacheError:
-            pass  # none there, or one that nobody could read either
+        if finished and finished.spec == spec:
+            donors.append(_finished(finished))
         yield donors
     finally:
         for descriptor in descriptors:
@@ -192,7 +190,7 @@ def records_of(columns: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]
     return records
 
 
-def _finished(reader: CacheReader, descriptor: int) -> Donor:
+def _finished(reader: CacheReader) -> Donor:
     columns = reader.columns
     return Donor(
         str(reader.attributes.get("ffmpeg_version", "")),
@@ -201,7 +199,7 @@ def _finished(reader: CacheReader, descriptor: int) -> Donor:
         columns["source_mtime_ns"],
         records_of(columns),
         np.ones(len(columns["path"]), bool),
-        descriptor,
+        reader.fileno(),
         reader.header.clips_offset,
     )
 

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import xxhash
 
+from vidcache.cache.image import SparseImage
 from vidcache.errors import CacheError
 from vidcache.spec import Spec
 
@@ -256,7 +257,8 @@ def create_skeleton(
     """Create a complete HDF5 file in which only `/classes` and the attributes have content.
 
     Every dataset is contiguous, allocated now and never filled, so the file is sparse and this
-    takes about a millisecond whatever its size. It is closed for good before the first clip.
+    takes about a millisecond whatever its size. libhdf5 never sees the disk: full, it would leave
+    an open file that it cannot close.
 
     Args:
         path: File to create.
@@ -268,10 +270,14 @@ def create_skeleton(
 
     Returns:
         Where the columns and the clips lie.
+
+    Raises:
+        OSError: The disk is full, or there is such a file.
     """
+    image = SparseImage()
     with h5py.File(
-        path,
-        "w-",
+        image,
+        "w",
         libver="earliest",
         userblock_size=USER_BLOCK_BYTES,
         # Only datasets above the threshold start on a page: small columns stay packed.
@@ -292,8 +298,12 @@ def create_skeleton(
             dataset = _create_dataset(videos, column.name, column_dtype(column, path_bytes), (num_clips, *column.shape))
             attribute = h5py.Dataset(dataset).attrs
             attribute["meaning"] = np.bytes_(column.meaning)
-        _create_dataset(file, "clips", np.dtype("|u1"), (num_clips, *spec.clip_shape))
-    return read_layout(path)
+        clips = _create_dataset(file, "clips", np.dtype("|u1"), (num_clips, *spec.clip_shape))
+        offsets = {column.name: file["videos"][column.name].id.get_offset() for column in COLUMNS}
+        clips_offset = clips.get_offset()
+    with path.open("xb") as out:
+        image.save(out.fileno())
+    return Layout(offsets, clips_offset, image.num_bytes)
 
 
 def _create_dataset(group: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
@@ -304,10 +314,3 @@ def _create_dataset(group: Any, name: str, dtype: np.dtype[Any], shape: tuple[in
     properties.set_obj_track_times(False)  # the same input gives the same bytes
     kind = h5py.h5t.py_create(dtype, logical=True)
     return h5py.h5d.create(group.id, name.encode(), kind, h5py.h5s.create_simple(shape), properties)
-
-
-def read_layout(path: Path) -> Layout:
-    """Ask libhdf5 where the datasets of a skeleton lie."""
-    with h5py.File(path, "r", locking=False) as file:
-        columns = {column.name: file["videos"][column.name].id.get_offset() for column in COLUMNS}
-        return Layout(columns, file["clips"].id.get_offset(), path.stat().st_size)

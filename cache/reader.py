@@ -78,6 +78,10 @@ class CacheReader:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def fileno(self) -> int:
+        """Return the descriptor, which stays ours."""
+        return self._descriptor
+
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         """(N,) index into `classes`, failed rows included."""

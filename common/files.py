@@ -32,18 +32,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], scratch: Path | None = None) -> None:
     """Create or replace a file in one step.
 
     Args:
         path: The file. Its folder must exist.
-        write: Called with a temporary binary file in the same folder.
+        write: Called with a temporary binary file.
+        scratch: Folder of the temporary file, on the same disk; None is the folder of `path`.
 
     Raises:
         OSError: The disk is full or the folder not writable; the old file is untouched and no
             temporary file is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = (scratch or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as file:
             write(file)
@@ -56,9 +57,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     sync_folder(path.parent)
 
 
-def write_text_atomically(path: Path, text: str) -> None:
+def write_text_atomically(path: Path, text: str, scratch: Path | None = None) -> None:
     """Create or replace a text file in one step; undecodable bytes of names are kept as they were."""
-    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")), scratch)
 
 
 def pwrite_all(descriptor: int, data: memoryview, offset: int) -> None:

@@ -22,7 +22,7 @@ from vidcache.cache.layout import Status
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter, clean_up
-from vidcache.errors import CacheError, InputError, VidcacheError
+from vidcache.errors import InputError, VidcacheError
 from vidcache.preprocess.backends import Job, decode, find_all_tools
 from vidcache.preprocess.ffmpeg import Tools
 from vidcache.preprocess.options import BuildOptions
@@ -102,13 +102,16 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
     if not options.allow_tiny_classes:
         check_class_sizes(Counter(video.class_name for video in sources.videos), "videos")
     tools = find_all_tools(options.ffmpeg_dir)
-    earlier = [] if options.overwrite else earlier_builds(output)
-    _check_spec(output, options.spec, earlier)
-    plan = make_plan(sources, options, tools[0], earlier)
-    report = _report_if_current(raw, output, plan, options) if earlier else None
-    if report is None:
+    with contextlib.ExitStack() as stack:
+        finished = None
+        if os.path.lexists(output) and not options.overwrite:
+            finished = stack.enter_context(CacheReader(output))
+        earlier = [] if options.overwrite else earlier_builds(output, finished)
+        _check_spec(output, options.spec, earlier)
+        plan = make_plan(sources, options, tools[0], earlier)
+        report = _report_if_current(raw, output, finished, plan, options) if finished else None
         try:
-            report = _build(raw, output, plan, tools, options, progress)
+            report = report or _build(raw, output, finished, plan, tools, options, progress)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise VidcacheError(
@@ -119,7 +122,13 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
 
 
 def _build(
-    raw: Path, output: Path, plan: Plan, tools: list[Tools], options: BuildOptions, progress: Progress
+    raw: Path,
+    output: Path,
+    finished: CacheReader | None,
+    plan: Plan,
+    tools: list[Tools],
+    options: BuildOptions,
+    progress: Progress,
 ) -> BuildReport:
     with CacheWriter(output, plan) as writer:
         reconsider(
@@ -131,7 +140,7 @@ def _build(
         )
         tally = _Tally(writer, progress)
         if not options.overwrite:
-            with open_donors(output, plan.spec, plan.identity()) as donors:
+            with open_donors(output, finished, plan.spec, plan.identity()) as donors:
                 for row in take_over(
                     raw,
                     writer,
@@ -149,7 +158,7 @@ def _build(
                 tally.add(row)
         good = writer.records["status"] != Status.FAILED
         problems = find_problems(plan, writer.records)
-        write_failures(output, problems)
+        write_failures(output, problems, writer.folder)
         _check_result(output, plan, good, problems, options)
         split = assign_splits(plan.paths, plan.labels, good, options.fractions, options.seed)
         header = writer.finish(np.arange(plan.num_clips, dtype=np.int32), split)
@@ -168,20 +177,17 @@ def _check_spec(output: Path, spec: Spec, earlier: list[Earlier]) -> None:
             )
 
 
-def _report_if_current(raw: Path, output: Path, plan: Plan, options: BuildOptions) -> BuildReport | None:
+def _report_if_current(
+    raw: Path, output: Path, finished: CacheReader, plan: Plan, options: BuildOptions
+) -> BuildReport | None:
     """Report on the finished cache if there is nothing to build."""
-    try:
-        reader = CacheReader(output)
-    except CacheError:
+    columns = finished.columns
+    if (options.retry_failed and (columns["status"] == Status.FAILED).any()) or not is_current(
+        raw, finished, plan, check_contents=options.check_contents, workers=options.workers
+    ):
         return None
-    with reader:
-        columns = reader.columns
-        if (options.retry_failed and (columns["status"] == Status.FAILED).any()) or not is_current(
-            raw, reader, plan, check_contents=options.check_contents, workers=options.workers
-        ):
-            return None
-        clean_up(output)
-        return _report(output, plan, columns, columns["split"], reader.fingerprint, num_decoded=0, current=True)
+    clean_up(output)
+    return _report(output, plan, columns, columns["split"], finished.fingerprint, num_decoded=0, current=True)
 
 
 def _report(

@@ -67,8 +67,14 @@ def failures_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.failures.csv")
 
 
-def write_failures(output: Path, problems: tuple[Problem, ...]) -> None:
-    """Write `<output>.failures.csv`; with no problems it has only its header."""
+def write_failures(output: Path, problems: tuple[Problem, ...], scratch: Path) -> None:
+    """Write `<output>.failures.csv`; with no problems it has only its header.
+
+    Args:
+        output: The cache.
+        problems: What to write.
+        scratch: A folder on the same disk that is removed some day: a kill can leave half a file there.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["path", "class", "status", "reason", "num_frames", "num_frames_from_header", "detail"])
@@ -76,4 +82,4 @@ def write_failures(output: Path, problems: tuple[Problem, ...]) -> None:
         names = printable(problem.path), printable(problem.class_name), problem.status.name.lower()
         counts = problem.num_frames, problem.num_frames_from_header
         table.writerow([*names, problem.reason, *counts, problem.detail])
-    write_text_atomically(failures_path(output), text.getvalue())
+    write_text_atomically(failures_path(output), text.getvalue(), scratch)

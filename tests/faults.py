@@ -1,0 +1,794 @@
+"""Accidents of a build: killed, torn, refused by the disk, cut off by a power loss. Then: was anything lost?
+
+Run as a program with `faultfs.so` preloaded (tests/test_torture.py does). It imports everything once and forks
+one child per accident, so that a thousand accidents take a minute. The decoder is a stand-in, a function of
+the file's bytes that says when it is called; everything that writes is real.
+
+    LD_PRELOAD=faultfs.so python -m tests.faults FOLDER FAULTFS.SO SUITE RUNS PART PARTS [MUTANT]
+
+RUNS = 0 is every case there is; PART of PARTS chooses some of them, or the seed where cases are random.
+"""
+
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import random
+import shutil
+import signal
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from vidcache.cache import donors, journal, writer
+from vidcache.cache.layout import clip_hash_of
+from vidcache.cache.reader import CacheReader
+from vidcache.errors import LockedError, VidcacheError
+from vidcache.preprocess import backends, build, reuse
+from vidcache.preprocess.build import build_cache
+from vidcache.preprocess.decode import Decoded, Ledger
+from vidcache.preprocess.failure import Failure, Reason
+from vidcache.preprocess.ffmpeg import Tools
+from vidcache.preprocess.options import BuildOptions
+from vidcache.preprocess.probe import Probe
+from vidcache.spec import Spec
+
+SPEC = Spec(2, 16, 16)
+OPTIONS = BuildOptions(spec=SPEC, workers=1, allow_tiny_classes=True)
+TOOLS = [Tools("ffmpeg", "ffprobe", "n0", "nowhere")]
+LEFT = {"c.h5", "c.h5.lock", "c.failures.csv"}
+KILL_BEFORE, TEAR, KILL_AFTER, FAIL_ONCE, FAIL_FROM, SHORT = range(1, 7)
+CREATE, WRITE, TRUNCATE, SYNC, RENAME, UNLINK, MKDIR, RMDIR, LINK, MARK = range(1, 11)
+# What a build does between commits must not depend on the clock.
+writer.COMMIT_CLIPS, writer.COMMIT_SECONDS = 2, 1e9
+
+
+# --- one build in a child ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a child ended.
+
+    Attributes:
+        signal: That killed it, or 0.
+        error: Type and text of what was raised, or empty.
+        decoded: Paths of the videos that were decoded.
+        calls: Write-class system calls.
+    """
+
+    signal: int
+    error: str = ""
+    decoded: tuple[str, ...] = ()
+    calls: int = 0
+
+
+class Shim:
+    """The preloaded library."""
+
+    def __init__(self, path: str) -> None:
+        self._library = ctypes.CDLL(path)
+        self._library.faultfs_calls.restype = ctypes.c_long
+        self._library.faultfs_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+        self._library.faultfs_mark.argtypes = [ctypes.c_long]
+
+    def arm(self, folder: Path, k: int, how: int, error: int, log: int) -> None:
+        self._library.faultfs_arm(os.fsencode(folder), k, how, error, log)
+
+    def mark(self, number: int) -> None:
+        self._library.faultfs_mark(number)
+
+    def disarm(self) -> int:
+        self._library.faultfs_disarm()
+        return int(self._library.faultfs_calls())
+
+
+class NoChildren(AbstractContextManager["NoChildren"]):
+    """The decoder is no process here."""
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def decode_stand_in(path: bytes, spec: Spec, *_: Any) -> Decoded:
+    """A clip that is a function of the file's bytes."""
+    with open(path, "rb") as file:
+        data = file.read()
+    if data.startswith(b"bad"):
+        raise Failure(Reason.NO_FRAMES, "made to fail")
+    seed = int.from_bytes(data[:8], "little")
+    clip = np.random.default_rng(seed).integers(0, 256, spec.clip_shape, np.uint8)
+    probe = Probe(
+        stream_index=0, codec="made", pixel_format="up", width=16, height=16, rotation=0, fps_from_header=25.0,
+        duration_seconds=1.0, num_frames_from_header=2, num_packets=2, num_packets_in_file=2, encrypted=False,
+    )  # fmt: skip
+    return Decoded(clip, 2, probe, Ledger(2, 0, ()), reuse.hash_video(path), "")
+
+
+def run_child(
+    shim: Shim,
+    raw: Path,
+    out: Path,
+    *,
+    k: int = 0,
+    how: int = 0,
+    error: int = 0,
+    log: Path | None = None,
+    stop_after: int = 0,
+    mutant: str = "",
+) -> Ended:
+    """Build in a forked child in which the k-th write-class call is an accident."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if log else -1
+        decoded: list[str] = []
+        said = ""
+        calls = 0
+        try:
+            with ExitStack() as stack:
+                _stand_in(stack, shim, raw, decoded)
+                if mutant:
+                    MUTANTS[mutant](stack)
+                shim.arm(out, k, how, error, log_fd)
+                try:
+                    build_cache(raw, out / "c.h5", OPTIONS, _stopper(stop_after))
+                except KeyboardInterrupt:
+                    pass
+                finally:
+                    calls = shim.disarm()
+        except VidcacheError as caught:
+            said = f"VidcacheError: {caught}"
+        except BaseException:
+            said = traceback.format_exc()
+        os.write(write, json.dumps([said, decoded, calls]).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as file:
+        data = file.read()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return Ended(os.WTERMSIG(status))
+    said, decoded, calls = json.loads(data)
+    return Ended(0, said, tuple(decoded), calls)
+
+
+def _stand_in(stack: ExitStack, shim: Shim, raw: Path, decoded: list[str]) -> None:
+    commit = writer.CacheWriter.commit
+
+    def decode(path: bytes, *arguments: Any) -> Decoded:
+        decoded.append(os.fsdecode(path[len(bytes(raw)) + 1 :]))
+        return decode_stand_in(path, *arguments)
+
+    def commit_and_say_so(self: writer.CacheWriter) -> None:
+        rows = [int.from_bytes(entry[:8], "little") for entry in self._waiting]
+        commit(self)
+        for row in rows:
+            shim.mark(row)
+
+    stack.enter_context(mock.patch.object(backends, "decode_video", decode))
+    stack.enter_context(mock.patch.object(backends, "Children", NoChildren))
+    stack.enter_context(mock.patch.object(build, "find_all_tools", lambda _: TOOLS))
+    stack.enter_context(mock.patch.object(writer.CacheWriter, "commit", commit_and_say_so))
+
+
+def _stopper(number: int) -> Callable[[int, int, int], None]:
+    def progress(done: int, failed: int, total: int) -> None:
+        del failed, total
+        if number and done == number:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+# --- scenarios --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """A state of the disk, and a folder of videos to build from there.
+
+    Attributes:
+        name: For people.
+        raw: The videos.
+        before: The output folder before the build; to be copied.
+        golden: The cache that must come out.
+        old: The cache that was there, if any.
+        needed: Videos that a build without accidents decodes.
+        paths: All videos, by row.
+        calls: Write-class calls of a build without accidents.
+    """
+
+    name: str
+    raw: Path
+    before: Path
+    golden: bytes
+    old: bytes | None
+    needed: frozenset[str]
+    paths: tuple[str, ...]
+    calls: int
+
+
+def make_scenarios(shim: Shim, folder: Path, mutant: str = "") -> list[Scenario]:
+    """Fresh build, resume, rebuild over a good cache, append to a cache and an interrupted build."""
+    raws = _make_raws(folder)
+    with ExitStack() as stack:  # what a first build imports and caches is not to be done in every child
+        _stand_in(stack, shim, raws["a"], [])
+        (folder / "first").mkdir()
+        build_cache(raws["a"], folder / "first" / "c.h5", OPTIONS)
+    made = []
+    for name, raw, steps in (
+        ("fresh", raws["a"], []),
+        ("resume", raws["a"], [("a", 4)]),
+        ("rebuild", raws["b"], [("a", 0)]),
+        ("append", raws["c"], [("a", 0), ("b", 6)]),
+    ):
+        before = folder / f"before_{name}"
+        before.mkdir()
+        for raw_name, stop_after in steps:
+            ended = run_child(shim, raws[raw_name], before, stop_after=stop_after, mutant=mutant)
+            assert not ended.error, ended.error
+        clean, trial = folder / f"golden_{name}", folder / f"trial_{name}"
+        clean.mkdir()
+        shutil.copytree(before, trial)
+        golden, unharmed = run_child(shim, raw, clean), run_child(shim, raw, trial)
+        assert not golden.error + unharmed.error, golden.error + unharmed.error
+        assert (clean / "c.h5").read_bytes() == (trial / "c.h5").read_bytes()
+        with CacheReader(clean / "c.h5") as reader:
+            paths = tuple(os.fsdecode(reader.path_of(row)) for row in range(len(reader)))
+        old = (before / "c.h5").read_bytes() if (before / "c.h5").exists() else None
+        golden_bytes = (clean / "c.h5").read_bytes()
+        made.append(Scenario(name, raw, before, golden_bytes, old, frozenset(unharmed.decoded), paths, unharmed.calls))
+    return made
+
+
+def _make_raws(folder: Path) -> dict[str, Path]:
+    """Three states of one folder of videos; times are fixed, since they are in the file."""
+
+    def put(path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((text.encode() * 20)[:100])
+        os.utime(path, ns=(10**18, 10**18 + len(text)))
+
+    a, b, c = (folder / f"raw_{name}" for name in "abc")
+    for index in range(3):
+        put(a / "x" / f"{index}.mp4", f"video x{index}!")
+        put(a / "y" / f"{index}.mp4", f"{index} is a video of y")
+    put(a / "y" / "bad.mp4", "bad video")
+    shutil.copytree(a, b)
+    put(b / "x" / "0.mp4", "another video")
+    (b / "x" / "1.mp4").rename(b / "x" / "moved.mp4")
+    (b / "y" / "0.mp4").unlink()
+    put(b / "y" / "new.mp4", "new video of y")
+    shutil.copytree(b, c)
+    put(c / "x" / "newer.mp4", "newer video of x")
+    return {"a": a, "b": b, "c": c}
+
+
+# --- what must hold ---------------------------------------------------------------------------
+
+
+def violations(
+    shim: Shim, scenario: Scenario, out: Path, acknowledged: set[int], mutant: str, *, rotten: bool = False
+) -> list[str]:
+    """Check L1 to L6 of what an accident has left, then run the build again and check what comes out."""
+    found = []
+    cache = out / "c.h5"
+    published = cache.read_bytes() if cache.exists() else None
+    if published not in (scenario.old, scenario.golden):
+        found.append("the published cache is neither the old nor the new one")
+    again = run_child(shim, scenario.raw, out, mutant=mutant)
+    if again.signal or again.error:
+        return [*found, f"the next build failed: {again.signal} {again.error}"]
+    done = {scenario.paths[row] for row in acknowledged}
+    twice = set(again.decoded) & done
+    if twice and not rotten:
+        found.append(f"decoded again: {sorted(twice)}")
+    if set(again.decoded) - scenario.needed and not rotten:
+        found.append(f"decoded for nothing: {sorted(set(again.decoded) - scenario.needed)}")
+    if not cache.exists() or cache.read_bytes() != scenario.golden:
+        found.append("the next build gave another file")
+    if {path.name for path in out.iterdir()} != LEFT:
+        found.append(f"left behind: {sorted(path.name for path in out.iterdir())}")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One write-class call that succeeded, or a mark."""
+
+    kind: int
+    one: str
+    two: str
+    offset: int
+    size: int
+    data: bytes
+
+
+def read_log(path: Path) -> Iterator[Op]:
+    """Read what the shim has recorded."""
+    data, at = path.read_bytes(), 0
+    while at + 48 <= len(data):
+        kind, len_one, len_two, offset, size, len_data = struct.unpack_from("<6q", data, at)
+        at += 48
+        one, two = data[at : at + len_one], data[at + len_one : at + len_one + len_two]
+        at += len_one + len_two
+        yield Op(kind, os.fsdecode(one), os.fsdecode(two), offset, size, data[at : at + len_data])
+        at += len_data
+
+
+def marks(path: Path) -> list[int]:
+    """Rows that were acknowledged, and -1 where a sync failed, in order."""
+    return [op.offset for op in read_log(path) if op.kind == MARK]
+
+
+# --- suites: each yields (what happened, violations) ---------------------------------------------
+
+Outcome = tuple[str, list[str]]
+
+
+class Suite:
+    """What all suites share."""
+
+    def __init__(self, shim: Shim, folder: Path, scenarios: list[Scenario], part: int, parts: int, mutant: str) -> None:
+        self.shim, self.folder, self.scenarios, self.mutant = shim, folder, scenarios, mutant
+        self.random, self.part, self.parts = random.Random(part), part, parts
+        self.out, self.log = folder / "case" / "out", folder / "case" / "log"
+
+    def begin(self, scenario: Scenario) -> None:
+        shutil.rmtree(self.out.parent, ignore_errors=True)
+        self.out.parent.mkdir()
+        shutil.copytree(scenario.before, self.out)
+
+    def run(self, scenario: Scenario, **accident: Any) -> Ended:
+        return run_child(self.shim, scenario.raw, self.out, log=self.log, mutant=self.mutant, **accident)
+
+    def check(self, scenario: Scenario, acknowledged: set[int]) -> list[str]:
+        return violations(self.shim, scenario, self.out, acknowledged, self.mutant)
+
+    def kills(self, runs: int) -> Iterator[Outcome]:
+        """Kill before and in the middle of every call, and after the last; `runs` = 0 for all of them."""
+        cases = [
+            (scenario, k, how)
+            for scenario in self.scenarios
+            for k in range(1, scenario.calls + 1)
+            for how in (KILL_BEFORE, TEAR, *([KILL_AFTER] if k == scenario.calls else []))
+        ]
+        for scenario, k, how in self.random.sample(cases, runs) if runs else cases[self.part :: self.parts]:
+            self.begin(scenario)
+            ended = self.run(scenario, k=k, how=how)
+            name = f"{scenario.name}: kill {k} {how}"
+            if ended.signal != signal.SIGKILL:
+                yield name, [f"not killed: {ended}"]
+                continue
+            yield name, self.check(scenario, set(marks(self.log)))
+
+    def chains(self, runs: int) -> Iterator[Outcome]:
+        """Two to five kills in a row, in whatever is going on then."""
+        for _ in range(runs):
+            scenario = self.random.choice(self.scenarios)
+            self.begin(scenario)
+            acknowledged: set[int] = set()
+            name = scenario.name
+            for _ in range(self.random.randint(2, 5)):
+                k, how = self.random.randint(1, scenario.calls), self.random.choice((KILL_BEFORE, TEAR))
+                ended = self.run(scenario, k=k, how=how)
+                acknowledged |= set(marks(self.log))
+                name += f" {k}/{how}"
+                if not ended.signal:
+                    break
+            yield name, self.check(scenario, acknowledged)
+
+    def errors(self, runs: int) -> Iterator[Outcome]:
+        """A full or broken disk, once or from then on, interrupted and short writes, at every call."""
+        cases = []
+        for scenario in self.scenarios:
+            self.begin(scenario)
+            self.run(scenario)
+            ops = [op.kind for op in read_log(self.log) if op.kind != MARK]
+            for k, kind in enumerate(ops, 1):
+                full = FAIL_FROM if k % 2 else FAIL_ONCE
+                accidents = [(full, errno.ENOSPC), (FAIL_ONCE, errno.EIO)]
+                # rename, unlink and mkdir are never interrupted by a real kernel, and only a write is short
+                accidents += [(FAIL_ONCE, errno.EINTR)] if kind in (WRITE, SYNC, TRUNCATE) else []
+                accidents += [(SHORT, 0)] if kind == WRITE else []
+                cases += [(scenario, k, *accident) for accident in accidents]
+        for scenario, k, how, error in self.random.sample(cases, runs) if runs else cases[self.part :: self.parts]:
+            self.begin(scenario)
+            ended = self.run(scenario, k=k, how=how, error=error)
+            said = marks(self.log)
+            name = f"{scenario.name}: call {k}: {how} {errno.errorcode.get(error, 'short')}"
+            found = []
+            if ended.signal or (ended.error and not ended.error.startswith("VidcacheError")):
+                found.append(f"not a clean error: {ended.signal} {ended.error}")
+            if ended.error and (how == SHORT or error == errno.EINTR):
+                found.append(f"gave up: {ended.error}")
+            if error != errno.EINTR and -1 in said and said[-1] != -1:  # an interrupted sync is begun again
+                found.append("acknowledged after a failed sync")
+            yield name, found + self.check(scenario, {row for row in said if row >= 0})
+
+    def rot(self, runs: int) -> Iterator[Outcome]:
+        """A byte of what an interrupted build has left changes on disk."""
+        scenarios = [scenario for scenario in self.scenarios if scenario.name in ("resume", "append")]
+        for number in range(runs):
+            scenario = scenarios[number % len(scenarios)]
+            self.begin(scenario)
+            (folder,) = donors.build_folder(self.out / "c.h5").iterdir()
+            target = folder / self.random.choice(("data.h5", "data.h5", "data.h5", "journal", "plan.json"))
+            data = bytearray(target.read_bytes())
+            # Where something is: all of the first pages, and the clips.
+            position = self.random.randrange(len(data))
+            data[position] ^= self.random.randint(1, 255)
+            target.write_bytes(data)
+            name = f"{scenario.name}: {target.name} at {position}"
+            yield name, violations(self.shim, scenario, self.out, set(), self.mutant, rotten=True)
+
+    def power(self, runs: int) -> Iterator[Outcome]:
+        """The power goes at any time: of what was not synced, any part is on the disk."""
+        logs = {}
+        for scenario in self.scenarios:
+            self.begin(scenario)
+            ended = self.run(scenario)
+            if ended.signal or ended.error:
+                yield scenario.name, [f"without any accident: {ended}"]
+            logs[scenario.name] = list(read_log(self.log))
+        for number in range(runs):
+            scenario = self.scenarios[number % len(self.scenarios)]
+            ops = logs[scenario.name]
+            at = self.random.randint(0, len(ops))
+            self.begin(scenario)
+            disk = Disk(self.out)
+            acknowledged = {row for row in (disk.apply(op) for op in ops[:at]) if row is not None}
+            ordered = self.random.random() < 0.5
+            disk.lose_power(self.random, ordered=ordered)
+            name = f"{scenario.name}: power lost after {at} of {len(ops)}{'' if ordered else ', reordered'}"
+            yield name, self.check(scenario, acknowledged)
+
+    def lock(self, runs: int) -> Iterator[Outcome]:
+        """Two builders of one cache: the second is told, whatever the first is doing."""
+        scenario = self.scenarios[0]
+        for _ in range(runs):
+            self.begin(scenario)
+            with ExitStack() as stack:
+                if self.mutant:
+                    MUTANTS[self.mutant](stack)
+                descriptor = writer._lock(self.out / "c.h5")
+                try:
+                    os.close(writer._lock(self.out / "c.h5"))
+                    yield "two builders", ["the second has the lock too"]
+                except LockedError:
+                    yield "two builders", []
+                finally:
+                    os.close(descriptor)
+
+    def cache(self, runs: int) -> Iterator[Outcome]:
+        """A finished cache changes on disk: a reader refuses it, or gives the bytes that were written."""
+        scenario = self.scenarios[0]
+        with CacheReader(_write(self.folder / "whole.h5", scenario.golden)) as reader:
+            rows = reader.rows()
+            expected = {int(row): clip_hash_of(reader.read([row])[0]) for row in rows}
+            facts = {name: column.tobytes() for name, column in reader.columns.items()}
+        for number in range(runs):
+            name, data = _mutate(self.random, number, scenario.golden)
+            path = _write(self.folder / "mutated.h5", data)
+            start = time.monotonic()
+            signal.alarm(20)  # a hang ends the run, loudly
+            found = []
+            try:
+                with ExitStack() as stack:
+                    if self.mutant:
+                        MUTANTS[self.mutant](stack)
+                    with CacheReader(path) as reader:
+                        damaged = set(reader.damaged_rows().tolist())
+                        if any(facts[column] != values.tobytes() for column, values in reader.columns.items()):
+                            found.append("other columns")
+                        for row, digest in expected.items():
+                            if row not in damaged and clip_hash_of(reader.read([row])[0]) != digest:
+                                found.append(f"row {row} differs and is not found")
+            except VidcacheError:
+                pass
+            except Exception:
+                found.append(traceback.format_exc())
+            signal.alarm(0)
+            if time.monotonic() - start > 5:
+                found.append("slow")
+            yield name, found
+
+
+def _write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def _mutate(rng: random.Random, number: int, golden: bytes) -> tuple[str, bytes]:
+    data, size = bytearray(golden), len(golden)
+    at = rng.randrange(size) if number % 2 else rng.randrange(min(size, 16384))  # half of them in the metadata
+    kind = ("bit", "bytes", "page", "swap", "cut", "longer")[number % 6]
+    if kind == "bit":
+        data[at] ^= 1 << rng.randrange(8)
+    elif kind == "bytes":
+        for index in range(at, min(size, at + rng.randint(1, 8))):
+            data[index] = rng.randrange(256)
+    elif kind == "page":
+        at -= at % 4096
+        data[at : at + 4096] = bytes(len(data[at : at + 4096]))
+    elif kind == "swap":
+        other, at = rng.randrange(size // 4096) * 4096, at - at % 4096
+        width = min(4096, size - at, size - other)
+        data[at : at + width], data[other : other + width] = data[other : other + width], data[at : at + width]
+    elif kind == "cut":
+        del data[at:]
+    else:
+        data += rng.randbytes(rng.randint(1, 5000))
+    return f"{kind} at {at}", bytes(data)
+
+
+# --- a disk without power -----------------------------------------------------------------------
+
+
+class _File:
+    """A file: what is safe, and what was done since the last sync."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self.safe = bytearray(content)
+        self.later: list[tuple[int, bytes | None]] = []  # (offset, data), or (size, None)
+
+    def sync(self) -> None:
+        for offset, data in self.later:
+            _put(self.safe, offset, data)
+        self.later.clear()
+
+    def after_power_loss(self, rng: random.Random) -> bytes:
+        content, page = bytearray(self.safe), rng.choice((512, 4096))
+        if (luck := rng.random()) < 0.2:
+            return bytes(content)  # nothing since the last sync
+        for offset, data in self.later:
+            if data is None:
+                if rng.random() < 0.5:
+                    _put(content, offset, None)
+                continue
+            for start in range(offset - offset % page, offset + len(data), page):
+                low, high = max(start, offset), min(start + page, offset + len(data))
+                if luck > 0.9 or rng.random() < 0.5:
+                    _put(content, low, data[low - offset : high - offset])
+        return bytes(content)
+
+
+def _put(content: bytearray, offset: int, data: bytes | None) -> None:
+    end = offset if data is None else offset + len(data)
+    if data is None:
+        del content[end:]
+    content.extend(bytes(max(0, end - len(content))))
+    if data is not None:
+        content[offset:end] = data
+
+
+class Disk:
+    """The output folder as the disk has it: synced contents, and names in folders."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.now: dict[str, _File | None] = {}  # path: file, or None for a folder
+        for path in sorted(folder.rglob("*")):
+            self.now[str(path)] = None if path.is_dir() else _File(path.read_bytes())
+        self.safe = dict(self.now)
+        self.later: list[Op] = []  # changes of names that no folder sync has covered
+        self.files: dict[int, _File] = {}  # by the op that gave it a name
+
+    def apply(self, op: Op) -> int | None:
+        """Do what the call did; returns the row of a mark."""
+        file = self.now.get(op.one)
+        if op.kind == MARK:
+            return op.offset if op.offset >= 0 else None
+        if op.kind == WRITE and file:
+            file.later.append((op.offset, op.data))
+        elif op.kind == TRUNCATE and file:
+            file.later.append((op.size, None))
+        elif op.kind == SYNC and file:
+            file.sync()
+        elif op.kind == SYNC:
+            self._sync_folder(op.one)
+        else:
+            if op.kind == CREATE:
+                self.files[id(op)] = _File()
+            elif op.kind == RENAME and file:
+                self.files[id(op)] = file
+            self._rename_names(self.now, op)
+            self.later.append(op)
+        return None
+
+    def _rename_names(self, names: dict[str, "_File | None"], op: Op) -> None:
+        if op.kind == CREATE:
+            names[op.one] = self.files[id(op)]
+        elif op.kind == MKDIR:
+            names[op.one] = None
+        elif op.kind in (UNLINK, RMDIR):
+            names.pop(op.one, None)
+        elif op.kind == RENAME:  # the new name is that of the file, whatever became of the old one
+            names.pop(op.one, None)
+            names[op.two] = self.files[id(op)]
+
+    def _sync_folder(self, folder: str) -> None:
+        kept = []
+        for op in self.later:
+            parents = {os.path.dirname(name) for name in (op.one, op.two) if name}
+            if folder in parents:
+                self._rename_names(self.safe, op)
+            else:
+                kept.append(op)
+        self.later = kept
+
+    def lose_power(self, rng: random.Random, *, ordered: bool) -> None:
+        """Write to the folder what is left.
+
+        Args:
+            rng: Decides what of the rest has reached the disk.
+            ordered: A journaling file system: names change in order; else any subset of the changes.
+        """
+        names = dict(self.safe)
+        count = rng.randint(0, len(self.later))
+        for index, op in enumerate(self.later):
+            if index < count if ordered else rng.random() < 0.5:
+                self._rename_names(names, op)
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        for path, file in sorted(names.items()):
+            if not Path(path).parent.is_dir():
+                continue  # its folder is gone
+            if file is None:
+                Path(path).mkdir(exist_ok=True)
+            else:
+                Path(path).write_bytes(file.after_power_loss(rng))
+
+
+# --- broken variants of the protocol: the suites must catch each -----------------------------------
+
+
+def _patch(target: Any, name: str, value: Any) -> Callable[[ExitStack], None]:
+    def apply(stack: ExitStack) -> None:
+        stack.enter_context(mock.patch.object(target, name, value))
+
+    return apply
+
+
+def _journal_first(stack: ExitStack) -> None:
+    real = writer._write_all
+
+    def late(descriptor: int, data: bytes) -> None:
+        real(descriptor, data)
+
+    def commit(self: writer.CacheWriter) -> None:
+        if self._waiting:
+            os.lseek(self._journal, 0, os.SEEK_END)
+            late(self._journal, b"".join(self._waiting))
+            writer.sync_file(self._journal)
+            self._waiting.clear()
+
+    _replace_commit(stack, commit)
+
+
+def _replace_commit(stack: ExitStack, commit: Callable[[writer.CacheWriter], None]) -> None:
+    """Replace the innermost commit, below the one that says what was acknowledged."""
+    outer = writer.CacheWriter.commit
+    cells = {cell.cell_contents: cell for cell in outer.__closure__ or () if callable(cell.cell_contents)}
+    (inner,) = [cell for content, cell in cells.items() if getattr(content, "__name__", "") == "commit"]
+    inner.cell_contents = commit
+    del stack
+
+
+def _publish_in_place(stack: ExitStack) -> None:
+    def rename(self: Path, target: Path) -> None:
+        with open(target, "wb") as file:
+            file.write(self.read_bytes())
+            os.fsync(file.fileno())
+
+    stack.enter_context(mock.patch.object(Path, "rename", rename))
+
+
+def _no_sync_at_the_end(stack: ExitStack) -> None:
+    real = writer.CacheWriter.finish
+
+    def finish(self: writer.CacheWriter, *arguments: Any) -> Any:
+        self.commit()
+        with mock.patch.object(writer, "sync_file", lambda _: None):
+            return real(self, *arguments)
+
+    stack.enter_context(mock.patch.object(writer.CacheWriter, "finish", finish))
+
+
+def _torn_tail(stack: ExitStack) -> None:
+    real = os.ftruncate
+
+    def truncate(descriptor: int, size: int) -> None:
+        if not os.readlink(f"/proc/self/fd/{descriptor}").endswith("journal"):
+            real(descriptor, size)
+
+    stack.enter_context(mock.patch.object(os, "ftruncate", truncate))
+
+
+def _acknowledge_after_failure(stack: ExitStack) -> None:
+    class Never:
+        def is_set(self) -> bool:
+            return False
+
+        def set(self) -> None:
+            pass
+
+    stack.enter_context(mock.patch.object(writer.threading, "Event", Never))
+
+
+def _no_lock(stack: ExitStack) -> None:
+    stack.enter_context(mock.patch.object(fcntl, "flock", lambda *_: None))
+
+
+def _all_match(stack: ExitStack) -> None:
+    stack.enter_context(mock.patch.object(writer.CacheWriter, "_matches", lambda *_: True))
+
+
+def _no_metadata_hash(stack: ExitStack) -> None:
+    from vidcache.cache import layout
+
+    class Equal(str):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        def __ne__(self, other: object) -> bool:
+            return False
+
+        __hash__ = str.__hash__
+
+    stack.enter_context(mock.patch.object(layout, "metadata_hash_of", lambda *_: Equal()))
+    stack.enter_context(mock.patch.object(layout, "fingerprint_of", lambda *_: Equal()))
+    stack.enter_context(mock.patch.object(layout, "split_hash_of", lambda *_: Equal()))
+
+
+MUTANTS: dict[str, Callable[[ExitStack], None]] = {
+    "no_data_sync": _patch(writer, "sync_file", lambda _: None),
+    "no_folder_sync": _patch(writer, "sync_folder", lambda _: None),
+    "journal_before_data": _journal_first,
+    "no_clip_hash": _all_match,
+    "no_skeleton_hash": _patch(donors.Skeleton, "matches", lambda *_: True),
+    "no_lock": _no_lock,
+    "publish_in_place": _publish_in_place,
+    "no_sync_before_publishing": _no_sync_at_the_end,
+    "no_journal_checksum": _patch(journal, "_checksum", lambda *_: 0),
+    "torn_tail_is_kept": _torn_tail,
+    "acknowledge_after_failed_sync": _acknowledge_after_failure,
+    "no_metadata_hash": _no_metadata_hash,
+}
+
+
+def main() -> None:
+    """Run one suite; print its figures as JSON."""
+    folder, library, suite = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    runs, part, parts = (int(word) for word in sys.argv[4:7])
+    mutant = sys.argv[7] if len(sys.argv) > 7 else ""
+    folder.mkdir(parents=True, exist_ok=True)
+    shim = Shim(library)
+    scenarios = make_scenarios(shim, folder, mutant)
+    made = Suite(shim, folder, scenarios, part, parts, mutant)
+    count, bad = 0, []
+    for name, found in getattr(made, suite)(runs):
+        count += 1
+        bad += [f"{name}: {text}" for text in found]
+        if mutant and bad:
+            break  # caught
+    print(json.dumps({"suite": suite, "runs": count, "violations": bad, "calls": [s.calls for s in scenarios]}))
+
+
+if __name__ == "__main__":
+    main()

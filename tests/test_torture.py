@@ -1,0 +1,283 @@
+"""Nothing is lost: accidents at every write, power losses, kills; and the suites that say so have teeth.
+
+`make torture N=1000` sets VIDCACHE_TORTURE: so many random accidents of each kind, instead of the few that
+every run of the tests can afford. The exhaustive ones are exhaustive always.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import MUTANTS
+from tests.helpers import TOOLS, make_raw
+from vidcache.cache.reader import CacheReader
+from vidcache.preprocess.build import build_cache
+from vidcache.preprocess.options import BuildOptions
+from vidcache.spec import Spec
+
+CHECKOUT = Path(__file__).parents[1]
+N = int(os.environ.get("VIDCACHE_TORTURE", "0"))
+PARTS = 2
+# Suite: runs of each part; 0 is every case there is. The longest first.
+SUITES = {
+    "errors": 0,
+    "kills": 0,
+    "power": N or 260,
+    "cache": N or 1000,
+    "chains": N or 20,
+    "rot": N or 40,
+    "lock": 1,
+}
+CATCHES = {
+    "no_data_sync": "power",
+    "no_folder_sync": "power",
+    "journal_before_data": "power",
+    "no_clip_hash": "rot",
+    "no_skeleton_hash": "rot",
+    "no_lock": "lock",
+    "publish_in_place": "kills",
+    "no_sync_before_publishing": "power",
+    "no_journal_checksum": "power",
+    "torn_tail_is_kept": "chains",
+    "acknowledge_after_failed_sync": "errors",
+    "no_metadata_hash": "cache",
+}
+
+
+class Torture:
+    """Runs the suites in the background, as many at a time as there are CPUs; asks for nothing twice."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._library = folder, folder / "faultfs.so"
+        compiler = shutil.which("cc")
+        if sys.platform != "linux" or compiler is None:
+            pytest.skip("the shim needs Linux and a C compiler")
+        source = CHECKOUT / "tests" / "faultfs.c"
+        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", self._library, source, "-ldl"], check=True)
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        self._suites = {
+            name: [self._pool.submit(self._run, name, runs, part) for part in range(PARTS)]
+            for name, runs in SUITES.items()
+        }
+        self._mutants = {
+            mutant: self._pool.submit(self._run, suite, 0 if suite == "kills" else 300, 0, mutant)
+            for mutant, suite in CATCHES.items()
+        }
+
+    def _run(self, suite: str, runs: int, part: int, mutant: str = "") -> dict[str, Any]:
+        # In memory where possible: what a disk would do is simulated.
+        root = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else self._folder
+        folder = root / f"vidcache-{os.getpid()}-{suite}-{part}-{mutant}"
+        parts = 1 if mutant else PARTS
+        command = [sys.executable, "-m", "tests.faults", folder, self._library, suite, runs, part, parts, mutant]
+        environment = {**os.environ, "LD_PRELOAD": str(self._library)}
+        try:
+            ended = subprocess.run(
+                [str(word) for word in command if word != ""],
+                cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert ended.returncode == 0, ended.stderr[-2000:]
+            figures: dict[str, Any] = json.loads(ended.stdout)
+            return figures
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def suite(self, name: str) -> tuple[int, list[str]]:
+        parts = [future.result() for future in self._suites[name]]
+        return sum(part["runs"] for part in parts), [text for part in parts for text in part["violations"]]
+
+    def mutant(self, name: str) -> dict[str, Any]:
+        return self._mutants[name].result()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="module")
+def torture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Torture]:
+    made = Torture(tmp_path_factory.mktemp("torture"))
+    yield made
+    made.close()
+
+
+def report(name: str, runs: int, violations: int) -> None:
+    if N:
+        sys.stderr.write(f"{name}: {runs} runs, {violations} violations\n")
+
+
+@pytest.mark.parametrize(
+    ("suite", "at_least"),
+    [
+        ("kills", 400),  # before and in the middle of every call of a fresh build, a resume, a rebuild, an append
+        ("errors", 700),  # ENOSPC, EIO, EINTR, short writes at every call
+        ("power", 500),
+        ("cache", 2000),
+        ("chains", 40),
+        ("rot", 80),
+        ("lock", 2),
+    ],
+)
+def test_no_accident_loses_anything(torture: Torture, suite: str, at_least: int) -> None:
+    runs, violations = torture.suite(suite)
+
+    report(suite, runs, len(violations))
+    assert [] == violations[:5]
+    assert runs >= at_least
+
+
+@pytest.mark.parametrize("mutant", sorted(CATCHES))
+def test_a_broken_protocol_is_caught(torture: Torture, mutant: str) -> None:
+    figures = torture.mutant(mutant)
+
+    report(f"{mutant} ({figures['suite']})", figures["runs"], len(figures["violations"]))
+    assert figures["violations"], f"{figures['runs']} runs of {figures['suite']} saw nothing"
+
+
+def test_every_mutant_is_tried() -> None:
+    assert set(MUTANTS) == set(CATCHES)
+
+
+def test_the_shim_sees_every_call_that_strace_sees(torture: Torture, tmp_path: Path) -> None:
+    strace = shutil.which("strace")
+    if not strace:
+        pytest.skip("needs strace")
+    code = (
+        "import sys; from pathlib import Path; from contextlib import ExitStack; import tests.faults as f\n"
+        "folder = Path(sys.argv[1]); raws = f._make_raws(folder); out = folder / 'out'; out.mkdir()\n"
+        "shim = f.Shim(sys.argv[2])\n"
+        "with ExitStack() as stack:\n"
+        "    f._stand_in(stack, shim, raws['a'], []); shim.arm(out, 0, 0, 0, -1)\n"
+        "    f.build_cache(raws['a'], out / 'c.h5', f.OPTIONS); print(shim.disarm())\n"
+    )
+    calls = (
+        "write,pwrite64,pwritev,writev,ftruncate,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,"
+        "mkdir,mkdirat,rmdir,link,linkat,copy_file_range,sendfile,fallocate,openat,open,creat"
+    )
+    trace = tmp_path / "trace"
+    command = [strace, "-f", "-y", "-e", f"trace={calls}", "-o", trace, sys.executable, "-c", code, tmp_path / "x"]
+    (tmp_path / "x").mkdir()
+    library = torture._library
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    ended = subprocess.run(
+        [str(word) for word in (*command, library)],
+        cwd=CHECKOUT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "ptrace" in ended.stderr:
+        pytest.skip("this container may not trace")
+
+    assert ended.returncode == 0, ended.stderr
+    here = f"{tmp_path}/x/out"
+    seen = 0
+    created: set[str] = set()
+    for line in trace.read_text().splitlines():
+        if here not in line or " = -1 " in line:
+            continue
+        if "open" in line.split("(")[0]:
+            path = line.split('"')[1]
+            seen += "O_TRUNC" in line or ("O_CREAT" in line and path not in created)
+            created |= {path} if "O_CREAT" in line else set()
+            continue
+        seen += 1
+    # The shim does not pass syncs on; strace sees none of them.
+    syncs = len([1 for line in trace.read_text().splitlines() if "sync(" in line])
+    assert 0 == syncs
+    assert seen < int(ended.stdout) < 1.6 * seen
+
+
+# --- real builds, really killed -----------------------------------------------------------------
+
+SPEC = Spec(8, 48, 64)
+COMMAND = "import sys; from vidcache.cli import main; main()"
+
+
+def alive(marker: str) -> list[str]:
+    """Processes whose command line has the marker."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        except OSError:
+            continue
+        if marker in words and int(folder.name) != os.getpid():
+            found.append(words)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_real_builds_killed_at_any_time_lose_nothing(tmp_path: Path) -> None:
+    raw = make_raw(tmp_path / "raw", {"a": 12, "b": 12}, num_frames=50)
+    build_cache(raw, tmp_path / "golden.h5", BuildOptions(spec=SPEC, workers=2))
+    golden = (tmp_path / "golden.h5").read_bytes()
+    rng, cache = random.Random(0), tmp_path / "out" / "c.h5"
+    cache.parent.mkdir()
+    command = [sys.executable, "-c", COMMAND, "build", str(raw), str(cache), "--workers", "2", "--num-frames", "8"]
+    tools = tmp_path / "tools"  # a name by which to find its children
+    tools.mkdir()
+    for name in ("ffmpeg", "ffprobe"):
+        (tools / name).symlink_to(getattr(TOOLS, name))
+    command += ["--size", "48x64", "--json", "--ffmpeg-dir", str(tools)]
+    kills, finished = 0, 0
+    while kills < max(20, N // 20):
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        lock, deadline = cache.with_name("c.h5.lock"), time.monotonic() + 30
+        while not lock.exists() and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 0.6))
+        how = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+        if rng.random() < 0.3:
+            os.killpg(child.pid, how)  # its children are in a group of their own
+        else:
+            child.send_signal(how)
+        child.communicate(timeout=30)
+        lock.unlink(missing_ok=True)
+        if child.returncode == 0:
+            finished += 1
+            assert golden == cache.read_bytes()
+            cache.unlink()
+            continue
+        kills += 1
+        assert child.returncode in (-how, 130)
+        assert not cache.exists() or golden == cache.read_bytes()
+        start = time.monotonic()
+        while (left := alive(str(tools / "ff"))) and time.monotonic() - start < 2:
+            time.sleep(0.02)
+        assert [] == left
+
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert golden == cache.read_bytes()
+    assert 24 == report["num_decoded"] + report["num_reused"]
+
+
+def test_a_reader_never_sees_half_a_cache(tmp_path: Path) -> None:
+    """Builds take the cache's place again and again while a reader opens it again and again."""
+    raw = make_raw(tmp_path / "raw", {"a": 4}, num_frames=8)
+    options = [BuildOptions(spec=Spec(4, 16, 16), seed=seed, overwrite=True, workers=2) for seed in range(3)]
+    build_cache(raw, tmp_path / "c.h5", options[0])
+    races = max(50, N // 10)
+
+    with ThreadPoolExecutor(1) as pool:
+        builds: Future[None] = pool.submit(
+            lambda: [build_cache(raw, tmp_path / "c.h5", options[n % 3]) for n in range(races // 10)] and None
+        )
+        opened = 0
+        while not builds.done() or opened < races:
+            with CacheReader(tmp_path / "c.h5") as reader:
+                assert 0 == len(reader.damaged_rows())
+            opened += 1
+        builds.result()
+    assert opened >= races
