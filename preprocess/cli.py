@@ -103,6 +103,7 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
 @option("--allow-tiny-classes", is_flag=True, help="Accept classes with fewer than 3 videos.")
 @option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
 @option("--timeout", type=click.FloatRange(min=0, min_open=True), default=900.0, help="Seconds for one video.")
+@option("--max-pixels", type=click.IntRange(1), default=Limits.max_pixels, help="Largest width * height of a video.")
 @option(
     "--max-failures",
     default="10%",
@@ -127,6 +128,7 @@ def build(
     allow_tiny_classes: bool,
     ffmpeg_dir: Path | None,
     timeout: float,
+    max_pixels: int,
     max_failures: tuple[float, bool],
     retry_failed: bool,
     check_contents: bool,
@@ -154,7 +156,7 @@ def build(
         fractions=fractions,
         allow_tiny_classes=allow_tiny_classes,
         ffmpeg_dir=ffmpeg_dir,
-        limits=Limits(timeout_seconds=timeout),
+        limits=Limits(timeout, max_pixels),
         retry_failed=retry_failed,
         check_contents=check_contents,
         overwrite=overwrite,

@@ -4,13 +4,17 @@ Knows one video at a time; what to do with the clip is the caller's.
 """
 
 import dataclasses
+import mmap
 import os
 import re
 import stat
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import ffmpeg
 import numpy as np
@@ -145,7 +149,7 @@ def decode_video(
         Failure: No frame could be decoded; carries the reason code.
     """
     deadline = time.monotonic() + limits.timeout_seconds
-    descriptor = open_video(path)
+    descriptor, source_hash = open_video(path), ""
     try:
         before = os.fstat(descriptor)
         source_hash = _hash_file(descriptor)
@@ -166,8 +170,9 @@ def decode_video(
     except Failure as failure:
         if failure.reason is Reason.TIMEOUT:
             detail = f"{failure.detail} after {limits.timeout_seconds:g} s; raise --timeout"
-            raise Failure(Reason.TIMEOUT, detail) from None
-        raise
+            failure = Failure(Reason.TIMEOUT, detail, failure.num_frames, failure.num_frames_from_header)
+        failure.source_hash = source_hash
+        raise failure from None
     finally:
         os.close(descriptor)
 
@@ -183,31 +188,35 @@ def _decode(
 ) -> Decoded:
     probe = probe_video(tools, children, descriptor, deadline=deadline, max_pixels=limits.max_pixels)
     expected = max(probe.num_packets, 1)
-    # Packets are not always frames: a wrong count shows in the ledger, and then the true one is
-    # known. The decoder is deterministic, so the second pass cannot be wrong again.
-    for _ in range(2):
-        collector = _Collector(spec)
-        command = _command(tools, descriptor, spec, probe, expected, limits)
-        ended = children.run(command, pass_fd=descriptor, deadline=deadline, on_output=collector.feed)
-        if ended.timed_out:
-            raise Failure(Reason.TIMEOUT, f"ffmpeg had given {collector.num_frames} of {spec.num_frames} frames")
-        ledger = _read_ledger(ended)
-        if ledger.num_frames == 0 or collector.num_frames == 0:
-            raise _no_frames(probe, ledger, ended, tools)
-        wanted = min(ledger.num_frames, spec.num_frames)
-        if collector.num_frames == wanted and (
-            ledger.num_frames == expected or max(ledger.num_frames, expected) <= spec.num_frames
-        ):
-            break
-        expected = ledger.num_frames
-    else:
-        raise Failure(
-            Reason.DECODE_ERROR,
-            f"ffmpeg gave {collector.num_frames} frames, expected {wanted}: {ended.last_line()}",
-        )
+    with _Output(spec) as output:
+        # Packets are not always frames: a wrong count shows in the ledger, and then the true one is
+        # known. The decoder is deterministic, so the second pass cannot be wrong again.
+        for _ in range(2):
+            output.clear()
+            command = _command(tools, descriptor, output.descriptor, spec, probe, expected, limits)
+            ended = children.run(
+                command, pass_fds=(descriptor, output.descriptor), deadline=deadline, max_file_bytes=spec.clip_bytes
+            )
+            given = output.num_frames
+            if ended.timed_out:
+                detail = f"ffmpeg had given {given} of {spec.num_frames} frames"
+                raise Failure(Reason.TIMEOUT, detail, given, probe.num_frames_from_header)
+            ledger = _read_ledger(ended)
+            if ledger.num_frames == 0 or given == 0:
+                raise _no_frames(probe, ledger, ended, tools)
+            wanted = min(ledger.num_frames, spec.num_frames)
+            if given == wanted and (
+                ledger.num_frames == expected or max(ledger.num_frames, expected) <= spec.num_frames
+            ):
+                break
+            expected = ledger.num_frames
+        else:
+            detail = f"ffmpeg gave {given} frames, expected {wanted}: {_last_words(ledger, ended)}"
+            raise Failure(Reason.DECODE_ERROR, detail, ledger.num_frames, probe.num_frames_from_header)
+        clip = output.padded_clip()
     return Decoded(
-        clip=collector.padded_clip(),
-        num_real=collector.num_frames,
+        clip=clip,
+        num_real=given,
         probe=probe,
         ledger=ledger,
         source_hash=source_hash,
@@ -216,7 +225,7 @@ def _decode(
 
 
 def _command(
-    tools: Tools, descriptor: int, spec: Spec, probe: Probe, num_video_frames: int, limits: Limits
+    tools: Tools, descriptor: int, output: int, spec: Spec, probe: Probe, num_video_frames: int, limits: Limits
 ) -> list[str]:
     source: dict[str, Any] = {
         **SAFE_INPUT,
@@ -230,36 +239,48 @@ def _command(
     stream = ffmpeg.input(f"file:/dev/fd/{descriptor}", **source)[str(probe.stream_index)]
     stream = stream.filter("select", select_expression(num_video_frames, spec.num_frames))
     stream = stream.filter("scale", spec.width, spec.height, flags=spec.scaling)
-    stream = stream.output("pipe:1", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
-    stream = stream.global_args("-nostdin", "-hide_banner", "-nostats", "-v", "level+verbose")
+    stream = stream.output(f"file:/dev/fd/{output}", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
+    stream = stream.global_args("-y", "-nostdin", "-hide_banner", "-nostats", "-v", "level+verbose")
     stream = stream.global_args("-filter_complex_threads", "1")
     command: list[str] = stream.compile(cmd=tools.ffmpeg)
     return command
 
 
-class _Collector:
-    """Takes raw RGB bytes as they come; never more than one clip."""
+class _Output:
+    """A file in memory that ffmpeg writes by itself: through a pipe, each frame would wake us."""
 
     def __init__(self, spec: Spec) -> None:
-        self._clip = np.empty(spec.clip_shape, np.uint8)
-        self._bytes = self._clip.data.cast("B")
-        self._filled = 0
-        self._frame_bytes = spec.clip_bytes // spec.num_frames
+        self._spec = spec
+        if sys.platform == "linux":
+            self.descriptor = os.memfd_create("clip", os.MFD_CLOEXEC)
+        else:
+            with tempfile.TemporaryFile() as file:
+                self.descriptor = os.dup(file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self.descriptor)
 
     @property
     def num_frames(self) -> int:
-        return self._filled // self._frame_bytes
+        """Whole frames that are there."""
+        return os.fstat(self.descriptor).st_size // (self._spec.clip_bytes // self._spec.num_frames)
 
-    def feed(self, data: bytes) -> None:
-        end = self._filled + len(data)
-        if end > len(self._bytes):
-            raise Failure(Reason.DECODE_ERROR, f"ffmpeg gave more than {len(self._bytes)} bytes")
-        self._bytes[self._filled : end] = data
-        self._filled = end
+    def clear(self) -> None:
+        """Forget what is there."""
+        os.ftruncate(self.descriptor, 0)
 
     def padded_clip(self) -> npt.NDArray[np.uint8]:
-        self._clip[self.num_frames :] = self._clip[self.num_frames - 1]
-        return self._clip
+        """Return (T, H, W, 3) uint8, the last frame repeated as far as need be."""
+        num_frames = self.num_frames
+        os.ftruncate(self.descriptor, self._spec.clip_bytes)
+        clip = np.frombuffer(mmap.mmap(self.descriptor, 0), np.uint8).reshape(self._spec.clip_shape)
+        clip[num_frames:] = clip[num_frames - 1]
+        return clip
 
 
 def _read_ledger(ended: Exit) -> Ledger:
@@ -269,20 +290,27 @@ def _read_ledger(ended: Exit) -> Ledger:
     return Ledger(num_frames, num_errors, problems)
 
 
+def _last_words(ledger: Ledger, ended: Exit) -> str:
+    """The last three different things that ffmpeg complained about."""
+    last = list(dict.fromkeys(reversed(ledger.problems)))[:3]
+    return "; ".join(reversed(last)) or ended.last_line()
+
+
 def _no_frames(probe: Probe, ledger: Ledger, ended: Exit, tools: Tools) -> Failure:
     """Find the reason why a video that has a video stream gave no frame."""
-    last = ledger.problems[-1] if ledger.problems else ended.last_line()
+    claimed, words = probe.num_frames_from_header, _last_words(ledger, ended)
     if probe.codec and _UNSUPPORTED.search(ended.stderr):
-        remedy = f"ffmpeg {tools.version} ({tools.origin}) cannot decode {probe.codec or 'it'}"
-        return Failure(Reason.UNSUPPORTED_CODEC, f"{remedy}: install an ffmpeg that can, or use --ffmpeg-dir")
+        remedy = f"ffmpeg {tools.version} ({tools.origin}) cannot decode {probe.codec}"
+        detail = f"{remedy}: install an ffmpeg that can, or use --ffmpeg-dir"
+        return Failure(Reason.UNSUPPORTED_CODEC, detail, 0, claimed)
     if probe.encrypted or _ENCRYPTED.search(ended.stderr):
-        return Failure(Reason.ENCRYPTED, f"{probe.codec or 'unknown codec'}; the container says that it is encrypted")
+        detail = f"{probe.codec or 'unknown codec'}; the container says that it is encrypted"
+        return Failure(Reason.ENCRYPTED, detail, 0, claimed)
     if _TOO_LARGE.search(ended.stderr):
-        return Failure(Reason.TOO_LARGE, last)
+        return Failure(Reason.TOO_LARGE, words, 0, claimed)
     if ledger.num_errors:
-        first = ledger.problems[0] if ledger.problems else last
-        return Failure(Reason.DECODE_ERROR, f"all {ledger.num_errors} packets refused; {first}")
-    return Failure(Reason.NO_FRAMES, f"{probe.num_packets} packets in the file, none gave a frame")
+        return Failure(Reason.DECODE_ERROR, f"all {ledger.num_errors} packets refused; {words}", 0, claimed)
+    return Failure(Reason.NO_FRAMES, f"{probe.num_packets} packets in the file, none gave a frame", 0, claimed)
 
 
 def _damage(probe: Probe, ledger: Ledger) -> str:

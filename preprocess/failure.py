@@ -24,9 +24,15 @@ class Failure(Exception):  # noqa: N818 -- not an error of ours: an outcome, cau
     Attributes:
         reason: The code.
         detail: One line for people.
+        num_frames: Frames that decoded nevertheless.
+        num_frames_from_header: Frames that the file claims; -1 unknown.
+        source_hash: xxh3-128 of the file, hex; empty when it could not be read.
     """
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str, num_frames: int = 0, num_frames_from_header: int = -1) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.num_frames = num_frames
+        self.num_frames_from_header = num_frames_from_header
+        self.source_hash = ""

@@ -3,16 +3,18 @@
 Knows processes, not videos: what to decode is said in `probe` and `decode`.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
-import selectors
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
@@ -21,7 +23,8 @@ from vidcache.errors import InputError, InterruptedBuildError
 from vidcache.text import one_line, printable
 
 STDERR_BYTES = 1 << 16
-PIPE_BYTES = 1 << 20  # the default, 64 KiB, costs a switch between the processes per frame
+PIPE_BYTES = 1 << 20
+TICK_SECONDS = 0.01
 MEMORY_BYTES = 4 << 30
 
 
@@ -145,14 +148,23 @@ class Children:
             self._watchdog.wait()
             cast(IO[bytes], self._watchdog.stdin).close()
 
-    def run(self, command: Sequence[str], *, pass_fd: int, deadline: float, on_output: Callable[[bytes], None]) -> Exit:
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        pass_fds: tuple[int, ...],
+        deadline: float,
+        on_output: Callable[[bytes], None] | None = None,
+        max_file_bytes: int = 0,
+    ) -> Exit:
         """Run a program to its end.
 
         Args:
             command: Program and arguments. Standard input is empty.
-            pass_fd: Descriptor that the child may use, as `/dev/fd/N`.
+            pass_fds: Descriptors that the child may use, as `/dev/fd/N`.
             deadline: When to kill it, by `time.monotonic()`.
-            on_output: Called with each piece of standard output; what it raises ends the child.
+            on_output: Called with each piece of standard output; what it raises ends the child. None: nobody listens.
+            max_file_bytes: How long it may make a file.
 
         Returns:
             How it ended. The child is gone and reaped then, whatever happened.
@@ -160,16 +172,17 @@ class Children:
         Raises:
             InterruptedBuildError: `close` was called meanwhile.
         """
-        os.lseek(pass_fd, 0, os.SEEK_SET)  # on macOS /dev/fd/N shares the position with us
+        for descriptor in pass_fds:
+            os.lseek(descriptor, 0, os.SEEK_SET)  # on macOS /dev/fd/N shares the position with us
         if self._closed:
             raise InterruptedBuildError("stopped")
         try:
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=subprocess.PIPE if on_output else subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=(pass_fd,),
+                pass_fds=pass_fds,
                 process_group=self._watchdog.pid,
                 cwd="/",
                 env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
@@ -179,7 +192,7 @@ class Children:
         try:  # opens right after Popen, so that the child always ends
             if self._closed:  # it may have joined the group just after that was killed
                 raise InterruptedBuildError("stopped")
-            _limit(child.pid)
+            _limit(child.pid, max_file_bytes)
             timed_out, stderr = _drain(child, deadline, on_output)
         finally:
             child.kill()
@@ -192,13 +205,13 @@ class Children:
         return Exit(child.returncode, timed_out, stderr.decode("utf-8", "replace"))
 
 
-def _limit(pid: int) -> None:
+def _limit(pid: int, max_file_bytes: int) -> None:
     """Bound what a hostile video can make a decoder do."""
     if sys.platform != "linux":
         return
     import resource
 
-    limits = {resource.RLIMIT_AS: MEMORY_BYTES, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
+    limits = {resource.RLIMIT_AS: MEMORY_BYTES, resource.RLIMIT_FSIZE: max_file_bytes, resource.RLIMIT_CORE: 0}
     for limit, value in limits.items():
         try:
             resource.prlimit(pid, limit, (value, value))
@@ -206,31 +219,67 @@ def _limit(pid: int) -> None:
             return
 
 
-def _drain(child: "subprocess.Popen[bytes]", deadline: float, on_output: Callable[[bytes], None]) -> tuple[bool, bytes]:
-    """Read both pipes until the child closes them or its time is over; keep the tail of stderr."""
-    stdout, stderr = cast(IO[bytes], child.stdout), cast(IO[bytes], child.stderr)
-    if sys.platform == "linux":
-        import fcntl
+def _drain(
+    child: "subprocess.Popen[bytes]", deadline: float, on_output: Callable[[bytes], None] | None
+) -> tuple[bool, bytes]:
+    """Read the pipes until the child ends or its time is over; keep the tail of stderr.
 
-        fcntl.fcntl(stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    tail = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(stdout, selectors.EVENT_READ)
-        selector.register(stderr, selectors.EVENT_READ)
-        while selector.get_map():
-            ready = selector.select(max(deadline - time.monotonic(), 0))
-            if not ready and time.monotonic() >= deadline:
+    Looks every few milliseconds instead of at every line: ffmpeg says a hundred, each in a write of its own.
+    """
+    stderr, tail = cast(IO[bytes], child.stderr), b""
+    pipes = [pipe for pipe in (child.stdout, stderr) if pipe]
+    for pipe in pipes:
+        os.set_blocking(pipe.fileno(), False)
+        if sys.platform == "linux":
+            import fcntl
+
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    with _Exit(child) as exit_of_child:
+        while True:
+            ended = exit_of_child.wait(max(min(TICK_SECONDS, deadline - time.monotonic()), 0))
+            for pipe in pipes:
+                for data in _available(pipe):
+                    if pipe is stderr:
+                        tail = (tail + data)[-STDERR_BYTES:]
+                    elif on_output:
+                        on_output(data)
+            if ended:
+                return False, tail
+            if time.monotonic() >= deadline:
                 return True, tail
-            for key, _ in ready:
-                data = os.read(key.fd, PIPE_BYTES)
-                if not data:
-                    selector.unregister(key.fileobj)
-                elif key.fileobj is stdout:
-                    on_output(data)
-                else:
-                    tail = (tail + data)[-STDERR_BYTES:]
-    try:
-        child.wait(max(deadline - time.monotonic(), 0.1))
-    except subprocess.TimeoutExpired:
-        return True, tail
-    return False, tail
+
+
+def _available(pipe: IO[bytes]) -> Iterator[bytes]:
+    """What is in a pipe now, at most a pipe full at a time: its writer may be faster than we are."""
+    with contextlib.suppress(BlockingIOError):
+        data = os.read(pipe.fileno(), PIPE_BYTES)
+        while data:
+            yield data
+            data = os.read(pipe.fileno(), PIPE_BYTES)
+
+
+class _Exit:
+    """Waits for the end of a child, which stays to be reaped."""
+
+    def __init__(self, child: "subprocess.Popen[bytes]") -> None:
+        self._child, self._descriptor, self._poll = child, -1, select.poll()
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # an old kernel, or a sandbox
+                self._descriptor = os.pidfd_open(child.pid)
+                self._poll.register(self._descriptor, select.POLLIN)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long at most; return whether it has ended."""
+        if self._descriptor >= 0:
+            return bool(self._poll.poll(math.ceil(seconds * 1000)))
+        time.sleep(seconds)
+        return self._child.poll() is not None

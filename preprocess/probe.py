@@ -79,7 +79,7 @@ def probe_video(tools: Tools, children: Children, descriptor: int, *, deadline: 
         f"file:/dev/fd/{descriptor}",
     ]
     reader = _Reader()
-    ended = children.run(command, pass_fd=descriptor, deadline=deadline, on_output=reader.feed)
+    ended = children.run(command, pass_fds=(descriptor,), deadline=deadline, on_output=reader.feed)
     if ended.timed_out:
         raise Failure(Reason.TIMEOUT, "ffprobe was still reading")
     if ended.code != 0:

@@ -45,7 +45,9 @@ def failure_record(failure: Failure) -> np.void:
     record = np.zeros((), RECORD)
     record["status"] = Status.FAILED
     record["error"] = one_line(str(failure), ERROR_BYTES).encode()
-    record["num_frames_from_header"] = -1
+    record["source_hash"] = failure.source_hash.encode()
+    record["num_frames"] = failure.num_frames
+    record["num_frames_from_header"] = failure.num_frames_from_header
     return cast(np.void, record[()])
 
 

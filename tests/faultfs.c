@@ -69,7 +69,6 @@ static int enter(int op) {
     if (mode == NOTHING || calls < target || (calls > target && mode != FAIL_FROM)) return 0;
     if (mode == KILL_BEFORE) die();
     if (mode == FAIL_ONCE || mode == FAIL_FROM) {
-        if (op == OP_SYNC && log_fd >= 0) faultfs_mark(-1);
         errno = error_number;
         return -1;
     }
@@ -78,7 +77,9 @@ static int enter(int op) {
     return 0;
 }
 static void record(int op, int failed, const char *one, const char *two, int64_t offset, int64_t size, const void *data) {
-    if (!failed && log_fd >= 0) {
+    int error = errno;
+    if (failed) op = -op, size = 0, data = 0;
+    if (log_fd >= 0) {
         int64_t head[6] = {op, (int64_t)strlen(one), two ? (int64_t)strlen(two) : 0, offset, size, data ? size : 0};
         __typeof__(&write) put = REAL(write);
         if (put(log_fd, head, sizeof head) < 0 || put(log_fd, one, head[1]) < 0) die();
@@ -86,6 +87,7 @@ static void record(int op, int failed, const char *one, const char *two, int64_t
         if (data && put(log_fd, data, size) < 0) die();
     }
     if (mode == KILL_AFTER && calls == target) die();
+    errno = error;
 }
 void faultfs_mark(long number) { record(OP_MARK, 0, "", 0, number, 0, 0); }
 
@@ -94,7 +96,7 @@ static ssize_t put(int fd, const void *data, size_t size, off_t offset, int posi
     if (!path_of(fd, path)) return positioned ? REAL(pwrite)(fd, data, size, offset) : REAL(write)(fd, data, size);
     int fate = enter(OP_WRITE);
     if (fate < 0) return -1;
-    if (fate > 0) size = size > 1 ? size / 2 : size;
+    if (fate > 0) size = size > 1 ? size * 2 / 3 : size;
     if (!positioned) offset = lseek(fd, 0, SEEK_CUR);
     ssize_t count = positioned ? REAL(pwrite)(fd, data, size, offset) : REAL(write)(fd, data, size);
     if (fate == 1) die();
@@ -110,7 +112,7 @@ ssize_t copy_file_range(int in, off64_t *from, int out, off64_t *to, size_t size
     if (!path_of(out, path)) return REAL(copy_file_range)(in, from, out, to, size, flags);
     int fate = enter(OP_WRITE);
     if (fate < 0) return -1;
-    if (fate > 0) size = size > 1 ? size / 2 : size;
+    if (fate > 0) size = size > 1 ? size * 2 / 3 : size;
     if (size > sizeof data) size = sizeof data;
     off64_t start = to ? *to : lseek(out, 0, SEEK_CUR);
     ssize_t count = REAL(copy_file_range)(in, from, out, to, size, flags);
@@ -134,7 +136,12 @@ int ftruncate64(int fd, off64_t size) { return truncate_open(fd, size); }
 static int sync_open(int fd, int data_only) {
     char path[PATH_MAX];
     if (!path_of(fd, path)) return data_only ? REAL(fdatasync)(fd) : REAL(fsync)(fd);
-    if (enter(OP_SYNC) < 0) return -1;
+    if (enter(OP_SYNC) < 0) {
+        int error = errno;
+        if (strstr(path, "/data.h5") || strstr(path, "/journal")) faultfs_mark(-1);
+        errno = error;
+        return -1;
+    }
     record(OP_SYNC, 0, path, 0, 0, 0, 0); /* what a real disk would do, is simulated */
     return 0;
 }

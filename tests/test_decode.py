@@ -420,7 +420,7 @@ def _run(children: Children, *command: str, seconds: float = 30) -> tuple[ffmpeg
     output = bytearray()
     with open("/dev/null", "rb") as nothing:
         ended = children.run(
-            command, pass_fd=nothing.fileno(), deadline=time.monotonic() + seconds, on_output=output.extend
+            command, pass_fds=(nothing.fileno(),), deadline=time.monotonic() + seconds, on_output=output.extend
         )
     return ended, bytes(output)
 
@@ -462,7 +462,7 @@ import os, sys, threading, time
 from vidcache.preprocess.ffmpeg import Children
 children = Children()
 def run():
-    children.run(["/bin/sleep", "1234567"], pass_fd=0, deadline=time.monotonic() + 99, on_output=print)
+    children.run(["/bin/sleep", "1234567"], pass_fds=(0,), deadline=time.monotonic() + 99, on_output=print)
 os.lseek = lambda *_: 0
 threading.Thread(target=run, daemon=True).start()
 time.sleep(0.5)

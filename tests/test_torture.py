@@ -4,6 +4,7 @@
 every run of the tests can afford. The exhaustive ones are exhaustive always.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -239,10 +240,11 @@ def test_real_builds_killed_at_any_time_lose_nothing(tmp_path: Path) -> None:
             time.sleep(0.01)
         time.sleep(rng.uniform(0.0, 0.6))
         how = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
-        if rng.random() < 0.3:
-            os.killpg(child.pid, how)  # its children are in a group of their own
-        else:
-            child.send_signal(how)
+        with contextlib.suppress(ProcessLookupError):
+            if rng.random() < 0.3:
+                os.killpg(child.pid, how)  # its children are in a group of their own
+            else:
+                child.send_signal(how)
         child.communicate(timeout=30)
         lock.unlink(missing_ok=True)
         if child.returncode == 0:
