@@ -299,13 +299,13 @@ def _last_words(ledger: Ledger, ended: Exit) -> str:
 def _no_frames(probe: Probe, ledger: Ledger, ended: Exit, tools: Tools) -> Failure:
     """Find the reason why a video that has a video stream gave no frame."""
     claimed, words = probe.num_frames_from_header, _last_words(ledger, ended)
-    if probe.codec and _UNSUPPORTED.search(ended.stderr):
-        remedy = f"ffmpeg {tools.version} ({tools.origin}) cannot decode {probe.codec}"
-        detail = f"{remedy}: install an ffmpeg that can, or use --ffmpeg-dir"
-        return Failure(Reason.UNSUPPORTED_CODEC, detail, 0, claimed)
     if probe.encrypted or _ENCRYPTED.search(ended.stderr):
         detail = f"{probe.codec or 'unknown codec'}; the container says that it is encrypted"
         return Failure(Reason.ENCRYPTED, detail, 0, claimed)
+    if _UNSUPPORTED.search(ended.stderr):
+        remedy = f"ffmpeg {tools.version} ({tools.origin}) cannot decode {probe.codec or 'its unknown codec'}"
+        detail = f"{remedy}: install an ffmpeg that can, or use --ffmpeg-dir"
+        return Failure(Reason.UNSUPPORTED_CODEC, detail, 0, claimed)
     if _TOO_LARGE.search(ended.stderr):
         return Failure(Reason.TOO_LARGE, words, 0, claimed)
     if ledger.num_errors:

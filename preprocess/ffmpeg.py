@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
@@ -238,24 +238,25 @@ def _drain(
         while True:
             ended = exit_of_child.wait(max(min(TICK_SECONDS, deadline - time.monotonic()), 0))
             for pipe in pipes:
-                for data in _available(pipe):
+                while data := _available(pipe):
                     if pipe is stderr:
                         tail = (tail + data)[-STDERR_BYTES:]
                     elif on_output:
                         on_output(data)
+                    if not ended:  # it may write faster than we read: the deadline comes first
+                        break
             if ended:
                 return False, tail
             if time.monotonic() >= deadline:
                 return True, tail
 
 
-def _available(pipe: IO[bytes]) -> Iterator[bytes]:
-    """What is in a pipe now, at most a pipe full at a time: its writer may be faster than we are."""
-    with contextlib.suppress(BlockingIOError):
-        data = os.read(pipe.fileno(), PIPE_BYTES)
-        while data:
-            yield data
-            data = os.read(pipe.fileno(), PIPE_BYTES)
+def _available(pipe: IO[bytes]) -> bytes:
+    """What is in a pipe now."""
+    try:
+        return os.read(pipe.fileno(), PIPE_BYTES)
+    except BlockingIOError:
+        return b""
 
 
 class _Exit:

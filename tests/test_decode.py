@@ -324,15 +324,21 @@ def test_a_huge_picture_is_refused(tmp_path: Path, children: Children) -> None:
     assert "too_large: 64x48 pixels, expected at most 1,000" == str(failure_of(path, children, max_pixels=1000))
 
 
-def test_an_encrypted_video_says_so(tmp_path: Path, children: Children) -> None:
+def make_encrypted(path: Path) -> Path:
+    """Render a video that its container calls encrypted."""
     key = ("-encryption_scheme", "cenc-aes-ctr", "-encryption_key", "76a6c65c5ea762046bd749a2e632ccbb")
     codec = (*H264, *key, "-encryption_kid", "a7e61c373e219033c21091fa607bf3b8")
-    path = make_video(tmp_path / "v.mp4", 20, codec=codec)
+    make_video(path, 20, codec=codec)
     # ffmpeg encrypts, but keeps the name of a plain sample entry: the one in the sample description.
     data = bytearray(path.read_bytes())
     at = data.index(b"avc1", data.index(b"stsd"))
     data[at : at + 4] = b"encv"
     path.write_bytes(data)
+    return path
+
+
+def test_an_encrypted_video_says_so(tmp_path: Path, children: Children) -> None:
+    path = make_encrypted(tmp_path / "v.mp4")
 
     assert "encrypted: unknown codec; the container says that it is encrypted" == str(failure_of(path, children))
 
