@@ -49,8 +49,6 @@ TOOLS = [Tools("ffmpeg", "ffprobe", "n0", "nowhere")]
 LEFT = {"c.h5", "c.h5.lock", "c.failures.csv"}
 KILL_BEFORE, TEAR, KILL_AFTER, FAIL_ONCE, FAIL_FROM, SHORT = range(1, 7)
 CREATE, WRITE, TRUNCATE, SYNC, RENAME, UNLINK, MKDIR, RMDIR, LINK, MARK = range(1, 11)
-# What a build does between commits must not depend on the clock.
-writer.COMMIT_CLIPS, writer.COMMIT_SECONDS = 2, 1e9
 
 
 # --- one build in a child ----------------------------------------------------------------------
@@ -184,6 +182,9 @@ def _stand_in(stack: ExitStack, shim: Shim, raw: Path, decoded: list[str]) -> No
     stack.enter_context(mock.patch.object(backends, "Children", NoChildren))
     stack.enter_context(mock.patch.object(build, "find_all_tools", lambda _: TOOLS))
     stack.enter_context(mock.patch.object(writer.CacheWriter, "commit", commit_and_say_so))
+    # What a build does between commits must not depend on the clock.
+    stack.enter_context(mock.patch.object(writer, "COMMIT_CLIPS", 2))
+    stack.enter_context(mock.patch.object(writer, "COMMIT_SECONDS", 1e9))
 
 
 def _stopper(number: int) -> Callable[[int, int, int], None]:

@@ -222,7 +222,7 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             said = decode_video(video, SPEC, [TOOLS], children, Limits()).damage
         except Failure as failure:
             said = str(failure)
-    assert "Cannot allocate memory" in said
+    assert "Cannot allocate memory" in said or "get_buffer() failed" in said
 
 
 def test_frames_far_apart_are_two_frames(tmp_path: Path) -> None:
