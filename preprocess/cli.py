@@ -105,6 +105,11 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
 @option("--timeout", type=click.FloatRange(min=0, min_open=True), default=900.0, help="Seconds for one video.")
 @option("--max-pixels", type=click.IntRange(1), default=Limits.max_pixels, help="Largest width * height of a video.")
 @option(
+    "--keyed/--no-keyed",
+    default=True,
+    help="Skip what no sample of a long video needs; the clip is the same, broken frames elsewhere go unseen.",
+)
+@option(
     "--max-failures",
     default="10%",
     callback=_parse(parse_max_failures),
@@ -129,6 +134,7 @@ def build(
     ffmpeg_dir: Path | None,
     timeout: float,
     max_pixels: int,
+    keyed: bool,
     max_failures: tuple[float, bool],
     retry_failed: bool,
     check_contents: bool,
@@ -156,7 +162,7 @@ def build(
         fractions=fractions,
         allow_tiny_classes=allow_tiny_classes,
         ffmpeg_dir=ffmpeg_dir,
-        limits=Limits(timeout, max_pixels),
+        limits=Limits(timeout, max_pixels, keyed),
         retry_failed=retry_failed,
         check_contents=check_contents,
         overwrite=overwrite,

@@ -23,6 +23,7 @@ import xxhash
 
 from vidcache.preprocess.failure import Failure, Reason
 from vidcache.preprocess.ffmpeg import Children, Exit, Tools
+from vidcache.preprocess.keyed import CHATTER, plan_keyed
 from vidcache.preprocess.probe import SAFE_INPUT, Probe, probe_video
 from vidcache.preprocess.sampling import select_expression
 from vidcache.spec import Spec
@@ -48,10 +49,12 @@ class Limits:
     Attributes:
         timeout_seconds: Wall-clock time for everything that is done with it.
         max_pixels: Largest width * height of a frame.
+        keyed: Skip what no sample needs, where the clip is the same bit for bit.
     """
 
     timeout_seconds: float = 900.0
     max_pixels: int = 8192 * 8192
+    keyed: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Ledger:
     """What ffmpeg says it did.
 
     Attributes:
-        num_frames: Frames decoded.
+        num_frames: Frames decoded, skipped ones included.
+        num_skipped: Frames that were not decoded, since no sample needs them.
         num_errors: Packets that the decoder refused.
         problems: Error lines of decoder and demuxer.
     """
@@ -67,6 +71,7 @@ class Ledger:
     num_frames: int
     num_errors: int
     problems: tuple[str, ...]
+    num_skipped: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,11 +194,16 @@ def _decode(
     probe = probe_video(tools, children, descriptor, deadline=deadline, max_pixels=limits.max_pixels)
     expected = max(probe.num_packets, 1)
     with _Output(spec) as output:
+        if limits.keyed:
+            keyed = _decode_keyed(descriptor, spec, tools, children, deadline, limits, probe, output)
+            if keyed:
+                return Decoded(output.padded_clip(), spec.num_frames, probe, keyed, source_hash, _damage(probe, keyed))
         # Packets are not always frames: a wrong count shows in the ledger, and then the true one is
         # known. The decoder is deterministic, so the second pass cannot be wrong again.
         for _ in range(2):
             output.clear()
-            command = _command(tools, descriptor, output.descriptor, spec, probe, expected, limits)
+            chosen = select_expression(expected, spec.num_frames)
+            command = _command(tools, descriptor, output.descriptor, spec, probe, chosen, limits)
             ended = children.run(
                 command, pass_fds=(descriptor, output.descriptor), deadline=deadline, max_file_bytes=spec.clip_bytes
             )
@@ -224,8 +234,43 @@ def _decode(
     )
 
 
+def _decode_keyed(
+    descriptor: int,
+    spec: Spec,
+    tools: Tools,
+    children: Children,
+    deadline: float,
+    limits: Limits,
+    probe: Probe,
+    output: "_Output",
+) -> Ledger | None:
+    """Decode only what the samples need; None, where that is not sure to give the same frames."""
+    plan = plan_keyed(tools, children, descriptor, probe, spec.num_frames, deadline=deadline)
+    if plan is None:
+        return None
+    ended = children.run(
+        _command(tools, descriptor, output.descriptor, spec, probe, plan.select, limits, drop=plan.drop),
+        pass_fds=(descriptor, output.descriptor),
+        deadline=deadline,
+        max_file_bytes=spec.clip_bytes,
+        chatter=CHATTER,
+    )
+    ledger = _read_ledger(ended)
+    as_planned = (output.num_frames, ledger.num_frames) == (spec.num_frames, plan.num_kept)
+    if ended.code != 0 or ended.timed_out or not as_planned or ledger.num_errors or ledger.problems:
+        return None
+    return Ledger(plan.num_packets, 0, (), plan.num_packets - plan.num_kept)
+
+
 def _command(
-    tools: Tools, descriptor: int, output: int, spec: Spec, probe: Probe, num_video_frames: int, limits: Limits
+    tools: Tools,
+    descriptor: int,
+    output: int,
+    spec: Spec,
+    probe: Probe,
+    chosen: str,
+    limits: Limits,
+    drop: str = "",
 ) -> list[str]:
     source: dict[str, Any] = {
         **SAFE_INPUT,
@@ -236,12 +281,16 @@ def _command(
         # frames: 11 wrong frames of 10 wanted. Kept alive, `scale` follows the size by itself.
         "reinit_filter": 0,
     }
+    if drop:
+        source[f"bsf:{probe.stream_index}"] = f"noise=drop='{drop}'"
     stream = ffmpeg.input(f"file:/dev/fd/{descriptor}", **source)[str(probe.stream_index)]
-    stream = stream.filter("select", select_expression(num_video_frames, spec.num_frames))
+    stream = stream.filter("select", chosen)
     stream = stream.filter("scale", spec.width, spec.height, flags=spec.scaling)
     stream = stream.output(f"file:/dev/fd/{output}", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
     stream = stream.global_args("-y", "-nostdin", "-hide_banner", "-nostats", "-v", "level+verbose")
     stream = stream.global_args("-filter_complex_threads", "1")
+    if drop:
+        stream = stream.global_args("-copyts")  # the times that ffprobe saw
     command: list[str] = stream.compile(cmd=tools.ffmpeg)
     return command
 

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import math
 import os
+import re
 import select
 import shutil
 import signal
@@ -156,6 +157,7 @@ class Children:
         deadline: float,
         on_output: Callable[[bytes], None] | None = None,
         max_file_bytes: int = 0,
+        chatter: re.Pattern[bytes] | None = None,
     ) -> Exit:
         """Run a program to its end.
 
@@ -165,6 +167,7 @@ class Children:
             deadline: When to kill it, by `time.monotonic()`.
             on_output: Called with each piece of standard output; what it raises ends the child. None: nobody listens.
             max_file_bytes: How long it may make a file.
+            chatter: Lines of standard error that are not worth keeping.
 
         Returns:
             How it ended. The child is gone and reaped then, whatever happened.
@@ -193,7 +196,7 @@ class Children:
             if self._closed:  # it may have joined the group just after that was killed
                 raise InterruptedBuildError("stopped")
             _limit(child.pid, max_file_bytes)
-            timed_out, stderr = _drain(child, deadline, on_output)
+            timed_out, stderr = _drain(child, deadline, on_output, chatter)
         finally:
             child.kill()
             child.wait()
@@ -220,7 +223,10 @@ def _limit(pid: int, max_file_bytes: int) -> None:
 
 
 def _drain(
-    child: "subprocess.Popen[bytes]", deadline: float, on_output: Callable[[bytes], None] | None
+    child: "subprocess.Popen[bytes]",
+    deadline: float,
+    on_output: Callable[[bytes], None] | None,
+    chatter: re.Pattern[bytes] | None,
 ) -> tuple[bool, bytes]:
     """Read the pipes until the child ends or its time is over; keep the tail of stderr.
 
@@ -240,7 +246,8 @@ def _drain(
             for pipe in pipes:
                 while data := _available(pipe):
                     if pipe is stderr:
-                        tail = (tail + data)[-STDERR_BYTES:]
+                        tail += data
+                        tail = (chatter.sub(b"", tail) if chatter else tail)[-STDERR_BYTES:]
                     elif on_output:
                         on_output(data)
                     if not ended:  # it may write faster than we read: the deadline comes first

@@ -3,6 +3,7 @@
 Header facts are marked as such. Nothing is decoded here.
 """
 
+import array
 import dataclasses
 import math
 import re
@@ -19,6 +20,22 @@ FORMATS = (
 )
 # Before the input: no other file, no other protocol, no guessing beyond the first 10 MB.
 SAFE_INPUT = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+
+
+_MAX_TIMELINE = 1 << 23  # packets: 77 hours at 30 a second
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """Every packet of a stream, in decoding order; 9 bytes each.
+
+    Attributes:
+        pts: Presentation times, int64, in units of the stream.
+        keys: 1 where the container says that a decoder may start.
+    """
+
+    pts: "array.array[int]"
+    keys: bytearray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +56,8 @@ class Probe:
         fps_from_header: Average rate that the container claims; 0 unknown.
         duration_seconds: From the start of the first to the end of the last shown packet; 0 when a
             packet has no timestamp.
+        reorder_depth_from_header: Pictures that a decoder holds back to give them in order; -1 unknown.
+        timeline: All packets; None when one has no time, is discarded or broken, or they are too many.
     """
 
     stream_index: int
@@ -53,6 +72,8 @@ class Probe:
     num_frames_from_header: int
     fps_from_header: float
     duration_seconds: float
+    reorder_depth_from_header: int = -1
+    timeline: Timeline | None = None
 
 
 def probe_video(tools: Tools, children: Children, descriptor: int, *, deadline: float, max_pixels: int) -> Probe:
@@ -71,11 +92,11 @@ def probe_video(tools: Tools, children: Children, descriptor: int, *, deadline: 
     command = [tools.ffprobe, "-v", "error"]
     for name, value in SAFE_INPUT.items():
         command += [f"-{name}", value]
-    stream = "index,codec_name,codec_tag_string,width,height,nb_frames,pix_fmt,avg_frame_rate"
+    stream = "index,codec_name,codec_tag_string,width,height,nb_frames,pix_fmt,avg_frame_rate,has_b_frames"
     command += [
         *("-select_streams", "v", "-of", "compact", "-show_entries"),
         f"stream={stream}:stream_disposition=default,attached_pic:stream_side_data=rotation"
-        ":packet=stream_index,flags,pts_time,duration_time",
+        ":packet=stream_index,flags,pts,pts_time,duration_time",
         f"file:/dev/fd/{descriptor}",
     ]
     reader = _Reader()
@@ -103,8 +124,9 @@ def _why(ended: Exit) -> str:
 
 @dataclasses.dataclass
 class _Packets:
-    """Running count of one stream's packets: nothing grows with the length of the video."""
+    """Running count of one stream's packets, and their times while nothing is odd about any."""
 
+    timeline: Timeline | None = dataclasses.field(default_factory=lambda: Timeline(array.array("q"), bytearray()))
     shown: int = 0
     discarded: int = 0
     timed: int = 0
@@ -112,7 +134,9 @@ class _Packets:
     end: float = -math.inf
 
     def add(self, fields: dict[str, str]) -> None:
-        if "D" in fields.get("flags", ""):
+        flags = fields.get("flags", "")
+        self._keep_time(fields.get("pts", ""), flags)
+        if "D" in flags:
             self.discarded += 1
             return
         self.shown += 1
@@ -121,6 +145,18 @@ class _Packets:
             self.timed += 1
             self.start = min(self.start, start)
             self.end = max(self.end, start + (_number(fields.get("duration_time")) or 0.0))
+
+    def _keep_time(self, pts: str, flags: str) -> None:
+        if self.timeline is None:
+            return
+        try:
+            self.timeline.pts.append(int(pts))
+        except (ValueError, OverflowError):
+            self.timeline = None
+            return
+        self.timeline.keys.append("K" in flags)
+        if "D" in flags or "C" in flags or len(self.timeline.keys) > _MAX_TIMELINE:
+            self.timeline = None
 
     @property
     def duration_seconds(self) -> float:
@@ -173,6 +209,8 @@ class _Reader:
             num_frames_from_header=_integer(stream.get("nb_frames"), -1),
             fps_from_header=_ratio(stream.get("avg_frame_rate", "")),
             duration_seconds=packets.duration_seconds,
+            reorder_depth_from_header=_integer(stream.get("has_b_frames"), -1),
+            timeline=packets.timeline,
         )
 
 

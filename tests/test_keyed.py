@@ -1,0 +1,273 @@
+"""Decoding by key frames gives the frames of decoding everything, or is not done."""
+
+import json
+import random
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers import TOOLS, run_ffmpeg
+from vidcache.cache.reader import CacheReader
+from vidcache.cli import main
+from vidcache.preprocess import ffmpeg, keyed
+from vidcache.preprocess.decode import Decoded, Limits, decode_video
+from vidcache.preprocess.ffmpeg import Children, Exit
+from vidcache.preprocess.keyed import needed_packets, parts_in_two, reorder_depth
+from vidcache.sampling import sample_indices
+from vidcache.spec import Spec
+
+SPEC = Spec(8, 48, 64)
+X264 = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-g", "12", "-keyint_min", "12")
+X264_B = (*X264, "-sc_threshold", "0", "-bf", "3", "-x264-params", "b-pyramid=normal")
+X265 = ("-c:v", "libx265", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-g", "12", "-x265-params")
+# Name: codec, whether key frames are enough. Anything else is decoded as a whole.
+VIDEOS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "plain.mp4": ((*X264, "-bf", "0"), True),
+    "b_frames.mp4": (X264_B, True),
+    "b_frames.mkv": (X264_B, True),
+    "b_frames.mov": (X264_B, True),
+    "b_frames.ts": (X264_B, True),
+    "b_frames.flv": (X264_B, True),
+    "fragments.mp4": ((*X264_B, "-movflags", "frag_keyframe+empty_moov"), True),
+    "parameters_in_band.mp4": ((*X264_B, "-tag:v", "avc3", "-bsf:v", "dump_extra"), True),
+    "ten_bits.mkv": ((*X264_B, "-pix_fmt", "yuv420p10le"), True),
+    "interlaced.mp4": ((*X264_B, "-flags", "+ildct+ilme"), True),
+    "hevc.mp4": ((*X265, "open-gop=0:bframes=3:log-level=none:keyint=12:min-keyint=12:scenecut=0"), True),
+    "hevc_parameters.mkv": ((*X265, "open-gop=0:repeat-headers=1:log-level=none:keyint=12:scenecut=0"), True),
+    "open_gop.mp4": ((*X264, "-sc_threshold", "0", "-bf", "3", "-x264-params", "open-gop=1"), False),
+    "hevc_open_gop.mp4": ((*X265, "open-gop=1:bframes=3:log-level=none:keyint=12:scenecut=0"), False),
+    "intra_refresh.mp4": ((*X264, "-x264-params", "intra-refresh=1:bframes=0"), False),
+    "one_key.mp4": (("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-g", "9999"), False),
+    "mpeg4.mp4": (("-c:v", "mpeg4", "-g", "12", "-bf", "2"), False),
+    "mpeg2.ts": (("-c:v", "mpeg2video", "-g", "12", "-bf", "2"), False),
+    "vp9.webm": (("-c:v", "libvpx-vp9", "-g", "12", "-deadline", "realtime"), False),
+    "annex_b.h264": (X264_B, False),  # no times in it
+    "packed.avi": (X264_B, False),
+}
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small videos are worth it too."""
+    monkeypatch.setattr(keyed, "SECONDS_PER_VIDEO", 0.0)
+    monkeypatch.setattr(keyed, "SECONDS_PER_PACKET", 0.0)
+
+
+def render(path: Path, codec: tuple[str, ...], num_frames: int = 240, filters: str = "null") -> Path:
+    """Detail that moves, so that a wrong reference shows."""
+    source = f"testsrc2=s=96x72:r=25,noise=alls=20:allf=t,{filters}"
+    run_ffmpeg("-f", "lavfi", "-i", source, "-frames:v", str(num_frames), "-fps_mode", "passthrough", *codec, str(path))
+    return path
+
+
+def both_ways(path: Path, spec: Spec = SPEC) -> tuple[Decoded, Decoded]:
+    """The clip of everything, and the clip by key frames where that is allowed."""
+    with Children() as children:
+        whole = decode_video(path, spec, [TOOLS], children, Limits(keyed=False))
+        by_keys = decode_video(path, spec, [TOOLS], children, Limits())
+    assert 0 == whole.ledger.num_skipped
+    assert (whole.clip == by_keys.clip).all()
+    assert whole.num_real == by_keys.num_real
+    assert whole.ledger.num_frames == by_keys.ledger.num_frames
+    assert whole.damage == by_keys.damage
+    return whole, by_keys
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_the_clip_is_that_of_a_whole_decode(name: str, tmp_path: Path) -> None:
+    codec, enough = VIDEOS[name]
+    whole, by_keys = both_ways(render(tmp_path / name, codec))
+
+    assert 240 == whole.ledger.num_frames
+    assert len(np.unique(whole.clip.reshape(8, -1), axis=0)) == 8  # no frame stands for another
+    # Behind the last sample there may be something to skip in any video.
+    assert enough == (by_keys.ledger.num_skipped > 60), by_keys.ledger
+
+
+def test_any_group_length_and_any_clip_length(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for number in range(10):
+        group, between, num_frames = rng.randint(2, 40), rng.randint(0, 4), rng.randint(30, 200)
+        flags = (
+            f"open-gop={rng.randrange(2)}:b-pyramid={rng.choice(('none', 'strict', 'normal'))}:ref={rng.randint(1, 5)}"
+        )
+        codec = (*X264[:6], "-g", str(group), "-bf", str(between), "-x264-params", flags)
+        path = render(tmp_path / f"{number}.mp4", codec, num_frames)
+
+        both_ways(path, Spec(rng.randint(2, 20), 48, 64))
+
+
+def test_variable_rate(tmp_path: Path) -> None:
+    irregular = "setpts='(N*40+20*random(1))/1000/TB',select='not(eq(mod(n,7),3))'"
+    path = render(tmp_path / "v.mkv", (*X264_B, "-enc_time_base", "1/1000"), 200, irregular)
+
+    _, by_keys = both_ways(path)
+
+    assert by_keys.ledger.num_skipped > 60
+
+
+@pytest.mark.parametrize("start", ["0.5", "1.3"])
+def test_an_edit_list_is_decoded_as_a_whole(tmp_path: Path, start: str) -> None:
+    render(tmp_path / "whole.mp4", X264_B)
+    run_ffmpeg("-ss", start, "-i", str(tmp_path / "whole.mp4"), "-c", "copy", str(tmp_path / "cut.mp4"))
+
+    _, by_keys = both_ways(tmp_path / "cut.mp4")
+
+    assert 0 == by_keys.ledger.num_skipped
+
+
+def test_parameters_that_change_are_decoded_as_a_whole(tmp_path: Path) -> None:
+    parts = [
+        render(tmp_path / f"{size}.ts", (*X264_B, "-s", size, "-output_ts_offset", offset))
+        for size, offset in (("96x72", "0"), ("64x48", "10"))
+    ]
+    both = tmp_path / "both.ts"
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+
+    whole, by_keys = both_ways(both)
+
+    assert (480, 0) == (whole.ledger.num_frames, by_keys.ledger.num_skipped)
+
+
+def test_a_sample_entry_that_changes_is_decoded_as_a_whole(tmp_path: Path) -> None:
+    # Two sample descriptions in one track: the parameters come beside the first packet of the second.
+    for size in ("96x72", "64x48"):
+        render(tmp_path / f"{size}.mp4", (*X264_B, "-s", size))
+    (tmp_path / "list.txt").write_text("file 96x72.mp4\nfile 64x48.mp4\n")
+    run_ffmpeg("-f", "concat", "-i", str(tmp_path / "list.txt"), "-c", "copy", str(tmp_path / "both.mov"))
+
+    _, by_keys = both_ways(tmp_path / "both.mov")
+
+    assert 0 == by_keys.ledger.num_skipped
+
+
+def break_packet(path: Path, number: int) -> None:
+    """Overwrite the slices of a packet, in decoding order."""
+    command = [TOOLS.ffprobe, "-v", "error", "-show_entries", "packet=pos,size", "-of", "csv=p=0", str(path)]
+    lines = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+    size, position = (int(field) for field in lines[number].split(",")[:2])
+    data = bytearray(path.read_bytes())
+    for at in range(position + 12, position + size):
+        data[at] = (at * 7919) % 251
+    path.write_bytes(data)
+
+
+def test_what_is_broken_among_the_needed_is_found(tmp_path: Path) -> None:
+    path = render(tmp_path / "v.mp4", X264_B)
+    break_packet(path, 0)
+    with Children() as children:
+        by_keys = decode_video(path, SPEC, [TOOLS], children, Limits())
+
+    assert by_keys.damage
+    assert 0 == by_keys.ledger.num_skipped
+
+
+def test_no_keyed_finds_what_is_broken_elsewhere_too(tmp_path: Path) -> None:
+    raw = tmp_path / "raw" / "a"
+    raw.mkdir(parents=True)
+    for number in range(3):
+        render(raw / f"{number}.mp4", X264_B)
+    break_packet(raw / "1.mp4", 36)  # no sample is between frames 34 and 68
+    arguments = [str(tmp_path / "raw"), "--num-frames", "8", "--size", "16", "--json"]
+
+    results = [
+        CliRunner().invoke(main, ["build", arguments[0], str(tmp_path / f"{flag}.h5"), *arguments[1:], f"--{flag}"])
+        for flag in ("keyed", "no-keyed")
+    ]
+
+    assert [0, 0] == [result.exit_code for result in results], [result.stderr for result in results]
+    assert [0, 1] == [json.loads(result.stdout)["num_damaged"] for result in results]
+    with CacheReader(tmp_path / "keyed.h5") as by_keys, CacheReader(tmp_path / "no-keyed.h5") as whole:
+        assert [240] * 3 == by_keys.columns["num_frames"].tolist() == whole.columns["num_frames"].tolist()
+        assert (by_keys.read([0, 2]) == whole.read([0, 2])).all()
+
+
+def test_a_short_or_small_video_is_not_worth_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = render(tmp_path / "v.mp4", X264_B)
+    _, by_keys = both_ways(path)
+    assert by_keys.ledger.num_skipped > 0
+
+    monkeypatch.undo()
+
+    _, by_keys = both_ways(path)
+    assert 0 == by_keys.ledger.num_skipped
+
+
+def test_what_noise_says_of_every_packet_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = render(tmp_path / "v.mp4", X264_B, 1200)
+    break_packet(path, 168)  # the key frame before the sample 171
+    ran: list[Exit] = []
+    run = Children.run
+    monkeypatch.setattr(Children, "run", lambda *args, **kwargs: ran.append(run(*args, **kwargs)) or ran[-1])
+    monkeypatch.setattr(ffmpeg, "STDERR_BYTES", 1 << 14)
+
+    with Children() as children:
+        decode_video(path, SPEC, [TOOLS], children, Limits())
+
+    probed, listed, by_keys, whole = (ended.stderr for ended in ran)
+    assert "" == probed == listed
+    assert "error" in by_keys
+    assert "error" in whole
+    assert "packet 1" not in by_keys
+
+
+# --- arithmetic ----------------------------------------------------------------------------------
+
+
+@st.composite
+def timelines(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of pictures of any length, each shuffled behind its first; and where groups start."""
+    pts: list[int] = []
+    starts: list[bool] = []
+    for length in draw(st.lists(st.integers(1, 12), min_size=1, max_size=20)):
+        inner = draw(st.permutations(range(1, length)))
+        pts += [len(starts) * 10 + offset * 10 for offset in (0, *inner)]
+        starts += [True] + [False] * (length - 1)
+    return np.array(pts, np.int64), np.array(starts)
+
+
+@given(timelines(), st.integers(1, 30))
+def test_needed_is_from_the_last_start_to_each_sample(timeline: tuple[np.ndarray, np.ndarray], num_frames: int) -> None:
+    pts, starts = timeline
+    shown = np.argsort(pts)
+    expected = set()
+    for index in sample_indices(len(pts), num_frames).tolist():
+        first = sample = int(shown[index])
+        while not starts[first]:
+            first -= 1
+        expected |= set(range(first, sample + 1))
+
+    assert expected == set(np.flatnonzero(needed_packets(pts, starts, num_frames)).tolist())
+    assert needed_packets(pts, np.zeros(len(pts), bool), num_frames).all()
+
+
+@given(timelines())
+def test_a_group_parts_the_video_in_two(timeline: tuple[np.ndarray, np.ndarray]) -> None:
+    pts, starts = timeline
+    naive = [(pts[:at] < pts[at]).all() and (pts[at + 1 :] > pts[at]).all() for at in range(len(pts))]
+
+    assert naive == parts_in_two(pts).tolist()
+    assert parts_in_two(pts)[starts].all()
+
+
+@given(timelines())
+def test_reorder_depth_is_the_delay_of_a_decoder(timeline: tuple[np.ndarray, np.ndarray]) -> None:
+    pts, _ = timeline
+    depth = reorder_depth(pts)
+
+    def is_in_order(delay: int) -> bool:
+        held: list[int] = []
+        given: list[int] = []
+        for time in pts.tolist():
+            held = sorted([*held, time])
+            if len(held) > delay:
+                given.append(held.pop(0))
+        return sorted(pts.tolist()) == given + held
+
+    assert is_in_order(depth)
+    assert depth == 0 or not is_in_order(depth - 1)
