@@ -1,9 +1,13 @@
 """Decoding by key frames gives the frames of decoding everything, or is not done."""
 
+import array
+import dataclasses
 import json
 import random
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +21,8 @@ from vidcache.cli import main
 from vidcache.preprocess import ffmpeg, keyed
 from vidcache.preprocess.decode import Decoded, Limits, decode_video
 from vidcache.preprocess.ffmpeg import Children, Exit
-from vidcache.preprocess.keyed import needed_packets, parts_in_two, reorder_depth
+from vidcache.preprocess.keyed import Plan, needed_packets, parts_in_two, plan_keyed, reorder_depth
+from vidcache.preprocess.probe import Timeline, probe_video
 from vidcache.sampling import sample_indices
 from vidcache.spec import Spec
 
@@ -39,6 +44,7 @@ VIDEOS: dict[str, tuple[tuple[str, ...], bool]] = {
     "interlaced.mp4": ((*X264_B, "-flags", "+ildct+ilme"), True),
     "hevc.mp4": ((*X265, "open-gop=0:bframes=3:log-level=none:keyint=12:min-keyint=12:scenecut=0"), True),
     "hevc_parameters.mkv": ((*X265, "open-gop=0:repeat-headers=1:log-level=none:keyint=12:scenecut=0"), True),
+    "parameters_in_all.mp4": ((*X264_B, "-tag:v", "avc3", "-bsf:v", "dump_extra=freq=all"), False),
     "open_gop.mp4": ((*X264, "-sc_threshold", "0", "-bf", "3", "-x264-params", "open-gop=1"), False),
     "hevc_open_gop.mp4": ((*X265, "open-gop=1:bframes=3:log-level=none:keyint=12:scenecut=0"), False),
     "intra_refresh.mp4": ((*X264, "-x264-params", "intra-refresh=1:bframes=0"), False),
@@ -78,6 +84,15 @@ def both_ways(path: Path, spec: Spec = SPEC) -> tuple[Decoded, Decoded]:
     return whole, by_keys
 
 
+def plan_of(path: Path, **changes: Any) -> Plan | None:
+    """The plan of a video, with some things that ffprobe did not say."""
+    deadline = time.monotonic() + 60
+    with path.open("rb") as file, Children() as children:
+        probe = probe_video(TOOLS, children, file.fileno(), deadline=deadline, max_pixels=1 << 20)
+        probe = dataclasses.replace(probe, **changes)
+        return plan_keyed(TOOLS, children, file.fileno(), probe, SPEC.num_frames, deadline=deadline)
+
+
 @pytest.mark.parametrize("name", VIDEOS)
 def test_the_clip_is_that_of_a_whole_decode(name: str, tmp_path: Path) -> None:
     codec, enough = VIDEOS[name]
@@ -87,6 +102,35 @@ def test_the_clip_is_that_of_a_whole_decode(name: str, tmp_path: Path) -> None:
     assert len(np.unique(whole.clip.reshape(8, -1), axis=0)) == 8  # no frame stands for another
     # Behind the last sample there may be something to skip in any video.
     assert enough == (by_keys.ledger.num_skipped > 60), by_keys.ledger
+    plan = plan_of(tmp_path / name)
+    assert enough == bool(plan and plan.num_packets - plan.num_kept > 60)
+
+
+def test_times_that_make_no_sense_are_a_doubt(tmp_path: Path) -> None:
+    path = render(tmp_path / "v.mp4", X264_B)
+    with path.open("rb") as file, Children() as children:
+        probe = probe_video(TOOLS, children, file.fileno(), deadline=time.monotonic() + 60, max_pixels=1 << 20)
+    timeline = probe.timeline
+    assert timeline is not None
+    assert 2 == probe.reorder_depth_from_header
+
+    def with_times(change: dict[int, int]) -> Plan | None:
+        times = array.array("q", timeline.pts)
+        for at, value in change.items():
+            times[at] = value
+        return plan_of(path, timeline=Timeline(times, timeline.keys))
+
+    plan = with_times({})
+    assert plan is not None
+    assert plan.num_kept < 120
+    assert with_times({5: timeline.pts[6]}) is None  # the same time twice
+    assert with_times({0: 1 << 40}) is None  # before everything, shown last
+    assert with_times({40: 1 << 40}) is None
+    assert plan_of(path, reorder_depth_from_header=1) is None  # the decoder would give frames too early
+    assert plan_of(path, num_packets_in_file=241) is None
+    assert plan_of(path, timeline=None) is None
+    assert plan_of(path, codec="vp9") is None
+    assert plan_of(path, width=0) is None  # nothing to save
 
 
 def test_any_group_length_and_any_clip_length(tmp_path: Path) -> None:
@@ -132,6 +176,19 @@ def test_parameters_that_change_are_decoded_as_a_whole(tmp_path: Path) -> None:
     whole, by_keys = both_ways(both)
 
     assert (480, 0) == (whole.ledger.num_frames, by_keys.ledger.num_skipped)
+
+
+def test_parameters_that_change_beside_the_stream_are_decoded_as_a_whole(tmp_path: Path) -> None:
+    first, second = (
+        render(tmp_path / f"{size}.flv", (*X264_B, "-s", size, "-output_ts_offset", offset)).read_bytes()
+        for size, offset in (("96x72", "0"), ("64x48", "9.6"))
+    )
+    both = tmp_path / "both.flv"
+    both.write_bytes(first + second[13:])  # without its file header: a second sequence header in mid-stream
+
+    assert plan_of(tmp_path / "96x72.flv") is not None
+    assert plan_of(both) is None
+    both_ways(both)
 
 
 def test_a_sample_entry_that_changes_is_decoded_as_a_whole(tmp_path: Path) -> None:
@@ -263,8 +320,8 @@ def test_reorder_depth_is_the_delay_of_a_decoder(timeline: tuple[np.ndarray, np.
     def is_in_order(delay: int) -> bool:
         held: list[int] = []
         given: list[int] = []
-        for time in pts.tolist():
-            held = sorted([*held, time])
+        for when in pts.tolist():
+            held = sorted([*held, when])
             if len(held) > delay:
                 given.append(held.pop(0))
         return sorted(pts.tolist()) == given + held
