@@ -126,6 +126,10 @@ def test_times_that_make_no_sense_are_a_doubt(tmp_path: Path) -> None:
     assert with_times({5: timeline.pts[6]}) is None  # the same time twice
     assert with_times({0: 1 << 40}) is None  # before everything, shown last
     assert with_times({40: 1 << 40}) is None
+    late = array.array("q", timeline.pts)
+    late[11] = 1 << 40  # the last of its group: shown after all others, though no one waits for it long
+    plan = plan_of(path, timeline=Timeline(late, timeline.keys), reorder_depth_from_header=16)
+    assert plan is None or plan.num_kept > 200
     assert plan_of(path, reorder_depth_from_header=1) is None  # the decoder would give frames too early
     assert plan_of(path, num_packets_in_file=241) is None
     assert plan_of(path, timeline=None) is None
@@ -181,7 +185,7 @@ def test_parameters_that_change_are_decoded_as_a_whole(tmp_path: Path) -> None:
 def test_parameters_that_change_beside_the_stream_are_decoded_as_a_whole(tmp_path: Path) -> None:
     first, second = (
         render(tmp_path / f"{size}.flv", (*X264_B, "-s", size, "-output_ts_offset", offset)).read_bytes()
-        for size, offset in (("96x72", "0"), ("64x48", "9.6"))
+        for size, offset in (("96x72", "0"), ("64x48", "9.8"))
     )
     both = tmp_path / "both.flv"
     both.write_bytes(first + second[13:])  # without its file header: a second sequence header in mid-stream
