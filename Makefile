@@ -14,8 +14,8 @@ demo: install
 	rm -rf $(DEMO)
 	$(BIN)/vidcache demo $(DEMO)/raw
 	$(BIN)/vidcache build $(DEMO)/raw $(DEMO)/cache.h5 --workers 2 --size 28
-	$(BIN)/vidtrain $(DEMO)/cache.h5 --weights none --num-frames-used 8 --epochs 6 --min-epochs 6 --lr 1e-3 \
-		--batch-size 8 --balance sampler --augment none --out $(DEMO)/best.pt
+	$(BIN)/vidtrain $(DEMO)/cache.h5 --weights none --num-frames-used 8 --epochs 7 --min-epochs 7 --lr 1e-3 \
+		--lr-schedule cosine --warmup-epochs 1 --batch-size 8 --balance sampler --augment none --out $(DEMO)/best.pt
 	$(BIN)/videval $(DEMO)/cache.h5 --ckpt $(DEMO)/best.pt
 	@echo "Report: $(CURDIR)/$(DEMO)/best.eval"
 
@@ -49,6 +49,7 @@ lint:
 DATA ?= ../shared/data/overhead_home
 bench: install
 	$(BIN)/python tests/benchmarks/bench_build.py --data $(DATA)
+	$(BIN)/python tests/benchmarks/bench_augment.py
 
 clean:
 	rm -rf .venv build $(DEMO) *.egg-info

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from vidcache.cache.stream import Batch
-from vidcache.pixels import apply_maps, normalisation
+from vidcache.pixels import Workspace, normalise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Predictions:
         return float((self.probabilities.argmax(axis=1) == self.labels).mean())
 
 
-def to_input(clips_BTHWC: torch.Tensor) -> torch.Tensor:
+def to_input(clips_BTHWC: torch.Tensor, workspace: Workspace | None = None) -> torch.Tensor:
     """Normalise clips without augmentation.
 
     Args:
         clips_BTHWC: (B, T, H, W, 3) uint8 RGB on any device.
+        workspace: Holds the result; None makes a new one.
 
     Returns:
         (B, 3, T, H, W) float32, contiguous as `channels_last_3d`.
     """
-    maps = torch.from_numpy(normalisation()[None]).to(torch.float32)
-    return apply_maps(clips_BTHWC, maps.to(clips_BTHWC.device, non_blocking=True))
+    return normalise(clips_BTHWC, workspace or Workspace())
 
 
 def predict(model: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[Batch]) -> Predictions:
@@ -56,10 +56,10 @@ def predict(model: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[Bat
     Raises:
         ValueError: There are no batches.
     """
-    rows, labels, logits = [], [], []
+    rows, labels, logits, workspace = [], [], [], Workspace()
     for batch in batches:
         with torch.inference_mode():  # not around the loop: the stream's buffers are made in it
-            logits.append(model(to_input(batch.clips)).to(torch.float32))
+            logits.append(model(to_input(batch.clips, workspace)).to(torch.float32))
         labels.append(batch.labels.clone())
         rows.append(batch.rows)
     if not rows:

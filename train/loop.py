@@ -22,6 +22,7 @@ from vidcache.errors import InputError, VidcacheError
 from vidcache.eval.evaluate import Predictions, predict
 from vidcache.eval.metrics import compute_metrics
 from vidcache.model import R3D18, build_model, state_on_cpu
+from vidcache.pixels import Workspace
 from vidcache.sampling import sample_indices
 from vidcache.text import printable
 from vidcache.train.augment import Strength, augment, draw
@@ -309,6 +310,7 @@ class _Step:
     ) -> None:
         self.forward, self.criterion, self.optimizer, self.scaler = forward, criterion, optimizer, scaler
         self.precision, self.config, self.reader, self.device = precision, config, reader, device
+        self._workspace = Workspace()
         # Looking at a loss waits for the device; on a CPU there is nothing to wait for.
         self.check_every = 1 if device.type == "cpu" else 25
 
@@ -350,7 +352,9 @@ class _Step:
     def _step(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.config
         draws = draw(batch.rows, config.strength, config.seed, epoch)
-        inputs = augment(batch.clips, draws, config.augment, self.reader.columns["mean_rgb"][batch.rows])
+        inputs = augment(
+            batch.clips, draws, config.augment, self.reader.columns["mean_rgb"][batch.rows], self._workspace
+        )
         with autocast(self.precision, self.device):
             logits = self.forward(inputs)
             loss = self.criterion(logits, batch.labels)

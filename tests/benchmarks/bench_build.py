@@ -23,7 +23,8 @@ import numpy as np
 from vidcache.cache.layout import RECORD, clip_hash_of
 from vidcache.cache.writer import CacheWriter
 from vidcache.preprocess.build import make_plan
-from vidcache.preprocess.ffmpeg import find_tools
+from vidcache.preprocess.decode import Limits, decode_video
+from vidcache.preprocess.ffmpeg import Children, find_tools
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.sources import find_videos
 from vidcache.preprocess.split import assign_splits
@@ -186,6 +187,48 @@ def bench_long(scratch: Path, hours: float) -> None:
     )
 
 
+def bench_keyed(scratch: Path, minutes: float, pairs: int) -> None:
+    """Print what decoding by key frames saves: 1080p, a key frame every 2 s."""
+    video = scratch / f"keyed_{minutes:g}min.mp4"
+    if not video.exists():
+        source = f"testsrc2=s=1920x1080:r=30:d={60 * minutes},noise=alls=8:allf=t"
+        codec = [
+            "-c:v",
+            "libx264",
+            "-preset",
+            "veryfast",
+            "-crf",
+            "26",
+            "-g",
+            "60",
+            "-keyint_min",
+            "60",
+            "-sc_threshold",
+            "0",
+        ]
+        command = [TOOLS.ffmpeg, "-v", "error", "-y", "-f", "lavfi", "-i", source, *codec, "-pix_fmt", "yuv420p"]
+        part = video.with_name("part.mp4")
+        subprocess.run([*command, str(part)], check=True)
+        part.rename(video)
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    clips = {}
+    with Children() as children:
+        for _ in range(pairs):
+            for keyed, runs in seconds.items():
+                start = time.perf_counter()
+                decoded = decode_video(video, Spec(), [TOOLS], children, Limits(keyed=keyed))
+                runs.append(time.perf_counter() - start)
+                clips[keyed], skipped = decoded.clip, decoded.ledger.num_skipped
+                assert keyed == (skipped > 0)
+    assert (clips[True] == clips[False]).all()
+    ratio = statistics.median(whole / by_keys for whole, by_keys in zip(seconds[False], seconds[True], strict=True))
+    print(
+        f"{minutes:g} minutes of 1080p      as a whole {statistics.median(seconds[False]):.1f} s  by key frames "
+        f"{statistics.median(seconds[True]):.1f} s  {ratio:.1f} times as fast, the same clip",
+        flush=True,
+    )
+
+
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,7 +236,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/vidcache-bench"))
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", default="real,720p,1080p,tiny,current,long")
+    parser.add_argument("--only", default="real,720p,1080p,tiny,current,keyed,long")
     parser.add_argument("--files", type=int, default=100_000)
     arguments = parser.parse_args()
     only, scratch = arguments.only.split(","), arguments.scratch
@@ -209,6 +252,8 @@ def main() -> None:
             bench_speed(name, raw, scratch, arguments.workers, arguments.pairs)
     if "current" in only:
         bench_up_to_date(scratch, arguments.files, arguments.pairs)
+    if "keyed" in only:
+        bench_keyed(scratch, 10, arguments.pairs)
     if "long" in only:
         bench_long(scratch, 4)
 
