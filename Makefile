@@ -47,9 +47,12 @@ lint:
 
 # Each figure is a ratio of two things measured in turn, its floor beside it. DATA: RAW/<class>/<video>.
 DATA ?= ../shared/data/overhead_home
+SCRATCH ?= /tmp/vidcache-bench
 bench: install
-	$(BIN)/python tests/benchmarks/bench_build.py --data $(DATA)
-	$(BIN)/python tests/benchmarks/bench_augment.py
+	$(BIN)/python tests/benchmarks/bench_build.py --data $(DATA) --scratch $(SCRATCH)
+	$(BIN)/python tests/benchmarks/bench_stream.py --data $(DATA) --scratch $(SCRATCH)
+	$(BIN)/python tests/benchmarks/bench_augment.py --cache $(SCRATCH)/stream.h5
+	$(BIN)/python tests/benchmarks/bench_step.py --cache $(SCRATCH)/stream.h5
 
 clean:
 	rm -rf .venv build $(DEMO) *.egg-info

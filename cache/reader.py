@@ -5,7 +5,11 @@ only to compare the structure. Afterwards no HDF5 object is kept: reading is `pr
 works in threads, after fork and (by reopening) after pickling.
 """
 
+import abc
+import contextlib
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,16 +26,130 @@ from vidcache.spec import Spec
 from vidcache.text import printable
 
 Rows = npt.NDArray[np.int64]
+_PLUGINS = threading.Lock()
 
 
-class CacheReader:
+class Reader(abc.ABC):
+    """Clips to read: one cache, or several that are used as one.
+
+    Attributes:
+        spec: Shape of the clips.
+        classes: Class names; a label is an index into them.
+        columns: One (N, ...) array per column of `vidcache.cache.layout.COLUMNS`.
+    """
+
+    spec: Spec
+    classes: tuple[str, ...]
+    columns: dict[str, npt.NDArray[Any]]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self.columns["label"])
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The file, or the files, for messages."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Names the content: spec, classes, paths, labels and clips."""
+
+    @property
+    @abc.abstractmethod
+    def split_hash(self) -> str:
+        """Names the split: which path is in which part."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Give the descriptors back. Reading afterwards is an error."""
+
+    @abc.abstractmethod
+    def read(
+        self,
+        rows: npt.ArrayLike,
+        frames: npt.ArrayLike | None = None,
+        out: npt.NDArray[np.uint8] | None = None,
+        *,
+        verify: bool = False,
+    ) -> npt.NDArray[np.uint8]:
+        """Read clips.
+
+        Args:
+            rows: (B,) rows that have a clip, any order.
+            frames: (T',) frames of each clip to read, any order; None for all T.
+            out: (B, T', H, W, 3) uint8, C-contiguous, to read into; None makes one.
+            verify: Compare each clip with its hash; reads all its frames.
+
+        Returns:
+            `out`: RGB, 0 to 255.
+
+        Raises:
+            ValueError: A row has no clip or does not exist, a frame does not exist, or `out` has
+                another shape.
+            CacheError: The file has become shorter since it was opened, or a clip is not what was
+                written.
+        """
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) index into `classes`, failed rows included."""
+        return np.asarray(self.columns["label"], np.int64)
+
+    def path_of(self, row: int) -> bytes:
+        """Path of a clip's video below the raw folder."""
+        return bytes(self.columns["path"][row])
+
+    def rows(self, split: str | None = None) -> Rows:
+        """Rows that have a clip, ascending.
+
+        Args:
+            split: "train", "val" or "test"; None for all three.
+
+        Raises:
+            ValueError: There is no such split.
+        """
+        good = self.columns["status"] != Status.FAILED
+        if split is None:
+            return np.flatnonzero(good)
+        if split.upper() not in Split.__members__:
+            raise ValueError(f"split {split!r}, expected train, val or test")
+        return np.flatnonzero(good & (self.columns["split"] == Split[split.upper()]))
+
+    def _check_request(
+        self, rows: Rows, frames: Rows | None, out: npt.NDArray[np.uint8] | None
+    ) -> npt.NDArray[np.uint8]:
+        """Refuse what cannot be read; return the buffer to read into."""
+        inside = (rows >= 0) & (rows < len(self))
+        if not inside.all():
+            raise ValueError(f"row {rows[~inside][0]}, expected 0 to {len(self) - 1}")
+        failed = rows[self.columns["status"][rows] == Status.FAILED]
+        if len(failed):
+            raise ValueError(f"row {failed[0]} has no clip ({printable(self.path_of(int(failed[0])))} failed)")
+        if frames is not None and not ((frames >= 0) & (frames < self.spec.num_frames)).all():
+            raise ValueError(f"frames {frames.tolist()}, expected 0 to {self.spec.num_frames - 1}")
+        num_frames = self.spec.num_frames if frames is None else len(frames)
+        shape = (len(rows), num_frames, self.spec.height, self.spec.width, 3)
+        if out is None:
+            return np.empty(shape, np.uint8)
+        if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise ValueError(f"out is {out.dtype} {out.shape}, expected C-contiguous uint8 {shape}")
+        return out
+
+
+class CacheReader(Reader):
     """A finished cache, open for reading.
 
     Attributes:
         path: The file.
-        spec: Shape of the clips.
-        classes: Class names; a label is an index into them.
-        columns: One (N, ...) array per column of `vidcache.cache.layout.COLUMNS`.
         attributes: Root attributes of the file: how it was made.
         header: The user block.
 
@@ -55,22 +173,11 @@ class CacheReader:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
         return (type(self), (self.path,))
-
-    def __len__(self) -> int:
-        return self.header.num_clips
 
     def close(self) -> None:
         """Give the descriptor back. Reading afterwards is an error."""
@@ -78,14 +185,14 @@ class CacheReader:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    @property
+    def name(self) -> str:
+        """The file, for messages."""
+        return printable(self.path)
+
     def fileno(self) -> int:
         """Return the descriptor, which stays ours."""
         return self._descriptor
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """(N,) index into `classes`, failed rows included."""
-        return np.asarray(self.columns["label"], np.int64)
 
     @property
     def fingerprint(self) -> str:
@@ -97,73 +204,45 @@ class CacheReader:
         """Names the split: which path is in which part."""
         return self.header.split_hash
 
-    def path_of(self, row: int) -> bytes:
-        """Path of a clip's video below the raw folder."""
-        return bytes(self.columns["path"][row])
-
-    def rows(self, split: str | None = None) -> Rows:
-        """Rows that have a clip, ascending.
-
-        Args:
-            split: "train", "val" or "test"; None for all three.
-
-        Raises:
-            ValueError: There is no such split.
-        """
-        good = self.columns["status"] != Status.FAILED
-        if split is None:
-            return np.flatnonzero(good)
-        if split.upper() not in Split.__members__:
-            raise ValueError(f"split {split!r}, expected train, val or test")
-        return np.flatnonzero(good & (self.columns["split"] == Split[split.upper()]))
-
     def read(
         self,
         rows: npt.ArrayLike,
         frames: npt.ArrayLike | None = None,
         out: npt.NDArray[np.uint8] | None = None,
+        *,
+        verify: bool = False,
     ) -> npt.NDArray[np.uint8]:
-        """Read clips.
-
-        Args:
-            rows: (B,) rows that have a clip, any order.
-            frames: (T',) frames of each clip to read, any order; None for all T.
-            out: (B, T', H, W, 3) uint8, C-contiguous, to read into; None makes one.
-
-        Returns:
-            `out`: RGB, 0 to 255.
-
-        Raises:
-            ValueError: A row has no clip or does not exist, a frame does not exist, or `out` has
-                another shape.
-            CacheError: The file has become shorter since it was opened.
-        """
+        """See `Reader.read`."""
         row_list = np.asarray(rows, np.int64)
         frame_list = None if frames is None else np.asarray(frames, np.int64)
-        self._check_request(row_list, frame_list)
-        spec, clip_bytes = self.spec, self.spec.clip_bytes
-        frame_bytes = clip_bytes // spec.num_frames
-        num_frames = spec.num_frames if frame_list is None else len(frame_list)
-        shape = (len(row_list), num_frames, spec.height, spec.width, 3)
-        if out is None:
-            out = np.empty(shape, np.uint8)
-        if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
-            raise ValueError(f"out is {out.dtype} {out.shape}, expected C-contiguous uint8 {shape}")
-        view = out.data.cast("B")
+        out = self._check_request(row_list, frame_list, out)
         try:
-            for index, row in enumerate(row_list.tolist()):
-                start, offset = index * num_frames * frame_bytes, self.header.clips_offset + row * clip_bytes
-                if frame_list is None:
-                    pread_all(self._descriptor, view[start : start + clip_bytes], offset)
-                    continue
-                for number, frame in enumerate(frame_list.tolist()):
-                    begin = start + number * frame_bytes
-                    pread_all(self._descriptor, view[begin : begin + frame_bytes], offset + frame * frame_bytes)
+            for clip, row in zip(out, row_list.tolist(), strict=True):
+                if verify or frame_list is None:
+                    self._read_clip(row, clip, frame_list, verify)
+                else:
+                    self._read_frames(row, clip, frame_list)
         except EOFError as error:
             raise CacheError(
-                f"{printable(self.path)}: {error}: it was cut while open. Restore a copy, or build it again"
+                f"{self.name}: {error}: it was cut while open. Restore a copy, or build it again"
             ) from None
         return out
+
+    def _read_clip(self, row: int, out: npt.NDArray[np.uint8], frames: Rows | None, verify: bool) -> None:
+        clip = out if frames is None else np.empty(self.spec.clip_shape, np.uint8)
+        pread_all(self._descriptor, clip.data.cast("B"), self.header.clips_offset + row * self.spec.clip_bytes)
+        if verify and layout.clip_hash_of(clip).encode() != self.columns["clip_hash"][row]:
+            raise CacheError(
+                f"{self.name}: the clip of row {row} ({printable(self.path_of(row))}) does not match its hash, "
+                "expected what was written. List all with: vidcache verify"
+            )
+        if frames is not None:
+            out[:] = clip[frames]
+
+    def _read_frames(self, row: int, out: npt.NDArray[np.uint8], frames: Rows) -> None:
+        frame_bytes, offset = out[0].nbytes, self.header.clips_offset + row * self.spec.clip_bytes
+        for target, frame in zip(out, frames.tolist(), strict=True):
+            pread_all(self._descriptor, target.data.cast("B"), offset + frame * frame_bytes)
 
     def damaged_rows(self, rows: npt.ArrayLike | None = None) -> Rows:
         """Re-read clips and return the rows whose bytes are not what was written."""
@@ -179,16 +258,6 @@ class CacheReader:
             np.int64,
         )
 
-    def _check_request(self, rows: Rows, frames: Rows | None) -> None:
-        inside = (rows >= 0) & (rows < len(self))
-        if not inside.all():
-            raise ValueError(f"row {rows[~inside][0]}, expected 0 to {len(self) - 1}")
-        failed = rows[self.columns["status"][rows] == Status.FAILED]
-        if len(failed):
-            raise ValueError(f"row {failed[0]} has no clip ({printable(self.path_of(int(failed[0])))} failed)")
-        if frames is not None and not ((frames >= 0) & (frames < self.spec.num_frames)).all():
-            raise ValueError(f"frames {frames.tolist()}, expected 0 to {self.spec.num_frames - 1}")
-
     def _check_header(self) -> Header:
         where = printable(self.path)
         try:
@@ -197,9 +266,10 @@ class CacheReader:
             raise CacheError(f"{where}: {error.strerror}. Expected a cache file") from None
         header = Header.from_bytes(block, where)
         size, clips_bytes = os.fstat(self._descriptor).st_size, header.num_clips * header.clip_bytes
-        if size != header.file_bytes or size < header.clips_offset + clips_bytes:
+        expected = max(header.file_bytes, header.clips_offset + clips_bytes)
+        if size != expected:
             raise CacheError(
-                f"{where}: {size:,} bytes long, expected {header.file_bytes:,}. "
+                f"{where}: {size:,} bytes long, expected {expected:,}. "
                 "Restore a copy, or build it again with --overwrite"
             )
         found = layout.metadata_hash_of(self._descriptor, header.clips_offset, clips_bytes, size)
@@ -213,7 +283,7 @@ class CacheReader:
     def _read_structure(self) -> None:
         where = printable(self.path)
         # The same descriptor, so that the file that is parsed is the file that was hashed.
-        with os.fdopen(os.dup(self._descriptor), "rb") as raw, h5py.File(raw, "r") as file:
+        with _no_plugins(), os.fdopen(os.dup(self._descriptor), "rb") as raw, h5py.File(raw, "r") as file:
             try:
                 self._check_structure(file)
                 self.attributes = {name: _plain(value) for name, value in file.attrs.items()}
@@ -244,12 +314,15 @@ class CacheReader:
         expected = {f"videos/{c.name}": (header.num_clips, *c.shape) for c in COLUMNS}
         expected["clips"] = (header.num_clips, header.num_frames, header.height, header.width, 3)
         for name, shape in {**expected, "classes": None}.items():
-            parent, _, child = name.rpartition("/")
-            group = file[parent] if parent else file
-            for holder, link in ((file, parent), (group, child)):
-                if link and not isinstance(holder.get(link, getlink=True), h5py.HardLink):
-                    raise ValueError(f"/{name} is a link")
-            dataset = group[child]
+            holder, place = file, ""
+            for part in name.split("/"):  # each looked at before it is followed: a link opens other files
+                place += f"/{part}"
+                if part not in holder:
+                    raise ValueError(f"{place} is missing")
+                if not isinstance(holder.get(part, getlink=True), h5py.HardLink):
+                    raise ValueError(f"{place} is a link")
+                holder = holder[part]
+            dataset = holder
             properties = dataset.id.get_create_plist() if isinstance(dataset, h5py.Dataset) else None
             if (
                 properties is None
@@ -269,6 +342,20 @@ class CacheReader:
                 raise ValueError(f"/videos/{column.name} is {found}, expected {wanted}")
         if file["clips"].dtype != np.uint8 or file["clips"].id.get_offset() != header.clips_offset:
             raise ValueError(f"/clips is not uint8 at byte {header.clips_offset}")
+
+
+@contextlib.contextmanager
+def _no_plugins() -> Iterator[None]:
+    """Keep libhdf5 from loading code for a filter that a file names, from `HDF5_PLUGIN_PATH` or elsewhere."""
+    with _PLUGINS:
+        folders = [h5py.h5pl.get(index) for index in range(h5py.h5pl.size())]
+        for _ in folders:
+            h5py.h5pl.remove(0)
+        try:
+            yield
+        finally:
+            for folder in folders:
+                h5py.h5pl.append(folder)
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,8 @@ Bytes go in, bytes come out: decoding, augmentation and normalisation are not do
 import collections
 import dataclasses
 import itertools
+import math
+import mmap
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -13,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vidcache.cache.reader import CacheReader
+from vidcache.cache.reader import Reader
 
 Rows = npt.NDArray[np.int64]
 
@@ -34,19 +36,21 @@ class Batch:
 
 
 def stream_batches(
-    reader: CacheReader,
+    reader: Reader,
     rows: Rows,
     batch_size: int,
     *,
     frames: npt.ArrayLike | None = None,
     device: str | torch.device = "cpu",
     num_threads: int = 2,
-    prefetch: int = 2,
+    prefetch: int = 1,
+    verify: bool = False,
 ) -> Iterator[Batch]:
     """Read clips in the given order, `prefetch` batches ahead of the consumer.
 
-    The memory of `prefetch + 1` batches is allocated once (pinned, for CUDA) and reused. Leaving
-    the loop early stops the threads; what goes wrong in one of them is raised here.
+    The memory of `prefetch + 1` batches is allocated once (pinned, for CUDA) and reused; each batch
+    is read by all threads together. Leaving the loop early stops the threads; what goes wrong in one
+    of them is raised here.
 
     Args:
         reader: The cache.
@@ -57,29 +61,38 @@ def stream_batches(
         device: Where the batches go.
         num_threads: Reader threads. >= 1.
         prefetch: Batches read ahead. >= 1.
+        verify: Compare each clip with its hash; reads all its frames.
 
     Raises:
         ValueError: A count is below 1, or a row has no clip.
-        CacheError: The file has become shorter.
+        CacheError: The file has become shorter, or a clip is not what was written.
     """
     if min(batch_size, num_threads, prefetch) < 1:
         raise ValueError(f"batch_size {batch_size}, num_threads {num_threads}, prefetch {prefetch}: all must be >= 1")
     device = torch.device(device)
     if not len(rows):
         return
-    ring = _Ring(reader, min(batch_size, len(rows)), frames, device, prefetch + 1)
+    ring = _Ring(reader, min(batch_size, len(rows)), frames, device, prefetch + 1, verify)
     chunks = iter([rows[start : start + batch_size] for start in range(0, len(rows), batch_size)])
-    # Each thread reads whole batches; with as many of them ahead, the threads share the work.
     with ThreadPoolExecutor(num_threads, thread_name_prefix="vidcache-reader") as pool:
-        waiting: collections.deque[Future[tuple[_Buffer, Rows]]] = collections.deque()
+
+        def begin(chunk: Rows) -> _Filling:
+            """Let all threads read a part of one batch, so that one batch ahead keeps them all busy."""
+            buffer = ring.take()
+            edges = np.linspace(0, len(chunk), num_threads + 1).astype(int).tolist()
+            parts = [part for part in itertools.pairwise(edges) if part[0] < part[1]]
+            return _Filling(buffer, chunk, [pool.submit(ring.fill, buffer, chunk, *part) for part in parts])
+
+        waiting = collections.deque(begin(chunk) for chunk in itertools.islice(chunks, prefetch))
         try:
-            waiting.extend(pool.submit(ring.fill, chunk) for chunk in itertools.islice(chunks, prefetch))
             while waiting:
-                buffer, chunk = waiting.popleft().result()
+                filled = waiting.popleft()
+                for part in filled.parts:
+                    part.result()
                 # A buffer is free for this one: the ring has one more than are ever ahead.
-                waiting.extend(pool.submit(ring.fill, later) for later in itertools.islice(chunks, 1))
-                yield ring.hand_over(buffer, chunk)
-                ring.give_back(buffer)
+                waiting.extend(begin(chunk) for chunk in itertools.islice(chunks, 1))
+                yield ring.hand_over(filled.buffer, filled.rows)
+                ring.give_back(filled.buffer)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -93,13 +106,28 @@ class _Buffer:
     copied: "torch.cuda.Event | None" = None
 
 
+@dataclasses.dataclass
+class _Filling:
+    """A batch that is being read."""
+
+    buffer: _Buffer
+    rows: Rows
+    parts: list[Future[None]]
+
+
 class _Ring:
     """The buffers of one stream, and the copies from them to the device."""
 
     def __init__(
-        self, reader: CacheReader, batch_size: int, frames: npt.ArrayLike | None, device: torch.device, size: int
+        self,
+        reader: Reader,
+        batch_size: int,
+        frames: npt.ArrayLike | None,
+        device: torch.device,
+        size: int,
+        verify: bool,
     ) -> None:
-        self._reader = reader
+        self._reader, self._verify = reader, verify
         self._labels = reader.labels
         self._frames = frames
         self._device = device
@@ -109,21 +137,23 @@ class _Ring:
         shape = (batch_size, num_frames, spec.height, spec.width, 3)
         self._free = collections.deque(
             _Buffer(
-                torch.empty(shape, dtype=torch.uint8, pin_memory=self._is_cuda),
+                _host_memory(shape, pinned=self._is_cuda),
                 torch.empty(batch_size, dtype=torch.int64, pin_memory=self._is_cuda),
             )
             for _ in range(size)
         )
         self._copier = torch.cuda.Stream(device) if self._is_cuda else None  # type: ignore[no-untyped-call]
 
-    def fill(self, rows: Rows) -> tuple[_Buffer, Rows]:
-        """Read one batch into a free buffer; runs in a reader thread."""
-        buffer = self._free.popleft()
+    def take(self) -> _Buffer:
+        """Return a free buffer; there is always one for who keeps to the number of batches ahead."""
+        return self._free.popleft()
+
+    def fill(self, buffer: _Buffer, rows: Rows, start: int, stop: int) -> None:
+        """Read a part of one batch; runs in a reader thread."""
         if buffer.copied is not None:
             buffer.copied.synchronize()  # the last copy out of this buffer: blocks this thread only
-        self._reader.read(rows, self._frames, buffer.clips[: len(rows)].numpy())
-        buffer.labels[: len(rows)] = torch.from_numpy(self._labels[rows])
-        return buffer, rows
+        self._reader.read(rows[start:stop], self._frames, buffer.clips[start:stop].numpy(), verify=self._verify)
+        buffer.labels[start:stop] = torch.from_numpy(self._labels[rows[start:stop]])
 
     def hand_over(self, buffer: _Buffer, rows: Rows) -> Batch:
         """Bring a filled buffer to the device."""
@@ -149,6 +179,16 @@ class _Ring:
         self._free.append(buffer)
 
 
+def _host_memory(shape: tuple[int, ...], *, pinned: bool) -> torch.Tensor:
+    """Return uint8 memory that goes back to the system with its last user.
+
+    malloc keeps what it is given back, in pieces: after some epochs of rings, six batches instead of two.
+    """
+    if pinned:
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
+
+
 def epoch_order(rows: Rows, seed: int, epoch: int) -> Rows:
     """Shuffle rows: a function of `(seed, epoch)` only.
 
@@ -158,3 +198,19 @@ def epoch_order(rows: Rows, seed: int, epoch: int) -> Rows:
         epoch: From 1.
     """
     return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def rank_slice(order: Rows, rank: int, num_ranks: int) -> Rows:
+    """Return what one of several processes takes of an order: together they take every clip once.
+
+    Args:
+        order: (n,) the order of all.
+        rank: Of this process, from 0.
+        num_ranks: Processes.
+
+    Raises:
+        ValueError: There is no such rank.
+    """
+    if not 0 <= rank < num_ranks:
+        raise ValueError(f"rank {rank} of {num_ranks}, expected 0 to {num_ranks - 1}")
+    return order[rank::num_ranks]

@@ -22,6 +22,7 @@ COMMANDS = {
     "build": ("vidcache.preprocess.cli:build", "Decode a folder of videos into a cache."),
     "demo": ("vidcache.preprocess.cli:demo", "Render a small labelled set of motion videos."),
     "info": ("vidcache.cache.cli:info", "Show what is in a cache."),
+    "preview": ("vidcache.train.cli:preview", "Show clips before and after augmentation."),
     "verify": ("vidcache.cache.cli:verify", "Check every structure and every clip of a cache."),
 }
 

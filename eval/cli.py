@@ -17,13 +17,13 @@ from vidcache.files import write_text_atomically
 from vidcache.text import plural, printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
-    from vidcache.cache.reader import CacheReader
+    from vidcache.cache.reader import Reader
     from vidcache.eval.evaluate import Predictions
     from vidcache.eval.metrics import Metrics
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("caches", metavar="CACHE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option("--ckpt", type=click.Path(path_type=Path, dir_okay=False), default="best.pt", help="Checkpoint of vidtrain.")
 @option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="Which clips.")
 @option("--batch-size", type=click.IntRange(1), default=16, help="Clips at a time.")
@@ -35,24 +35,28 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     show_default="best.eval beside best.pt",
     help="Folder of the results.",
 )
+@click.option("--verify", is_flag=True, help="Compare each clip with its hash.")
 @click.option("--allow-mismatch", is_flag=True, help="Accept a cache with other content or another split.")
 @json_option()
 def main(
-    cache: Path,
+    caches: tuple[Path, ...],
     ckpt: Path,
     split: str,
     batch_size: int,
     device: str | None,
     out: Path | None,
     allow_mismatch: bool,
+    verify: bool,
     as_json: bool,
 ) -> None:
     """Evaluate a checkpoint on the test clips of CACHE; results go to best.eval/.
 
+    Several caches of the same shape and classes are used as one.
+
     \b
     videval cache.h5 --ckpt best.pt
     """
-    from vidcache.cache.reader import CacheReader
+    from vidcache.cache.joined import open_caches
     from vidcache.cache.stream import stream_batches
     from vidcache.checkpoint import Checkpoint
     from vidcache.eval.evaluate import predict
@@ -61,20 +65,22 @@ def main(
     from vidcache.sampling import sample_indices
 
     where = printable(ckpt)
-    with CacheReader(cache) as reader:
+    with open_caches(caches) as reader:
         checkpoint = Checkpoint.load(ckpt)
         check_match(checkpoint, reader, where, allow_mismatch=allow_mismatch)
         chosen = choose_device(device)
         model = load_model(checkpoint, where, chosen)
         rows = reader.rows(split)
         if not len(rows):
-            raise InputError(f"{printable(cache)}: no {split} clips, expected at least one. Choose another --split")
+            raise InputError(f"{reader.name}: no {split} clips, expected at least one. Choose another --split")
         frames = sample_indices(reader.spec.num_frames, checkpoint.num_frames_used)
-        predictions = predict(model, stream_batches(reader, rows, batch_size, frames=frames, device=chosen))
+        predictions = predict(
+            model, stream_batches(reader, rows, batch_size, frames=frames, device=chosen, verify=verify)
+        )
         metrics = compute_metrics(predictions.labels, predictions.probabilities, reader.classes)
         folder = out or ckpt.with_suffix(".eval")
         facts = {
-            "cache": printable(cache),
+            "cache": reader.name,
             "checkpoint": where,
             "fingerprint": reader.fingerprint,
             "split_hash": reader.split_hash,
@@ -115,7 +121,7 @@ def summarise(split: str, metrics: "Metrics") -> dict[str, Any]:
 
 
 def write_results(
-    folder: Path, summary: dict[str, Any], reader: "CacheReader", predictions: "Predictions", metrics: "Metrics"
+    folder: Path, summary: dict[str, Any], reader: "Reader", predictions: "Predictions", metrics: "Metrics"
 ) -> None:
     """Write metrics.json, per_class.csv, predictions.csv, confusion.png and per_class.png."""
     from vidcache.eval.metrics import TOP

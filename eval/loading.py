@@ -2,14 +2,14 @@
 
 import torch
 
-from vidcache.cache.reader import CacheReader
+from vidcache.cache.reader import Reader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import MismatchError
 from vidcache.model import R3D18
 from vidcache.text import printable
 
 
-def check_match(checkpoint: Checkpoint, reader: CacheReader, where: str, *, allow_mismatch: bool = False) -> None:
+def check_match(checkpoint: Checkpoint, reader: Reader, where: str, *, allow_mismatch: bool = False) -> None:
     """Refuse a checkpoint that does not belong to a cache.
 
     Args:
@@ -21,7 +21,7 @@ def check_match(checkpoint: Checkpoint, reader: CacheReader, where: str, *, allo
     Raises:
         MismatchError: Names both sides.
     """
-    cache = printable(reader.path)
+    cache = reader.name
     if checkpoint.spec != reader.spec:
         raise MismatchError(
             f"{where}: trained on {_spec(checkpoint.spec, reader.spec)}, but {cache} has "

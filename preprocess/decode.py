@@ -39,6 +39,8 @@ _UNSUPPORTED = re.compile(
     r"|is not implemented|No decoder for"
 )
 _ENCRYPTED = re.compile(r"encrypt|decrypt", re.I)
+# The same pixels as rgb24, plane by plane: swscale packs pixels without SIMD, 8 to 10 ms of 55 for a short clip.
+_PIXELS, _PLANES = "gbrp", (2, 0, 1)
 _TOO_LARGE = re.compile(r"Picture size \S+ is invalid|exceeds specified max|Cannot allocate memory")
 
 
@@ -286,7 +288,7 @@ def _command(
     stream = ffmpeg.input(f"file:/dev/fd/{descriptor}", **source)[str(probe.stream_index)]
     stream = stream.filter("select", chosen)
     stream = stream.filter("scale", spec.width, spec.height, flags=spec.scaling)
-    stream = stream.output(f"file:/dev/fd/{output}", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
+    stream = stream.output(f"file:/dev/fd/{output}", format="rawvideo", pix_fmt=_PIXELS, fps_mode="passthrough")
     stream = stream.global_args("-y", "-nostdin", "-hide_banner", "-nostats", "-v", "level+verbose")
     stream = stream.global_args("-filter_complex_threads", "1")
     if drop:
@@ -325,9 +327,14 @@ class _Output:
 
     def padded_clip(self) -> npt.NDArray[np.uint8]:
         """Return (T, H, W, 3) uint8, the last frame repeated as far as need be."""
-        num_frames = self.num_frames
-        os.ftruncate(self.descriptor, self._spec.clip_bytes)
-        clip = np.frombuffer(mmap.mmap(self.descriptor, 0), np.uint8).reshape(self._spec.clip_shape)
+        num_frames, spec = self.num_frames, self._spec
+        with mmap.mmap(self.descriptor, 0, prot=mmap.PROT_READ) as memory:
+            planes = np.frombuffer(memory, np.uint8, num_frames * spec.clip_bytes // spec.num_frames)
+            planes = planes.reshape(num_frames, 3, spec.height, spec.width)
+            clip = np.empty(spec.clip_shape, np.uint8)
+            for channel, plane in enumerate(_PLANES):
+                clip[:num_frames, ..., channel] = planes[:, plane]
+            del planes  # or the memory could not be unmapped
         clip[num_frames:] = clip[num_frames - 1]
         return clip
 

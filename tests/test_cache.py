@@ -224,6 +224,8 @@ def _forge(path: Path, change: Callable[[h5py.File], None]) -> Path:
         header = reader.header
     with h5py.File(path, "r+") as file:
         change(file)
+    if path.stat().st_size < header.file_bytes:
+        os.truncate(path, header.file_bytes)
     with path.open("r+b") as raw:
         size = path.stat().st_size
         found = layout.metadata_hash_of(raw.fileno(), header.clips_offset, header.num_clips * header.clip_bytes, size)
@@ -260,7 +262,7 @@ def _link(name: str, link: object) -> Callable[[h5py.File], None]:
         (_replace("videos/label", dtype="<i8"), "/videos/label is int64, expected int32"),
         (_link("videos/label", h5py.SoftLink("/videos/width")), "/videos/label is a link"),
         (_link("classes", h5py.ExternalLink("other.h5", "/x")), "/classes is a link"),
-        (lambda file: file.__delitem__("videos/split"), "/videos/split is a link"),
+        (lambda file: file.__delitem__("videos/split"), "/videos/split is missing"),
         (lambda file: file.attrs.__delitem__("sampling"), "no valid cache structure"),
     ],
 )

@@ -361,13 +361,15 @@ def test_every_training_option_reaches_the_config(built: Path, tmp_path: Path) -
     }  # fmt: skip
     with tiny_models():
         pairs = [str(word) for pair in options.items() for word in pair]
-        result = call(vidtrain, built, *pairs, "--shuffle-labels", "--out", tmp_path / "x.pt")
+        result = call(vidtrain, built, *pairs, "--shuffle-labels", "--verify", "--out", tmp_path / "x.pt")
     assert 0 == result.exit_code, result.stderr
 
     config = json.loads((tmp_path / "x.run" / "config.json").read_text())["config"]
     flat = {**config, **config.pop("strength")}
     expected = {name.lstrip("-").replace("-", "_"): value for name, value in options.items()}
-    assert {**expected, "shuffle_labels": True, "compile": False} == {k: v for k, v in flat.items() if k != "strength"}
+    assert {**expected, "shuffle_labels": True, "verify": True, "compile": False} == {
+        k: v for k, v in flat.items() if k != "strength"
+    }
 
 
 def test_freeze_depends_on_the_weights_unless_asked() -> None:

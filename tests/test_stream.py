@@ -1,6 +1,8 @@
 """The stream: every row once, in order, in bounded memory, with errors that surface."""
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,9 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import make_cache
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import epoch_order, stream_batches
 from vidcache.errors import CacheError
+from vidcache.spec import Spec
 
 
 @pytest.fixture
@@ -73,11 +77,55 @@ def test_at_most_prefetch_batches_are_read_ahead(reader: CacheReader, monkeypatc
         return real(*arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(reader, "read", counted)
-    stream = stream_batches(reader, reader.rows()[:20], 2, prefetch=3)
+    stream = stream_batches(reader, reader.rows()[:20], 2, prefetch=3, num_threads=1)
     next(stream)
     time.sleep(0.2)
     assert 1 + 3 == reads
     stream.close()
+
+
+@pytest.mark.parametrize(("threads", "parts"), [(1, [5]), (2, [2, 3]), (4, [1, 1, 1, 2]), (7, [1] * 5)])
+def test_all_threads_read_a_part_of_each_batch(
+    reader: CacheReader, monkeypatch: pytest.MonkeyPatch, threads: int, parts: list[int]
+) -> None:
+    sizes: list[int] = []
+    real = reader.read
+    monkeypatch.setattr(
+        reader, "read", lambda rows, *args, **more: sizes.append(len(rows)) or real(rows, *args, **more)
+    )
+
+    (batch,) = stream_batches(reader, reader.rows()[:5], 5, num_threads=threads)
+
+    assert parts == sorted(sizes)
+    assert (real(batch.rows) == batch.clips.numpy()).all()
+
+
+MEMORY = """
+import re, sys
+from pathlib import Path
+import torch
+from vidcache.cache.reader import CacheReader
+from vidcache.cache.stream import stream_batches
+def peak_mib(): return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+with CacheReader(sys.argv[1]) as reader:
+    rows, bare, peaks = reader.rows(), peak_mib(), []
+    for epoch in range(50):
+        for batch in stream_batches(reader, rows, 16):
+            pass
+        peaks.append(peak_mib() - bare)
+print(2 * 16 * reader.spec.clip_bytes / 2**20, peaks[9], peaks[-1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_memory_is_two_batches_and_does_not_grow(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "c.h5", {"a": 20, "b": 20}, spec=Spec(16, 64, 64))
+
+    ended = subprocess.run([sys.executable, "-c", MEMORY, cache], capture_output=True, text=True, check=True)
+
+    two_batches, first, last = map(float, ended.stdout.split())
+    assert first < two_batches + 20
+    assert last < first + two_batches / 2 + 1  # in 40 more epochs; the last batch of one may outlive its ring
 
 
 def test_an_error_in_a_thread_surfaces(reader: CacheReader) -> None:

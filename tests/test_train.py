@@ -146,7 +146,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(tmp_path: Pa
     message = r"train: loss became (nan|inf) at step \d+ \(epoch 1, learning rate 1e\+30\), expected a finite number"
 
     with pytest.raises(VidcacheError, match=message):
-        run_training(learnable, tmp_path / "best.pt", dataclasses.replace(TINY, lr=1e30), Hooks())
+        run_training([learnable], tmp_path / "best.pt", dataclasses.replace(TINY, lr=1e30), Hooks())
 
     assert {"best.run"} == {file.name for file in tmp_path.iterdir()}
     assert ["config.json"] == [file.name for file in (tmp_path / "best.run").iterdir()]
@@ -177,7 +177,9 @@ def test_the_run_on_disk(tmp_path: Path, learnable: Path, monkeypatch: pytest.Mo
     seen: list[EpochResult] = []
     config = dataclasses.replace(TINY, epochs=6, min_epochs=5, patience=3)
 
-    result = run_training(learnable, tmp_path / "out" / "best.pt", config, Hooks(on_epoch=lambda r, _: seen.append(r)))
+    result = run_training(
+        [learnable], tmp_path / "out" / "best.pt", config, Hooks(on_epoch=lambda r, _: seen.append(r))
+    )
 
     assert (2, 5) == (result.best_epoch, len(result.epochs))
     assert "3 epochs in a row lowered the validation loss by no more than 0.01" == result.stopped_because

@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from vidcache.cli import Command, choose_device, echo_json, json_option, option
-from vidcache.text import printable
+from vidcache.errors import InputError
+from vidcache.text import plural, printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.checkpoint import Checkpoint
+    from vidcache.train.augment import Strength
     from vidcache.train.balance import ClassAudit
     from vidcache.train.loop import EpochResult, Hooks, TrainConfig
     from vidcache.train.precision import Choice
@@ -23,8 +25,29 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
 STAGES = ("none", "stem", "layer1", "layer2", "layer3", "layer4", "all")
 
 
+def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What is done to a clip, and how strongly; `make_strength` collects it."""
+    for decorate in reversed(
+        [
+            option(
+                "--augment",
+                type=click.Choice(["linear", "exact", "none"]),
+                default="linear",
+                help="Colour jitter: one affine map per clip, torchvision's formulas, or none.",
+            ),
+            option("--flip", type=click.FloatRange(0, 1), default=0.5, help="Probability of a mirrored clip."),
+            option("--brightness", type=click.FloatRange(0), default=0.2, help="Jitter."),
+            option("--contrast", type=click.FloatRange(0), default=0.2, help="Jitter."),
+            option("--saturation", type=click.FloatRange(0), default=0.2, help="Jitter."),
+            option("--hue", type=click.FloatRange(0, 0.5), default=0.1, help="Jitter, in turns of the colour circle."),
+        ]
+    ):
+        command = decorate(command)
+    return command
+
+
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("caches", metavar="CACHE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), default="best.pt", help="Checkpoint of the best epoch."
 )
@@ -54,17 +77,7 @@ STAGES = ("none", "stem", "layer1", "layer2", "layer3", "layer4", "all")
     default="both",
     help="Against imbalance: draw classes equally, weigh the loss, or both.",
 )
-@option(
-    "--augment",
-    type=click.Choice(["linear", "exact", "none"]),
-    default="linear",
-    help="Colour jitter: one affine map per clip, torchvision's formulas, or none.",
-)
-@option("--flip", type=click.FloatRange(0, 1), default=0.5, help="Probability of a mirrored clip.")
-@option("--brightness", type=click.FloatRange(0), default=0.2, help="Jitter.")
-@option("--contrast", type=click.FloatRange(0), default=0.2, help="Jitter.")
-@option("--saturation", type=click.FloatRange(0), default=0.2, help="Jitter.")
-@option("--hue", type=click.FloatRange(0, 0.5), default=0.1, help="Jitter, in turns of the colour circle.")
+@strength_options
 @option("--min-delta", type=click.FloatRange(0), default=1e-2, help="Validation loss that counts as progress.")
 @option("--patience", type=click.IntRange(1), default=3, help="Epochs without progress before stopping.")
 @option("--min-epochs", type=click.IntRange(1), default=5, help="The earliest epoch that can be the last.")
@@ -77,11 +90,14 @@ STAGES = ("none", "stem", "layer1", "layer2", "layer3", "layer4", "all")
 @option("--compile", is_flag=True, help="Use torch.compile.")
 @option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of everything that is random.")
 @option("--reader-threads", type=click.IntRange(1), default=2, help="Threads that read clips.")
+@click.option("--verify", is_flag=True, help="Compare each clip with its hash whenever it is read.")
 @option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
 @click.option("--shuffle-labels", is_flag=True, help="Control run with permuted labels: must end at chance.")
 @json_option()
-def main(cache: Path, out: Path, as_json: bool, **values: Any) -> None:
+def main(caches: tuple[Path, ...], out: Path, as_json: bool, **values: Any) -> None:
     """Fine-tune R3D-18 on CACHE; the best epoch's model goes to best.pt, the rest to best.run/.
+
+    Several caches of the same shape and classes are used as one.
 
     \b
     vidtrain cache.h5
@@ -90,7 +106,7 @@ def main(cache: Path, out: Path, as_json: bool, **values: Any) -> None:
 
     stderr = Console(stderr=True)
     with _Reporter(stderr) as reporter:
-        result = run_training(cache, out, make_config(values), reporter.hooks())
+        result = run_training(caches, out, make_config(values), reporter.hooks())
     best = result.best
     stderr.print(
         Text(
@@ -113,12 +129,54 @@ def main(cache: Path, out: Path, as_json: bool, **values: Any) -> None:
         )
 
 
+@click.command(cls=Command)
+@click.argument("cache", type=click.Path(path_type=Path))
+@strength_options
+@option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    show_default="cache.preview.png beside cache.h5",
+    help="PNG to write.",
+)
+@option("--split", type=click.Choice(["train", "val", "test"]), default="train", help="Which clips.")
+@option("--num-clips", type=click.IntRange(1, 32), default=4, help="So many, drawn with the seed.")
+@option("--num-frames", type=click.IntRange(1, 64), default=8, help="Frames of each to show.")
+@option("--epoch", type=click.IntRange(1), default=1, help="Of the run whose draws to show.")
+@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the run whose draws to show.")
+def preview(cache: Path, out: Path | None, split: str, num_clips: int, num_frames: int, **values: Any) -> None:
+    """Show clips of CACHE as training sees them: a row of frames before and one after augmentation.
+
+    \b
+    vidcache preview cache.h5 --augment exact --hue 0.3
+    """
+    from vidcache.cache.reader import CacheReader
+    from vidcache.cache.stream import epoch_order
+    from vidcache.train.preview import augmented_strips, draw_strips
+
+    method, seed, epoch, strength = values["augment"], values["seed"], values["epoch"], make_strength(values)
+    with CacheReader(cache) as reader:
+        rows = epoch_order(reader.rows(split), seed, epoch)[:num_clips]
+        if not len(rows):
+            raise InputError(f"{reader.name}: no {split} clips, expected at least one. Choose another --split")
+        strips = augmented_strips(reader, rows, method, strength, num_frames=num_frames, seed=seed, epoch=epoch)
+    path = out or cache.with_suffix(".preview.png")
+    draw_strips(strips, path)
+    click.echo(f"{printable(path)}: {plural(len(strips), 'clip')} before and after --augment {method}")
+
+
+def make_strength(values: dict[str, Any]) -> "Strength":
+    """Take the options of the augmentation out of all options."""
+    from vidcache.train.augment import Strength
+
+    return Strength(**{name: values.pop(name) for name in ("flip", "brightness", "contrast", "saturation", "hue")})
+
+
 def make_config(values: dict[str, Any]) -> "TrainConfig":
     """Turn the options of the command into a config."""
-    from vidcache.train.augment import Strength
     from vidcache.train.loop import TrainConfig
 
-    strength = Strength(**{name: values.pop(name) for name in ("flip", "brightness", "contrast", "saturation", "hue")})
+    strength = make_strength(values)
     if values["freeze"] is None:
         values["freeze"] = "none" if values["weights"] == "none" else "layer2"
     values["device"] = choose_device(values["device"])

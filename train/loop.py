@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from vidcache.cache.layout import Split
-from vidcache.cache.reader import CacheReader
+from vidcache.cache.reader import Reader
 from vidcache.cache.stream import Batch, stream_batches
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, VidcacheError
@@ -24,7 +24,6 @@ from vidcache.eval.metrics import compute_metrics
 from vidcache.model import R3D18, build_model, state_on_cpu
 from vidcache.pixels import Workspace
 from vidcache.sampling import sample_indices
-from vidcache.text import printable
 from vidcache.train.augment import Strength, augment, draw
 from vidcache.train.balance import ClassAudit, audit, epoch_rows, loss_weights
 from vidcache.train.early_stopping import EarlyStopping
@@ -56,6 +55,7 @@ class TrainConfig:
         compile: Use torch.compile.
         seed: Of everything that is random.
         reader_threads: Threads that read clips.
+        verify: Compare each clip with its hash whenever it is read.
         device: "cpu", "cuda", "cuda:1", ...
         shuffle_labels: Control run: the labels of the training and validation clips are permuted,
             so that an honest test accuracy must be at chance.
@@ -80,6 +80,7 @@ class TrainConfig:
     compile: bool = False
     seed: int = 0
     reader_threads: int = 2
+    verify: bool = False
     device: str = "cpu"
     shuffle_labels: bool = False
 
@@ -153,7 +154,7 @@ class Hooks:
     on_epoch: Callable[[EpochResult, Callable[[bool], Checkpoint]], None] = lambda *_: None
 
 
-def train(reader: CacheReader, config: TrainConfig, hooks: Hooks = Hooks()) -> RunResult:
+def train(reader: Reader, config: TrainConfig, hooks: Hooks = Hooks()) -> RunResult:
     """Train a model on a cache.
 
     Args:
@@ -193,6 +194,7 @@ def train(reader: CacheReader, config: TrainConfig, hooks: Hooks = Hooks()) -> R
             frames=frames,
             device=device,
             num_threads=config.reader_threads,
+            verify=config.verify,
         )
         for batch in stream:
             true = torch.from_numpy(all_labels[batch.rows]).to(device, non_blocking=True)
@@ -234,13 +236,12 @@ def train(reader: CacheReader, config: TrainConfig, hooks: Hooks = Hooks()) -> R
     return RunResult(tuple(results), stopping.best_epoch, stopped_because)
 
 
-def _training_clips(reader: CacheReader, config: TrainConfig) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _training_clips(reader: Reader, config: TrainConfig) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the training rows, and the labels of all rows, permuted where the config says so."""
     for split in (Split.TRAIN, Split.VAL):
         if not len(reader.rows(split.name.lower())):
             raise InputError(
-                f"{printable(reader.path)}: no {split.name.lower()} clips, expected at least one. "
-                "Build it with --split 70/15/15"
+                f"{reader.name}: no {split.name.lower()} clips, expected at least one. Build it with --split 70/15/15"
             )
     rows, labels = reader.rows("train"), reader.labels.copy()
     if config.shuffle_labels:
@@ -249,7 +250,7 @@ def _training_clips(reader: CacheReader, config: TrainConfig) -> tuple[npt.NDArr
     return rows, labels
 
 
-def check_config(reader: CacheReader, config: TrainConfig) -> None:
+def check_config(reader: Reader, config: TrainConfig) -> None:
     """Refuse a config that this cache cannot serve.
 
     Raises:
@@ -258,12 +259,12 @@ def check_config(reader: CacheReader, config: TrainConfig) -> None:
     used, there = config.num_frames_used or 1, reader.spec.num_frames
     if not 1 <= used <= there:
         raise InputError(
-            f"{printable(reader.path)}: num_frames_used {used}, expected 1 to {there}, the frames of a clip. "
+            f"{reader.name}: num_frames_used {used}, expected 1 to {there}, the frames of a clip. "
             "Lower --num-frames-used"
         )
 
 
-def _used_frames(reader: CacheReader, config: TrainConfig) -> npt.NDArray[np.int64] | None:
+def _used_frames(reader: Reader, config: TrainConfig) -> npt.NDArray[np.int64] | None:
     check_config(reader, config)
     if config.num_frames_used in (None, reader.spec.num_frames):
         return None
@@ -276,7 +277,7 @@ def _try_precision(
     criterion: nn.Module,
     batches: Callable[[npt.NDArray[np.int64]], Iterator[Batch]],
     rows: npt.NDArray[np.int64],
-    reader: CacheReader,
+    reader: Reader,
 ) -> Choice:
     sample = rows[: config.batch_size]
     batch = next(iter(batches(sample)))
@@ -305,7 +306,7 @@ class _Step:
         scaler: torch.amp.GradScaler,
         precision: str,
         config: TrainConfig,
-        reader: CacheReader,
+        reader: Reader,
         device: torch.device,
     ) -> None:
         self.forward, self.criterion, self.optimizer, self.scaler = forward, criterion, optimizer, scaler
@@ -410,7 +411,7 @@ def _result(
 
 
 def _checkpoint(
-    model: R3D18, reader: CacheReader, config: TrainConfig, result: EpochResult, training: dict[str, Any]
+    model: R3D18, reader: Reader, config: TrainConfig, result: EpochResult, training: dict[str, Any]
 ) -> Checkpoint:
     return Checkpoint(
         weights=state_on_cpu(model),

@@ -4,10 +4,10 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vidcache.cache.reader import CacheReader
+from vidcache.cache.joined import open_caches
 from vidcache.checkpoint import Checkpoint
 from vidcache.files import write_text_atomically
 from vidcache.train.curves import draw_curves
@@ -19,14 +19,14 @@ def run_folder(out: Path) -> Path:
     return out.with_suffix(".run")
 
 
-def run_training(cache: Path, out: Path, config: TrainConfig, hooks: Hooks) -> RunResult:
+def run_training(caches: Sequence[Path], out: Path, config: TrainConfig, hooks: Hooks) -> RunResult:
     """Train, and write what happens as it happens.
 
     `out` is the epoch with the lowest validation loss so far; the folder beside it gets
     `config.json`, `metrics.csv`, `curves.png` and `last.pt`. Every file is replaced in one step.
 
     Args:
-        cache: The cache.
+        caches: The cache, or several that are used as one.
         out: Checkpoint to write.
         config: What to do.
         hooks: Where else to report to.
@@ -38,11 +38,15 @@ def run_training(cache: Path, out: Path, config: TrainConfig, hooks: Hooks) -> R
         CacheError: The cache cannot be used.
         OSError: The disk is full or not writable; the last good checkpoint is untouched.
     """
-    with CacheReader(cache) as reader:
+    with open_caches(caches) as reader:
         check_config(reader, config)  # before anything is written
         folder = run_folder(out)
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"cache": str(cache), "fingerprint": reader.fingerprint, "split_hash": reader.split_hash}
+        facts = {
+            "caches": [str(path) for path in caches],
+            "fingerprint": reader.fingerprint,
+            "split_hash": reader.split_hash,
+        }
         text = json.dumps({**facts, "config": dataclasses.asdict(config)}, indent=2)
         write_text_atomically(folder / "config.json", text + "\n")
         results: list[EpochResult] = []

@@ -10,11 +10,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from torchvision.transforms import v2
 
+from vidcache.cache.reader import CacheReader
+from vidcache.cache.stream import epoch_order
 from vidcache.pixels import MEAN, STD, Workspace, normalise
 from vidcache.train.augment import Strength, augment, draw
 
@@ -54,12 +57,26 @@ def kornia_of() -> Callable[[torch.Tensor], torch.Tensor] | None:
     return run
 
 
+def deviation(cache: Path, num_clips: int = 32) -> str:
+    """How far `linear` is from `exact` on real clips, at the default strength."""
+    with CacheReader(cache) as reader:
+        rows = epoch_order(reader.rows(), 0, 1)[:num_clips]
+        clips, means = torch.from_numpy(reader.read(rows)), reader.columns["mean_rgb"][rows]
+    draws = draw(rows, Strength(flip=0), 0, 1)
+    linear, exact = (augment(clips, draws, method, means) for method in ("linear", "exact"))
+    scale = 255 * torch.tensor(STD)[:, None, None, None]
+    plain = normalise(clips, Workspace())
+    apart, moved = (((one - exact) * scale).abs().mean().item() for one in (linear, plain))
+    return f"on average, linear is {apart:.1f} of 255 from exact, and exact {moved:.1f} from the clip"
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0, help="Of torch; 0 is its own choice.")
+    parser.add_argument("--cache", type=Path, help="Real clips, to compare linear with exact.")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -92,6 +109,8 @@ def main() -> None:
             run(clips)
             if round_:  # the first one warms up
                 seconds.append(time.perf_counter() - start)
+    if arguments.cache:
+        print(deviation(arguments.cache))
     base = [min(pair) for pair in zip(runs["torchvision v2, uint8"], runs["torchvision v2, float"], strict=True)]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {num_clips} clips of 64 x 112 x 112")
     for name, seconds in runs.items():

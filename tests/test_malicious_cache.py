@@ -1,0 +1,205 @@
+"""Caches made to harm: nothing but the file is read, no code runs, no memory is asked for.
+
+The header and its hashes are right in all of them, as an attacker would make them.
+"""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tests.helpers import make_cache
+from tests.test_cache import _forge
+from vidcache.cache.reader import CacheReader
+from vidcache.cli import main
+from vidcache.errors import CacheError
+from vidcache.spec import Spec
+
+SPEC = Spec(4, 16, 16)
+SECRET = b"the secret of another file " * 400
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    (tmp_path / "secret").write_bytes(SECRET)
+    return make_cache(tmp_path / "c.h5", {"a": 4, "b": 4}, spec=SPEC)
+
+
+def replaced(name: str, **settings: object) -> Callable[[h5py.File], None]:
+    """Put another data set of the same shape and type in the place of one."""
+
+    def change(file: h5py.File) -> None:
+        shape, dtype = file[name].shape, file[name].dtype
+        del file[name]
+        file.create_dataset(name, **{"shape": shape, "dtype": dtype, **settings})
+
+    return change
+
+
+def linked(name: str, link: object) -> Callable[[h5py.File], None]:
+    """Put a link in the place of a data set."""
+
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file[name] = link
+
+    return change
+
+
+def virtual(name: str) -> Callable[[h5py.File], None]:
+    """A data set that is part of another file."""
+
+    def change(file: h5py.File) -> None:
+        shape, dtype = file[name].shape, file[name].dtype
+        del file[name]
+        made = h5py.VirtualLayout(shape=shape, dtype=dtype)
+        made[:] = h5py.VirtualSource("other.h5", "x", shape=shape)
+        file.create_virtual_dataset(name, made)
+
+    return change
+
+
+def compact(file: h5py.File) -> None:
+    """A data set inside its own header."""
+    shape, dtype = file["videos/label"].shape, file["videos/label"].dtype
+    del file["videos/label"]
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.COMPACT)
+    space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(dtype)
+    h5py.h5d.create(file["videos"].id, b"label", kind, space, properties)
+
+
+def cycle(file: h5py.File) -> None:
+    """A group that holds itself."""
+    del file["videos/label"]
+    file["videos/label"] = file["videos"]
+
+
+MALICIOUS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
+    "external storage, absolute": (
+        replaced("videos/label", external=[("SECRET", 0, 32)]),
+        "/videos/label is no contig",
+    ),
+    "external storage, relative": (
+        replaced("videos/label", external=[("secret", 0, 32)]),
+        "/videos/label is no contig",
+    ),
+    "external storage of the clips": (
+        replaced("clips", external=[("secret", 0, h5py.h5f.UNLIMITED)]),
+        "/clips is no contiguous",
+    ),
+    "external storage, /proc": (
+        replaced("videos/width", external=[("/proc/self/environ", 0, 32)]),
+        "/videos/width is no contiguous",
+    ),
+    "external link": (linked("classes", h5py.ExternalLink("other.h5", "/x")), "/classes is a link"),
+    "external link to a group": (linked("videos", h5py.ExternalLink("other.h5", "/")), "/videos is a link"),
+    "soft link": (linked("videos/label", h5py.SoftLink("/videos/width")), "/videos/label is a link"),
+    "virtual data set": (virtual("videos/label"), "/videos/label is no contiguous"),
+    "hard link in a circle": (cycle, "/videos/label is no contiguous"),
+    "gzip": (replaced("videos/label", chunks=(2,), compression="gzip"), "/videos/label is no contiguous"),
+    "checksum filter": (replaced("videos/label", chunks=(2,), fletcher32=True), "/videos/label is no contiguous"),
+    "compact": (compact, "/videos/label is no contiguous"),
+    "a tebibyte without storage": (replaced("videos/label", shape=(2**38,), chunks=(2,)), "/videos/label is no contig"),
+    "a tebibyte, contiguous": (replaced("videos/label", shape=(2**38,)), "/videos/label has shape"),
+    "strings of any length": (replaced("videos/error", dtype=h5py.string_dtype()), "/videos/error is object"),
+    "clips of another type": (replaced("clips", dtype="<f4"), "/clips"),
+}
+
+
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_it_is_refused_in_one_line(cache: Path, name: str) -> None:
+    change, message = MALICIOUS[name]
+
+    def with_real_name(file: h5py.File) -> None:
+        change(file)
+
+    if name == "external storage, absolute":
+        with_real_name = replaced("videos/label", external=[(str(cache.with_name("secret")), 0, 32)])  # type: ignore[assignment]
+    _forge(cache, with_real_name)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    with pytest.raises(CacheError, match=message):
+        CacheReader(cache)
+    result = CliRunner().invoke(main, ["info", str(cache)])
+
+    assert 4 == result.exit_code
+    assert 1 == len(result.stderr.splitlines())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+    assert "secret of another" not in result.stderr
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+@pytest.mark.parametrize(
+    "name", ["external storage, relative", "external storage of the clips", "external link", "external link to a group"]
+)
+def test_no_other_file_is_opened(cache: Path, name: str, tmp_path: Path) -> None:
+    with h5py.File(cache.with_name("other.h5"), "w") as other:
+        other["x"] = np.zeros(3)
+    _forge(cache, MALICIOUS[name][0])
+    code = f"from vidcache.cache.reader import CacheReader; CacheReader({str(cache)!r})"
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-e", "trace=open,openat,openat2", "-o", trace, sys.executable, "-c", code]
+
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    assert "CacheError" in ended.stderr
+    opened = re.findall(r'"([^"]*)"', trace.read_text())
+    assert any(path.endswith("c.h5") for path in opened)
+    assert not [path for path in opened if path.endswith(("secret", "other.h5"))]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
+def test_no_plugin_runs(cache: Path, tmp_path: Path) -> None:
+    folder, marker = tmp_path / "plugins", tmp_path / "it_ran"
+    folder.mkdir()
+    source = tmp_path / "plugin.c"
+    source.write_text(
+        "#include <stdio.h>\n__attribute__((constructor)) static void run(void)"
+        f' {{ FILE *f = fopen("{marker}", "w"); if (f) fclose(f); }}\n'
+        "int H5PLget_plugin_type(void) { return 0; }\nconst void *H5PLget_plugin_info(void) { return 0; }\n"
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "libevil.so", source], check=True)
+
+    def with_filter(file: h5py.File) -> None:
+        shape, dtype = file["videos/label"].shape, file["videos/label"].dtype
+        del file["videos/label"]
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk(shape)
+        properties.set_filter(32_015, h5py.h5z.FLAG_OPTIONAL)
+        space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(dtype)
+        dataset = h5py.h5d.create(file["videos"].id, b"label", kind, space, properties)
+        dataset.write_direct_chunk((0,), bytes(32), filter_mask=0)
+
+    _forge(cache, with_filter)
+    environment = {**os.environ, "HDF5_PLUGIN_PATH": str(folder)}
+    naive = f"import h5py; h5py.File({str(cache)!r})['videos/label'][:]"
+    ours = f"from vidcache.cache.reader import CacheReader; CacheReader({str(cache)!r})"
+
+    subprocess.run([sys.executable, "-c", naive], env=environment, capture_output=True)
+    assert marker.exists()  # h5py alone runs it
+    marker.unlink()
+    ended = subprocess.run([sys.executable, "-c", ours], env=environment, capture_output=True, text=True)
+
+    assert "CacheError" in ended.stderr
+    assert "no contiguous, unfiltered" in ended.stderr
+    assert not marker.exists()
+
+
+def test_plugins_of_the_process_are_as_before(cache: Path) -> None:
+    h5py.h5pl.append(b"/nowhere")
+    before = [h5py.h5pl.get(index) for index in range(h5py.h5pl.size())]
+    try:
+        CacheReader(cache).close()
+        assert before == [h5py.h5pl.get(index) for index in range(h5py.h5pl.size())]
+    finally:
+        h5py.h5pl.remove(h5py.h5pl.size() - 1)
