@@ -1,0 +1,177 @@
+"""The CUDA path where there is no GPU: fake CUDA tensors, and the hand-over between streams call by call.
+
+On a fake CUDA tensor, shapes, dtypes and devices are real; a host/device mix-up or an `.item()` raises.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from tests.helpers import make_cache
+from vidcache.cache import stream
+from vidcache.cache.reader import CacheReader
+from vidcache.cache.stream import stream_batches
+from vidcache.eval.evaluate import to_input
+from vidcache.model import R3D18
+from vidcache.pixels import Workspace
+from vidcache.spec import Spec
+from vidcache.train.augment import METHODS, Strength, augment, draw
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """CUDA tensors without CUDA."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_fakes_notice_mistakes() -> None:
+    fake = torch.zeros(3, device="cuda")
+    with pytest.raises(RuntimeError, match=r"[dD]evice"):
+        _ = fake + torch.zeros(3)
+    with pytest.raises(DataDependentOutputException):
+        fake.sum().item()
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_training_forward_stays_on_the_device(method: str) -> None:
+    device = torch.device("cuda")
+    with device:  # a fake parameter cannot be moved
+        model = R3D18(5, "layer2")
+    model.train()
+    criterion = torch.nn.CrossEntropyLoss(weight=torch.ones(5).to(device))
+    clips = torch.empty(3, 8, 32, 48, 3, dtype=torch.uint8, device=device)
+    labels = torch.zeros(3, dtype=torch.int64, device=device)
+    draws = draw(np.arange(3), Strength(), 0, 1)
+
+    inputs = augment(clips, draws, method, np.full((3, 3), 100, np.float32), Workspace())
+    logits = model(inputs)
+    loss = criterion(logits, labels)  # its backward needs a real device: the engine asks the driver
+
+    assert ("cuda", torch.float32, (3, 3, 8, 32, 48)) == (inputs.device.type, inputs.dtype, tuple(inputs.shape))
+    assert inputs.is_contiguous(memory_format=torch.channels_last_3d)
+    assert ("cuda", (3, 5)) == (logits.device.type, tuple(logits.shape))
+    assert ("cuda", ()) == (loss.device.type, tuple(loss.shape))
+
+
+@pytest.mark.usefixtures("fake")
+def test_evaluation_stays_on_the_device() -> None:
+    with torch.device("cuda"):
+        model = R3D18(5).eval()
+    with torch.inference_mode():
+        logits = model(to_input(torch.empty(2, 4, 32, 32, 3, dtype=torch.uint8, device="cuda")))
+    assert ("cuda", (2, 5)) == (logits.device.type, tuple(logits.shape))
+
+
+class Calls:
+    """Stands in for the streams and events of a GPU; writes down what happens in which order."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.current = "consumer"
+        self.events = 0
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls = self
+
+        class Stream:
+            def __init__(self, _: object = None, name: str = "copier") -> None:
+                self.name = name
+
+            def wait_stream(self, other: "Stream") -> None:
+                calls.calls.append(("wait", (self.name, other.name)))
+
+        class Event:
+            def __init__(self) -> None:
+                calls.events += 1
+                self.number = calls.events
+
+            def record(self, recorded: Stream) -> None:
+                calls.calls.append(("record", (self.number, recorded.name)))
+
+            def synchronize(self) -> None:
+                calls.calls.append(("synchronize", self.number))
+
+        @contextlib.contextmanager
+        def inside(chosen: Stream) -> Iterator[None]:
+            before, calls.current = calls.current, chosen.name
+            yield
+            calls.current = before
+
+        real_to = torch.Tensor.to
+
+        def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if kwargs.get("non_blocking"):
+                calls.calls.append(("copy", (calls.current, tensor.dtype)))
+            return real_to(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "stream", inside)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream(name="consumer"))
+        monkeypatch.setattr(torch.Tensor, "to", to)
+        monkeypatch.setattr(
+            torch.Tensor, "record_stream", lambda self, used: calls.calls.append(("used", (self.dtype, used.name)))
+        )
+        real_empty = torch.empty
+        pinned: list[bool] = []
+
+        def empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+            pinned.append(pin_memory)
+            return real_empty(*args, **kwargs)
+
+        monkeypatch.setattr(stream.torch, "empty", empty)
+        self.pinned = pinned
+
+
+def test_the_hand_over_between_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make_cache(tmp_path / "c.h5", {"a": 6, "b": 6}, spec=Spec(4, 16, 16))
+    calls = Calls()
+    calls.install(monkeypatch)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    real_to = torch.Tensor.to
+
+    def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with mode:
+            return real_to(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    with CacheReader(cache) as reader:
+        seen = 0
+        for batch in stream_batches(reader, reader.rows(), 3, device="cuda", num_threads=1, prefetch=1):
+            assert ("cuda", "cuda") == (batch.clips.device.type, batch.labels.device.type)
+            calls.calls.append(("batch", seen))
+            seen += 1
+
+    assert 4 == seen
+    assert [True] * 4 == calls.pinned  # clips and labels of two buffers
+    per_batch: list[list[tuple[str, Any]]] = [[]]
+    for call in calls.calls:
+        if call[0] == "synchronize":
+            continue
+        per_batch[-1].append(call)
+        if call[0] == "batch":
+            per_batch.append([])
+    for number, (batch_calls) in enumerate(per_batch[:-1], 1):
+        # Both copies on the side stream, then the event; the consumer waits; the allocator is told.
+        assert [
+            ("copy", ("copier", torch.uint8)),
+            ("copy", ("copier", torch.int64)),
+            ("record", (number, "copier")),
+            ("wait", ("consumer", "copier")),
+            ("used", (torch.uint8, "consumer")),
+            ("used", (torch.int64, "consumer")),
+            ("batch", number - 1),
+        ] == batch_calls
+    # A buffer is written to again only after the copy out of it: the third batch waits for the first.
+    assert [1, 2] == [number for name, number in calls.calls if name == "synchronize"]
+    assert calls.calls.index(("synchronize", 1)) > calls.calls.index(("record", (1, "copier")))
