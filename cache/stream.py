@@ -6,8 +6,6 @@ Bytes go in, bytes come out: decoding, augmentation and normalisation are not do
 import collections
 import dataclasses
 import itertools
-import math
-import mmap
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -16,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from vidcache.cache.reader import Reader
+from vidcache.pixels import Workspace
 
 Rows = npt.NDArray[np.int64]
 
@@ -45,6 +44,7 @@ def stream_batches(
     num_threads: int = 2,
     prefetch: int = 1,
     verify: bool = False,
+    workspace: Workspace | None = None,
 ) -> Iterator[Batch]:
     """Read clips in the given order, `prefetch` batches ahead of the consumer.
 
@@ -62,6 +62,7 @@ def stream_batches(
         num_threads: Reader threads. >= 1.
         prefetch: Batches read ahead. >= 1.
         verify: Compare each clip with its hash; reads all its frames.
+        workspace: Holds the memory from one stream to the next, one at a time; None makes a new one.
 
     Raises:
         ValueError: A count is below 1, or a row has no clip.
@@ -72,7 +73,7 @@ def stream_batches(
     device = torch.device(device)
     if not len(rows):
         return
-    ring = _Ring(reader, min(batch_size, len(rows)), frames, device, prefetch + 1, verify)
+    ring = _Ring(reader, min(batch_size, len(rows)), frames, device, prefetch + 1, verify, workspace or Workspace())
     chunks = iter([rows[start : start + batch_size] for start in range(0, len(rows), batch_size)])
     with ThreadPoolExecutor(num_threads, thread_name_prefix="vidcache-reader") as pool:
 
@@ -126,6 +127,7 @@ class _Ring:
         device: torch.device,
         size: int,
         verify: bool,
+        workspace: Workspace,
     ) -> None:
         self._reader, self._verify = reader, verify
         self._labels = reader.labels
@@ -135,12 +137,13 @@ class _Ring:
         spec = reader.spec
         num_frames = spec.num_frames if frames is None else len(np.asarray(frames))
         shape = (batch_size, num_frames, spec.height, spec.width, 3)
+        host = torch.device("cpu")
         self._free = collections.deque(
             _Buffer(
-                _host_memory(shape, pinned=self._is_cuda),
-                torch.empty(batch_size, dtype=torch.int64, pin_memory=self._is_cuda),
+                workspace.take(f"clips {index}", shape, torch.uint8, host, pinned=self._is_cuda),
+                workspace.take(f"labels {index}", (batch_size,), torch.int64, host, pinned=self._is_cuda),
             )
-            for _ in range(size)
+            for index in range(size)
         )
         self._copier = torch.cuda.Stream(device) if self._is_cuda else None  # type: ignore[no-untyped-call]
 
@@ -177,16 +180,6 @@ class _Ring:
 
     def give_back(self, buffer: _Buffer) -> None:
         self._free.append(buffer)
-
-
-def _host_memory(shape: tuple[int, ...], *, pinned: bool) -> torch.Tensor:
-    """Return uint8 memory that goes back to the system with its last user.
-
-    malloc keeps what it is given back, in pieces: after some epochs of rings, six batches instead of two.
-    """
-    if pinned:
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-    return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
 
 
 def epoch_order(rows: Rows, seed: int, epoch: int) -> Rows:

@@ -3,7 +3,10 @@
 Normalisation is the case in which every clip has the same map; augmentation composes others.
 """
 
+import contextlib
 import math
+import mmap
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,14 +30,35 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        self._memory: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
+        self._memory: dict[tuple[str, torch.dtype, torch.device, bool], torch.Tensor] = {}
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Return a tensor with anything in it; the same memory for the same name."""
-        key, size = (name, dtype, device), math.prod(shape)
+    def take(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, pinned: bool = False
+    ) -> torch.Tensor:
+        """Return a tensor with anything in it; the same memory for the same name.
+
+        Args:
+            name: Of the memory.
+            shape: Of the tensor.
+            dtype: Of the tensor.
+            device: Where it is.
+            pinned: Page-locked, for copies to a GPU that nobody waits for.
+        """
+        key, size = (name, dtype, device, pinned), math.prod(shape)
         if key not in self._memory or self._memory[key].numel() < size:
-            self._memory[key] = torch.empty(size, dtype=dtype, device=device)
+            self._memory[key] = _new_memory(size, dtype, device, pinned)
         return self._memory[key][:size].view(shape)
+
+
+def _new_memory(size: int, dtype: torch.dtype, device: torch.device, pinned: bool) -> torch.Tensor:
+    if device.type != "cpu" or pinned:
+        return torch.empty(size, dtype=dtype, device=device, pin_memory=pinned)
+    # Not by malloc, which keeps what it is given back, in pieces. Huge pages: they are touched much sooner.
+    memory = mmap.mmap(-1, max(size * dtype.itemsize, 1))
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype)[:size]
 
 
 def normalisation() -> Maps:

@@ -14,7 +14,6 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from tests.helpers import make_cache
-from vidcache.cache import stream
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import stream_batches
 from vidcache.eval.evaluate import to_input
@@ -129,7 +128,7 @@ class Calls:
             pinned.append(pin_memory)
             return real_empty(*args, **kwargs)
 
-        monkeypatch.setattr(stream.torch, "empty", empty)
+        monkeypatch.setattr(torch, "empty", empty)
         self.pinned = pinned
 
 

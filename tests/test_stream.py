@@ -17,6 +17,7 @@ from tests.helpers import make_cache
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import epoch_order, stream_batches
 from vidcache.errors import CacheError
+from vidcache.pixels import Workspace
 from vidcache.spec import Spec
 
 
@@ -65,6 +66,17 @@ def test_memory_is_allocated_once(reader: CacheReader) -> None:
     places = {batch.clips.data_ptr() for batch in stream_batches(reader, rows, 4, prefetch=2)}
 
     assert len(places) <= 3
+
+
+def test_a_workspace_keeps_the_memory_from_stream_to_stream(reader: CacheReader) -> None:
+    workspace = Workspace()
+    places = {
+        batch.clips.data_ptr()
+        for _ in range(3)
+        for batch in stream_batches(reader, reader.rows(), 4, prefetch=1, workspace=workspace)
+    }
+
+    assert 2 == len(places)
 
 
 def test_at_most_prefetch_batches_are_read_ahead(reader: CacheReader, monkeypatch: pytest.MonkeyPatch) -> None:

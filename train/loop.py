@@ -186,6 +186,8 @@ def train(reader: Reader, config: TrainConfig, hooks: Hooks = Hooks()) -> RunRes
     optimizer = torch.optim.Adam(trainable, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     stopping = EarlyStopping(config.min_delta, config.patience, config.min_epochs)
 
+    ring = Workspace()
+
     def batches(chosen: npt.NDArray[np.int64]) -> Iterator[Batch]:
         stream = stream_batches(
             reader,
@@ -195,6 +197,7 @@ def train(reader: Reader, config: TrainConfig, hooks: Hooks = Hooks()) -> RunRes
             device=device,
             num_threads=config.reader_threads,
             verify=config.verify,
+            workspace=ring,
         )
         for batch in stream:
             true = torch.from_numpy(all_labels[batch.rows]).to(device, non_blocking=True)

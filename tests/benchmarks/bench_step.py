@@ -28,7 +28,7 @@ def bench(reader: CacheReader, num_frames: int, batch_size: int, steps: int, rou
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-4, fused=True)
     frames = sample_indices(reader.spec.num_frames, num_frames)
     order = epoch_order(reader.rows(), 0, 1)[: batch_size * steps]
-    workspace = Workspace()
+    workspace, ring = Workspace(), Workspace()
 
     def step(inputs: torch.Tensor, labels: torch.Tensor) -> None:
         torch.nn.functional.cross_entropy(model(inputs), labels).backward()
@@ -41,7 +41,7 @@ def bench(reader: CacheReader, num_frames: int, batch_size: int, steps: int, rou
         return time.perf_counter()
 
     def streamed() -> None:
-        for batch in stream_batches(reader, order, batch_size, frames=frames, device=device):
+        for batch in stream_batches(reader, order, batch_size, frames=frames, device=device, workspace=ring):
             draws = draw(batch.rows, Strength(), 0, 1)
             step(augment(batch.clips, draws, "linear", reader.columns["mean_rgb"][batch.rows], workspace), batch.labels)
 

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from vidcache.cache.dataset import ClipDataset
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import epoch_order, stream_batches
+from vidcache.pixels import Workspace
 from vidcache.sampling import sample_indices
 
 VIDCACHE = str(Path(sys.executable).with_name("vidcache"))
@@ -99,7 +100,13 @@ def contenders(cache: Path, raw: Path, scratch: Path, order: np.ndarray[Any, Any
         return len(order)
 
     def ours(threads: int) -> Contender:
-        return lambda: sum(len(batch.rows) for batch in stream_batches(reader, order, size, num_threads=threads))
+        workspace = Workspace()
+
+        def run() -> int:
+            stream = stream_batches(reader, order, size, num_threads=threads, workspace=workspace)
+            return sum(len(batch.rows) for batch in stream)
+
+        return run
 
     dataset = ClipDataset(cache)
     place_of = {row: place for place, row in enumerate(dataset.rows.tolist())}
