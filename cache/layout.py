@@ -78,7 +78,7 @@ COLUMNS = (
     Column("rotation", "<i2", Stage.DECODE, "degrees clockwise that the decoder turned: 0, 90, 180, 270"),
     Column("fps", "<f8", Stage.DECODE, "decoded frames per second of duration; 0 unknown"),
     Column("duration_seconds", "<f8", Stage.DECODE, "last minus first timestamp plus one frame"),
-    Column("num_frames", "<i8", Stage.DECODE, "frames that really decoded"),
+    Column("num_frames", "<i8", Stage.DECODE, "frames that really decoded; packets where only parts were"),
     Column("num_frames_from_header", "<i8", Stage.DECODE, "what the file claims; -1 unknown"),
     Column("num_real", "<i4", Stage.DECODE, "frames of the clip that are not padding"),
     Column("codec", "S24", Stage.DECODE, "as ffprobe names it"),
