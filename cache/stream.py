@@ -96,6 +96,7 @@ def stream_batches(
                 ring.give_back(filled.buffer)
         finally:
             pool.shutdown(cancel_futures=True)
+            ring.wait()
 
 
 @dataclasses.dataclass
@@ -138,13 +139,14 @@ class _Ring:
         num_frames = spec.num_frames if frames is None else len(np.asarray(frames))
         shape = (batch_size, num_frames, spec.height, spec.width, 3)
         host = torch.device("cpu")
-        self._free = collections.deque(
+        self._buffers = [
             _Buffer(
                 workspace.take(f"clips {index}", shape, torch.uint8, host, pinned=self._is_cuda),
                 workspace.take(f"labels {index}", (batch_size,), torch.int64, host, pinned=self._is_cuda),
             )
             for index in range(size)
-        )
+        ]
+        self._free = collections.deque(self._buffers)
         self._copier = torch.cuda.Stream(device) if self._is_cuda else None  # type: ignore[no-untyped-call]
 
     def take(self) -> _Buffer:
@@ -180,6 +182,12 @@ class _Ring:
 
     def give_back(self, buffer: _Buffer) -> None:
         self._free.append(buffer)
+
+    def wait(self) -> None:
+        """Return when no copy to the device reads the buffers any more: another stream may use their memory."""
+        for buffer in self._buffers:
+            if buffer.copied is not None:
+                buffer.copied.synchronize()
 
 
 def epoch_order(rows: Rows, seed: int, epoch: int) -> Rows:
