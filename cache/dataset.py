@@ -63,7 +63,3 @@ class ClipDataset(Dataset[tuple[torch.Tensor, int]]):
         """Read a batch: what a DataLoader calls."""
         clips = torch.from_numpy(self._reader.read(self.rows[np.asarray(indices)], self._frames, verify=self._verify))
         return list(zip(clips, self.labels[np.asarray(indices)].tolist(), strict=True))
-
-    def mean_rgb(self, indices: Sequence[int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        """Return the mean colour of clips, (B, 3), 0 to 255: for `vidcache.train.augment.augment`."""
-        return np.asarray(self._reader.columns["mean_rgb"][self.rows[np.asarray(indices)]])

@@ -1,5 +1,6 @@
 """Several caches as one: their rows one after the other."""
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import xxhash
 
 from vidcache.cache.layout import COLUMNS
-from vidcache.cache.reader import CacheReader, Reader
+from vidcache.cache.reader import CacheReader, Reader, Rows
 from vidcache.errors import CacheError
 
 
@@ -40,7 +41,7 @@ class JoinedReader(Reader):
         self.columns = {
             column.name: np.concatenate([reader.columns[column.name] for reader in self.readers]) for column in COLUMNS
         }
-        self._starts = np.array([0, *itertools.accumulate(len(reader) for reader in self.readers)])
+        self._starts = [0, *itertools.accumulate(len(reader) for reader in self.readers)]
 
     def __reduce__(self) -> tuple[type[Self], tuple[list[Path]]]:
         return (type(self), ([reader.path for reader in self.readers],))
@@ -65,21 +66,9 @@ class JoinedReader(Reader):
         """Names the split: a hash of the caches' own, in their order."""
         return _hash_of([reader.split_hash for reader in self.readers])
 
-    def read(
-        self,
-        rows: npt.ArrayLike,
-        frames: npt.ArrayLike | None = None,
-        out: npt.NDArray[np.uint8] | None = None,
-        *,
-        verify: bool = False,
-    ) -> npt.NDArray[np.uint8]:
-        """See `Reader.read`."""
-        row_list = np.asarray(rows, np.int64)
-        out = self._check_request(row_list, None if frames is None else np.asarray(frames, np.int64), out)
-        places = np.searchsorted(self._starts, row_list, side="right") - 1
-        for index, (place, row) in enumerate(zip(places.tolist(), row_list.tolist(), strict=True)):
-            self.readers[place].read([row - self._starts[place]], frames, out[index : index + 1], verify=verify)
-        return out
+    def _read_clip(self, row: int, frames: Rows | None, out: npt.NDArray[np.uint8], verify: bool) -> None:
+        place = bisect.bisect_right(self._starts, row) - 1
+        self.readers[place].read([row - self._starts[place]], frames, out[None], verify=verify)
 
 
 def open_caches(paths: Sequence[Path]) -> Reader:

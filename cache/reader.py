@@ -73,6 +73,9 @@ class Reader(abc.ABC):
         """Give the descriptors back. Reading afterwards is an error."""
 
     @abc.abstractmethod
+    def _read_clip(self, row: int, frames: Rows | None, out: npt.NDArray[np.uint8], verify: bool) -> None:
+        """Read one clip into (T', H, W, 3); the request has been checked."""
+
     def read(
         self,
         rows: npt.ArrayLike,
@@ -98,6 +101,12 @@ class Reader(abc.ABC):
             CacheError: The file has become shorter since it was opened, or a clip is not what was
                 written.
         """
+        row_list = np.asarray(rows, np.int64)
+        frame_list = None if frames is None else np.asarray(frames, np.int64)
+        out = self._check_request(row_list, frame_list, out)
+        for clip, row in zip(out, row_list.tolist(), strict=True):
+            self._read_clip(row, frame_list, clip, verify)
+        return out
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -204,33 +213,20 @@ class CacheReader(Reader):
         """Names the split: which path is in which part."""
         return self.header.split_hash
 
-    def read(
-        self,
-        rows: npt.ArrayLike,
-        frames: npt.ArrayLike | None = None,
-        out: npt.NDArray[np.uint8] | None = None,
-        *,
-        verify: bool = False,
-    ) -> npt.NDArray[np.uint8]:
-        """See `Reader.read`."""
-        row_list = np.asarray(rows, np.int64)
-        frame_list = None if frames is None else np.asarray(frames, np.int64)
-        out = self._check_request(row_list, frame_list, out)
+    def _read_clip(self, row: int, frames: Rows | None, out: npt.NDArray[np.uint8], verify: bool) -> None:
+        clip_bytes, offset = self.spec.clip_bytes, self.header.clips_offset + row * self.spec.clip_bytes
         try:
-            for clip, row in zip(out, row_list.tolist(), strict=True):
-                if verify or frame_list is None:
-                    self._read_clip(row, clip, frame_list, verify)
-                else:
-                    self._read_frames(row, clip, frame_list)
+            if frames is not None and not verify:
+                frame_bytes = clip_bytes // self.spec.num_frames
+                for target, frame in zip(out, frames.tolist(), strict=True):
+                    pread_all(self._descriptor, target.data.cast("B"), offset + frame * frame_bytes)
+                return
+            clip = out if frames is None else np.empty(self.spec.clip_shape, np.uint8)
+            pread_all(self._descriptor, clip.data.cast("B"), offset)
         except EOFError as error:
             raise CacheError(
                 f"{self.name}: {error}: it was cut while open. Restore a copy, or build it again"
             ) from None
-        return out
-
-    def _read_clip(self, row: int, out: npt.NDArray[np.uint8], frames: Rows | None, verify: bool) -> None:
-        clip = out if frames is None else np.empty(self.spec.clip_shape, np.uint8)
-        pread_all(self._descriptor, clip.data.cast("B"), self.header.clips_offset + row * self.spec.clip_bytes)
         if verify and layout.clip_hash_of(clip).encode() != self.columns["clip_hash"][row]:
             raise CacheError(
                 f"{self.name}: the clip of row {row} ({printable(self.path_of(row))}) does not match its hash, "
@@ -238,11 +234,6 @@ class CacheReader(Reader):
             )
         if frames is not None:
             out[:] = clip[frames]
-
-    def _read_frames(self, row: int, out: npt.NDArray[np.uint8], frames: Rows) -> None:
-        frame_bytes, offset = out[0].nbytes, self.header.clips_offset + row * self.spec.clip_bytes
-        for target, frame in zip(out, frames.tolist(), strict=True):
-            pread_all(self._descriptor, target.data.cast("B"), offset + frame * frame_bytes)
 
     def damaged_rows(self, rows: npt.ArrayLike | None = None) -> Rows:
         """Re-read clips and return the rows whose bytes are not what was written."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     show_default="best.eval beside best.pt",
     help="Folder of the results.",
 )
-@click.option("--verify", is_flag=True, help="Compare each clip with its hash.")
+@option("--verify", is_flag=True, help="Compare each clip with its hash.")
 @click.option("--allow-mismatch", is_flag=True, help="Accept a cache with other content or another split.")
 @json_option()
 def main(

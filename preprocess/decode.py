@@ -203,12 +203,9 @@ def _decode(
         # Packets are not always frames: a wrong count shows in the ledger, and then the true one is
         # known. The decoder is deterministic, so the second pass cannot be wrong again.
         for _ in range(2):
-            output.clear()
             chosen = select_expression(expected, spec.num_frames)
             command = _command(tools, descriptor, output.descriptor, spec, probe, chosen, limits)
-            ended = children.run(
-                command, pass_fds=(descriptor, output.descriptor), deadline=deadline, max_file_bytes=spec.clip_bytes
-            )
+            ended = output.run(children, command, descriptor, deadline)
             given = output.num_frames
             if ended.timed_out:
                 detail = f"ffmpeg had given {given} of {spec.num_frames} frames"
@@ -250,13 +247,8 @@ def _decode_keyed(
     plan = plan_keyed(tools, children, descriptor, probe, spec.num_frames, deadline=deadline)
     if plan is None:
         return None
-    ended = children.run(
-        _command(tools, descriptor, output.descriptor, spec, probe, plan.select, limits, drop=plan.drop),
-        pass_fds=(descriptor, output.descriptor),
-        deadline=deadline,
-        max_file_bytes=spec.clip_bytes,
-        chatter=CHATTER,
-    )
+    command = _command(tools, descriptor, output.descriptor, spec, probe, plan.select, limits, drop=plan.drop)
+    ended = output.run(children, command, descriptor, deadline)
     ledger = _read_ledger(ended)
     as_planned = (output.num_frames, ledger.num_frames) == (spec.num_frames, plan.num_kept)
     if ended.code != 0 or ended.timed_out or not as_planned or ledger.num_errors or ledger.problems:
@@ -321,9 +313,16 @@ class _Output:
         """Whole frames that are there."""
         return os.fstat(self.descriptor).st_size // (self._spec.clip_bytes // self._spec.num_frames)
 
-    def clear(self) -> None:
-        """Forget what is there."""
+    def run(self, children: Children, command: Sequence[str], source: int, deadline: float) -> Exit:
+        """Let ffmpeg write here from the start."""
         os.ftruncate(self.descriptor, 0)
+        return children.run(
+            command,
+            pass_fds=(source, self.descriptor),
+            deadline=deadline,
+            max_file_bytes=self._spec.clip_bytes,
+            chatter=CHATTER,
+        )
 
     def padded_clip(self) -> npt.NDArray[np.uint8]:
         """Return (T, H, W, 3) uint8, the last frame repeated as far as need be."""

@@ -318,6 +318,17 @@ def test_a_video_that_takes_too_long_is_stopped(tmp_path: Path, children: Childr
     assert time.monotonic() - start < 20
 
 
+def test_a_child_that_writes_faster_than_we_read_is_ended(children: Children) -> None:
+    start = time.monotonic()
+
+    ended = children.run(
+        ["/usr/bin/yes"], pass_fds=(), deadline=start + 0.5, on_output=lambda data: time.sleep(len(data) / 1e8)
+    )
+
+    assert ended.timed_out
+    assert time.monotonic() - start < 5
+
+
 def test_a_huge_picture_is_refused(tmp_path: Path, children: Children) -> None:
     path = make_video(tmp_path / "v.mkv", 3)
 

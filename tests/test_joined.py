@@ -199,7 +199,6 @@ def test_a_data_set_gives_clips_and_labels(pair: list[Path]) -> None:
             clip, label = dataset[index]
             assert (reader.read([rows[index]], [0, 2, 5])[0] == clip.numpy()).all()
             assert (reader.labels[rows[index]], torch.uint8) == (label, clip.dtype)
-        assert (reader.columns["mean_rgb"][rows[[2, 0]]] == dataset.mean_rgb([2, 0])).all()
     assert ("a", "b") == dataset.classes
     assert (ClipDataset(pair[0]).rows == CacheReader(pair[0]).rows()).all()
 

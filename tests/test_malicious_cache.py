@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.helpers import make_cache
-from tests.test_cache import _forge
+from tests.test_cache import _forge, _link, _replace
 from vidcache.cache.reader import CacheReader
 from vidcache.cli import main
 from vidcache.errors import CacheError
@@ -32,27 +32,6 @@ SECRET = b"the secret of another file " * 400
 def cache(tmp_path: Path) -> Path:
     (tmp_path / "secret").write_bytes(SECRET)
     return make_cache(tmp_path / "c.h5", {"a": 4, "b": 4}, spec=SPEC)
-
-
-def replaced(name: str, **settings: object) -> Callable[[h5py.File], None]:
-    """Put another data set of the same shape and type in the place of one."""
-
-    def change(file: h5py.File) -> None:
-        shape, dtype = file[name].shape, file[name].dtype
-        del file[name]
-        file.create_dataset(name, **{"shape": shape, "dtype": dtype, **settings})
-
-    return change
-
-
-def linked(name: str, link: object) -> Callable[[h5py.File], None]:
-    """Put a link in the place of a data set."""
-
-    def change(file: h5py.File) -> None:
-        del file[name]
-        file[name] = link
-
-    return change
 
 
 def virtual(name: str) -> Callable[[h5py.File], None]:
@@ -86,33 +65,33 @@ def cycle(file: h5py.File) -> None:
 
 MALICIOUS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "external storage, absolute": (
-        replaced("videos/label", external=[("SECRET", 0, 32)]),
+        _replace("videos/label", external=[("/etc/passwd", 0, 32)]),
         "/videos/label is no contig",
     ),
     "external storage, relative": (
-        replaced("videos/label", external=[("secret", 0, 32)]),
+        _replace("videos/label", external=[("secret", 0, 32)]),
         "/videos/label is no contig",
     ),
     "external storage of the clips": (
-        replaced("clips", external=[("secret", 0, h5py.h5f.UNLIMITED)]),
+        _replace("clips", external=[("secret", 0, h5py.h5f.UNLIMITED)]),
         "/clips is no contiguous",
     ),
     "external storage, /proc": (
-        replaced("videos/width", external=[("/proc/self/environ", 0, 32)]),
+        _replace("videos/width", external=[("/proc/self/environ", 0, 32)]),
         "/videos/width is no contiguous",
     ),
-    "external link": (linked("classes", h5py.ExternalLink("other.h5", "/x")), "/classes is a link"),
-    "external link to a group": (linked("videos", h5py.ExternalLink("other.h5", "/")), "/videos is a link"),
-    "soft link": (linked("videos/label", h5py.SoftLink("/videos/width")), "/videos/label is a link"),
+    "external link": (_link("classes", h5py.ExternalLink("other.h5", "/x")), "/classes is a link"),
+    "external link to a group": (_link("videos", h5py.ExternalLink("other.h5", "/")), "/videos is a link"),
+    "soft link": (_link("videos/label", h5py.SoftLink("/videos/width")), "/videos/label is a link"),
     "virtual data set": (virtual("videos/label"), "/videos/label is no contiguous"),
     "hard link in a circle": (cycle, "/videos/label is no contiguous"),
-    "gzip": (replaced("videos/label", chunks=(2,), compression="gzip"), "/videos/label is no contiguous"),
-    "checksum filter": (replaced("videos/label", chunks=(2,), fletcher32=True), "/videos/label is no contiguous"),
+    "gzip": (_replace("videos/label", chunks=(2,), compression="gzip"), "/videos/label is no contiguous"),
+    "checksum filter": (_replace("videos/label", chunks=(2,), fletcher32=True), "/videos/label is no contiguous"),
     "compact": (compact, "/videos/label is no contiguous"),
-    "a tebibyte without storage": (replaced("videos/label", shape=(2**38,), chunks=(2,)), "/videos/label is no contig"),
-    "a tebibyte, contiguous": (replaced("videos/label", shape=(2**38,)), "/videos/label has shape"),
-    "strings of any length": (replaced("videos/error", dtype=h5py.string_dtype()), "/videos/error is object"),
-    "clips of another type": (replaced("clips", dtype="<f4"), "/clips"),
+    "a tebibyte without storage": (_replace("videos/label", shape=(2**38,), chunks=(2,)), "/videos/label is no contig"),
+    "a tebibyte, contiguous": (_replace("videos/label", shape=(2**38,)), "/videos/label has shape"),
+    "strings of any length": (_replace("videos/error", dtype=h5py.string_dtype()), "/videos/error is object"),
+    "clips of another type": (_replace("clips", dtype="<f4"), "/clips"),
 }
 
 
@@ -120,12 +99,7 @@ MALICIOUS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
 def test_it_is_refused_in_one_line(cache: Path, name: str) -> None:
     change, message = MALICIOUS[name]
 
-    def with_real_name(file: h5py.File) -> None:
-        change(file)
-
-    if name == "external storage, absolute":
-        with_real_name = replaced("videos/label", external=[(str(cache.with_name("secret")), 0, 32)])  # type: ignore[assignment]
-    _forge(cache, with_real_name)
+    _forge(cache, change)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     with pytest.raises(CacheError, match=message):
@@ -135,7 +109,7 @@ def test_it_is_refused_in_one_line(cache: Path, name: str) -> None:
     assert 4 == result.exit_code
     assert 1 == len(result.stderr.splitlines())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
-    assert "secret of another" not in result.stderr
+    assert not any(word in result.stderr for word in ("secret of another", "root:"))
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")

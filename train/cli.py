@@ -90,7 +90,7 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @option("--compile", is_flag=True, help="Use torch.compile.")
 @option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of everything that is random.")
 @option("--reader-threads", type=click.IntRange(1), default=2, help="Threads that read clips.")
-@click.option("--verify", is_flag=True, help="Compare each clip with its hash whenever it is read.")
+@option("--verify", is_flag=True, help="Compare each clip with its hash whenever it is read.")
 @option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
 @click.option("--shuffle-labels", is_flag=True, help="Control run with permuted labels: must end at chance.")
 @json_option()
