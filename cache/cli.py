@@ -1,4 +1,4 @@
-"""`vidcache info` and `vidcache verify`."""
+"""`vidcache info`, `vidcache verify` and `vidcache leaks`."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vidcache.cache.layout import Split, Status
-from vidcache.cache.reader import CacheReader
-from vidcache.cli import Command, echo_json, json_option
+from vidcache.cache.leaks import Leaks, draw_leaks, find_leaks
+from vidcache.cache.reader import CacheReader, Reader
+from vidcache.cli import Command, echo_json, json_option, option
 from vidcache.errors import CacheError
+from vidcache.near import NEAR
 from vidcache.spec import Spec
 from vidcache.text import plural, printable
 
@@ -32,11 +34,12 @@ def info(cache: Path, as_json: bool) -> None:
         echo_json(facts)
         return
     console = Console()
-    table = Table("class", *(split.name.lower() for split in Split), "clips")
+    shown = [name for name, counts in facts["splits"].items() if name != "unused" or any(counts.values())]
+    table = Table("class", *shown, "clips")
     for name in facts["classes"]:
-        counts = [facts["splits"][split.name.lower()][name] for split in Split]
+        counts = [facts["splits"][split][name] for split in shown]
         table.add_row(Text(name), *map(str, counts), str(sum(counts)))
-    totals = [sum(facts["splits"][split.name.lower()].values()) for split in Split]
+    totals = [sum(facts["splits"][split].values()) for split in shown]
     table.add_section()
     table.add_row("all", *map(str, totals), str(sum(totals)))
     console.print(table)
@@ -122,3 +125,51 @@ def verify(cache: Path, as_json: bool) -> None:
             f"{printable(cache)}: {len(bad)} of {plural(len(good), 'clip')} do not match their hash, expected none. "
             "Restore a copy, or decode them again: vidcache build RAW CACHE --check-contents"
         )
+
+
+@click.command(cls=Command)
+@click.argument("caches", metavar="CACHE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    show_default="cache.leaks.png beside cache.h5",
+    help="Picture of the nearest pairs.",
+)
+@option("--num-pictures", type=click.IntRange(1, 50), default=8, help="Pairs in the picture.")
+@option("--max-distance", type=click.FloatRange(0, 0.1), default=NEAR, help="What counts as alike: 0 is the same.")
+@json_option()
+def leaks(caches: tuple[Path, ...], out: Path | None, num_pictures: int, max_distance: float, as_json: bool) -> None:
+    """List pairs of clips of CACHE that look alike and are in different splits, nearest first.
+
+    \b
+    vidcache leaks cache.h5
+    """
+    from vidcache.cache.joined import open_caches
+
+    with open_caches(caches) as reader:
+        found = find_leaks(reader, max_distance)
+        pairs = [_describe_pair(reader, found, number) for number in range(len(found.pairs))]
+        picture = out or caches[0].with_suffix(".leaks.png")
+        if pairs:
+            draw_leaks(reader, found, picture, num_pictures)
+    if as_json:
+        drawn = printable(picture) if pairs else None
+        echo_json({"cache": reader.name, "num_pairs": len(pairs), "pairs": pairs, "picture": drawn})
+        return
+    for pair in pairs:
+        said = "  ".join(f"{split:5}  {path}" for split, path in zip(pair["splits"], pair["paths"], strict=True))
+        click.echo(f"{pair['distance']:.6f}  {said}")
+    click.echo(f"{reader.name}: {found.in_words}")
+    if pairs:
+        click.echo(f"{printable(picture)}: the nearest {min(num_pictures, len(pairs))} side by side")
+
+
+def _describe_pair(reader: Reader, found: Leaks, number: int) -> dict[str, Any]:
+    rows = found.pairs[number].tolist()
+    return {
+        "distance": round(float(found.distances[number]), 6),
+        "splits": [Split(found.splits[row]).name.lower() for row in rows],
+        "classes": [printable(reader.classes[reader.labels[row]]) for row in rows],
+        "paths": [printable(reader.path_of(row)) for row in rows],
+    }

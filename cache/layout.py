@@ -42,6 +42,7 @@ class Split(enum.IntEnum):
     TRAIN = 0
     VAL = 1
     TEST = 2
+    UNUSED = 3
 
 
 class Stage(enum.Enum):
@@ -72,7 +73,7 @@ COLUMNS = (
     Column("error", f"S{ERROR_BYTES}", Stage.DECODE, "reason code, colon, detail; empty when ok"),
     Column("source_hash", f"S{HASH_HEX}", Stage.DECODE, "xxh3-128 of the video file"),
     Column("clip_hash", f"S{HASH_HEX}", Stage.DECODE, "xxh3-128 of the clip"),
-    Column("perceptual_hash", "<u8", Stage.DECODE, "DCT sign hash of 8 evenly spaced frames", (8,)),
+    Column("perceptual_hash", "|u1", Stage.DECODE, "grey thumbnails of 16 evenly spaced frames", (16, 12, 12)),
     Column("width", "<i4", Stage.DECODE, "pixels, as displayed (after rotation)"),
     Column("height", "<i4", Stage.DECODE, "pixels, as displayed (after rotation)"),
     Column("rotation", "<i2", Stage.DECODE, "degrees clockwise that the decoder turned: 0, 90, 180, 270"),
@@ -85,7 +86,7 @@ COLUMNS = (
     Column("pixel_format", "S24", Stage.DECODE, "as ffprobe names it"),
     Column("mean_rgb", "<f4", Stage.DECODE, "mean of all pixels of the clip, 0 to 255", (3,)),
     Column("group", "<i4", Stage.FINISH, "clips of one group are never in different splits"),
-    Column("split", "|u1", Stage.FINISH, "0 train, 1 val, 2 test"),
+    Column("split", "|u1", Stage.FINISH, "0 train, 1 val, 2 test, 3 unused"),
 )
 
 # What a worker knows of a video once it is decoded; also the body of a journal record.

@@ -19,10 +19,13 @@ from vidcache.errors import VidcacheError
 
 # Sub-command: (where it lives, one line for --help).
 COMMANDS = {
+    "analyze": ("vidcache.preprocess.analyze_cli:analyze", "Say what is odd about a cache or a folder of videos."),
     "build": ("vidcache.preprocess.cli:build", "Decode a folder of videos into a cache."),
     "demo": ("vidcache.preprocess.cli:demo", "Render a small labelled set of motion videos."),
     "info": ("vidcache.cache.cli:info", "Show what is in a cache."),
+    "leaks": ("vidcache.cache.cli:leaks", "List clips of different splits that look alike."),
     "preview": ("vidcache.train.cli:preview", "Show clips before and after augmentation."),
+    "split": ("vidcache.preprocess.split_cli:split", "Divide a cache into train, val and test again."),
     "verify": ("vidcache.cache.cli:verify", "Check every structure and every clip of a cache."),
 }
 

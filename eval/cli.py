@@ -1,6 +1,7 @@
 """`videval` and `vidpredict`: options in, numbers and files out."""
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -18,6 +19,7 @@ from vidcache.text import plural, printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.cache.reader import Reader
+    from vidcache.eval.cleanliness import Cleanliness
     from vidcache.eval.evaluate import Predictions
     from vidcache.eval.metrics import Metrics
 
@@ -59,6 +61,7 @@ def main(
     from vidcache.cache.joined import open_caches
     from vidcache.cache.stream import stream_batches
     from vidcache.checkpoint import Checkpoint
+    from vidcache.eval.cleanliness import check_split
     from vidcache.eval.evaluate import predict
     from vidcache.eval.loading import check_match, load_model
     from vidcache.eval.metrics import compute_metrics
@@ -78,6 +81,7 @@ def main(
             model, stream_batches(reader, rows, batch_size, frames=frames, device=chosen, verify=verify)
         )
         metrics = compute_metrics(predictions.labels, predictions.probabilities, reader.classes)
+        cleanliness = check_split(reader, split, predictions)
         folder = out or ckpt.with_suffix(".eval")
         facts = {
             "cache": reader.name,
@@ -86,12 +90,12 @@ def main(
             "split_hash": reader.split_hash,
             "epoch": checkpoint.epoch,
         }
-        summary = {**summarise(split, metrics), "report": printable(folder)}
+        summary = {**summarise(split, metrics), **dataclasses.asdict(cleanliness), "report": printable(folder)}
         write_results(folder, {**facts, **summary}, reader, predictions, metrics)
     if as_json:
         echo_json(summary)
     else:
-        _show(Console(), split, metrics, folder)
+        _show(Console(), split, metrics, cleanliness, folder)
 
 
 def summarise(split: str, metrics: "Metrics") -> dict[str, Any]:
@@ -161,7 +165,7 @@ def _csv(header: list[str], rows: list[list[Any]]) -> str:
     return text.getvalue()
 
 
-def _show(console: Console, split: str, metrics: "Metrics", folder: Path) -> None:
+def _show(console: Console, split: str, metrics: "Metrics", cleanliness: "Cleanliness", folder: Path) -> None:
     table = Table("class", "clips", "right", "accuracy", "95 % interval")
     for result in metrics.per_class:
         interval = f"{result.low:.1%} to {result.high:.1%}" if result.num_clips else "no clips"
@@ -177,6 +181,7 @@ def _show(console: Console, split: str, metrics: "Metrics", folder: Path) -> Non
         "balanced": f"{metrics.balanced_accuracy:.1%} (mean over classes)",
         "macro F1": f"{metrics.macro_f1:.3f}",
         "majority": f"{metrics.majority_fraction:.1%} would be right by always saying the most frequent class",
+        "leaks": cleanliness.in_words,
         "results": printable(folder),
     }
     for name, value in lines.items():

@@ -5,9 +5,9 @@ from typing import Any, cast
 import numpy as np
 
 from vidcache.cache.layout import ERROR_BYTES, RECORD, Status, clip_hash_of
+from vidcache.perceptual import perceptual_hash
 from vidcache.preprocess.decode import Decoded
 from vidcache.preprocess.failure import Failure
-from vidcache.preprocess.perceptual import perceptual_hash
 from vidcache.text import one_line
 
 

@@ -41,9 +41,11 @@ def test_strips_show_what_training_does(cache: Path) -> None:
         clips = reader.read(rows)
 
     for strip, clip in zip(strips, clips, strict=True):
-        assert (8, 24, 32, 3) == strip.before.shape
-        assert (clip[[0, 5]] == strip.before[[0, 7]]).all()
-        assert (np.abs(strip.before[:, :, ::-1].astype(int) - strip.after) <= 1).all()
+        (first, before), (second, after) = strip.lines
+        assert ("before", "after") == (first, second)
+        assert (8, 24, 32, 3) == before.shape
+        assert (clip[[0, 5]] == before[[0, 7]]).all()
+        assert (np.abs(before[:, :, ::-1].astype(int) - after) <= 1).all()
         assert "mirrored, brightness x1.00, contrast x1.00, saturation x1.00, hue +0.00" in strip.title
 
 

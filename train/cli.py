@@ -16,6 +16,7 @@ from vidcache.errors import InputError
 from vidcache.text import plural, printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
+    from vidcache.cache.leaks import Leaks
     from vidcache.checkpoint import Checkpoint
     from vidcache.train.augment import Strength
     from vidcache.train.balance import ClassAudit
@@ -92,9 +93,10 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @option("--reader-threads", type=click.IntRange(1), default=2, help="Threads that read clips.")
 @option("--verify", is_flag=True, help="Compare each clip with its hash whenever it is read.")
 @option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
+@click.option("--strict-splits", is_flag=True, help="Stop when clips look like clips of another split.")
 @click.option("--shuffle-labels", is_flag=True, help="Control run with permuted labels: must end at chance.")
 @json_option()
-def main(caches: tuple[Path, ...], out: Path, as_json: bool, **values: Any) -> None:
+def main(caches: tuple[Path, ...], out: Path, strict_splits: bool, as_json: bool, **values: Any) -> None:
     """Fine-tune R3D-18 on CACHE; the best epoch's model goes to best.pt, the rest to best.run/.
 
     Several caches of the same shape and classes are used as one.
@@ -106,7 +108,7 @@ def main(caches: tuple[Path, ...], out: Path, as_json: bool, **values: Any) -> N
 
     stderr = Console(stderr=True)
     with _Reporter(stderr) as reporter:
-        result = run_training(caches, out, make_config(values), reporter.hooks())
+        result = run_training(caches, out, make_config(values), reporter.hooks(), strict_splits=strict_splits)
     best = result.best
     stderr.print(
         Text(
@@ -152,7 +154,8 @@ def preview(cache: Path, out: Path | None, split: str, num_clips: int, num_frame
     """
     from vidcache.cache.reader import CacheReader
     from vidcache.cache.stream import epoch_order
-    from vidcache.train.preview import augmented_strips, draw_strips
+    from vidcache.filmstrip import draw_filmstrips
+    from vidcache.train.preview import augmented_strips
 
     method, seed, epoch, strength = values["augment"], values["seed"], values["epoch"], make_strength(values)
     with CacheReader(cache) as reader:
@@ -161,7 +164,7 @@ def preview(cache: Path, out: Path | None, split: str, num_clips: int, num_frame
             raise InputError(f"{reader.name}: no {split} clips, expected at least one. Choose another --split")
         strips = augmented_strips(reader, rows, method, strength, num_frames=num_frames, seed=seed, epoch=epoch)
     path = out or cache.with_suffix(".preview.png")
-    draw_strips(strips, path)
+    draw_filmstrips(strips, path)
     click.echo(f"{printable(path)}: {plural(len(strips), 'clip')} before and after --augment {method}")
 
 
@@ -211,7 +214,11 @@ class _Reporter:
     def hooks(self) -> "Hooks":
         from vidcache.train.loop import Hooks
 
-        return Hooks(self._show_audit, self._show_start, self._show_step, self._show_epoch)
+        return Hooks(self._show_leaks, self._show_audit, self._show_start, self._show_step, self._show_epoch)
+
+    def _show_leaks(self, leaks: "Leaks") -> None:
+        advice = ": see vidcache leaks" if len(leaks.pairs) else ""
+        self._console.print(f"leak guard: {leaks.in_words}{advice}", soft_wrap=True)
 
     def _show_audit(self, audit: "list[ClassAudit]") -> None:
         table = Table("class", "clips", "draws/epoch", "loss weight", "influence")

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from vidcache.cache.layout import Split
+from vidcache.cache.leaks import Leaks
 from vidcache.cache.reader import Reader
 from vidcache.cache.stream import Batch, stream_batches
 from vidcache.checkpoint import Checkpoint
@@ -141,6 +142,7 @@ class Hooks:
     """Where a run reports to. All are called in the thread of the run.
 
     Attributes:
+        on_leaks: With the clips that look like clips of another split, first of all.
         on_audit: With what balancing does to each class, before anything else happens.
         on_start: With the precision that was chosen.
         on_step: With epoch, steps done, steps in all.
@@ -148,6 +150,7 @@ class Hooks:
             resumed run needs. Called before the next epoch begins.
     """
 
+    on_leaks: Callable[[Leaks], None] = lambda _: None
     on_audit: Callable[[list[ClassAudit]], None] = lambda _: None
     on_start: Callable[[Choice], None] = lambda _: None
     on_step: Callable[[int, int, int], None] = lambda *_: None

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vidcache.cache.joined import open_caches
+from vidcache.cache.leaks import find_leaks
 from vidcache.checkpoint import Checkpoint
+from vidcache.errors import InputError
 from vidcache.files import write_text_atomically
 from vidcache.train.curves import draw_curves
 from vidcache.train.loop import EpochResult, Hooks, RunResult, TrainConfig, check_config, train
@@ -19,7 +21,9 @@ def run_folder(out: Path) -> Path:
     return out.with_suffix(".run")
 
 
-def run_training(caches: Sequence[Path], out: Path, config: TrainConfig, hooks: Hooks) -> RunResult:
+def run_training(
+    caches: Sequence[Path], out: Path, config: TrainConfig, hooks: Hooks, *, strict_splits: bool = False
+) -> RunResult:
     """Train, and write what happens as it happens.
 
     `out` is the epoch with the lowest validation loss so far; the folder beside it gets
@@ -30,16 +34,25 @@ def run_training(caches: Sequence[Path], out: Path, config: TrainConfig, hooks: 
         out: Checkpoint to write.
         config: What to do.
         hooks: Where else to report to.
+        strict_splits: Refuse a cache in which clips look like clips of another split.
 
     Returns:
         How it ended.
 
     Raises:
         CacheError: The cache cannot be used.
+        InputError: It is not what the config or `strict_splits` needs.
         OSError: The disk is full or not writable; the last good checkpoint is untouched.
     """
     with open_caches(caches) as reader:
         check_config(reader, config)  # before anything is written
+        leaks = find_leaks(reader)
+        hooks.on_leaks(leaks)
+        if strict_splits and len(leaks.pairs):
+            raise InputError(
+                f"{reader.name}: {leaks.in_words}, expected none with --strict-splits. See them: vidcache leaks CACHE; "
+                "keep them together: vidcache split CACHE --near-duplicates group"
+            )
         folder = run_folder(out)
         folder.mkdir(parents=True, exist_ok=True)
         facts = {

@@ -1,0 +1,121 @@
+"""The leak guard: clips of a cache that show the same, and which of them are in different splits.
+
+Reads columns only, never clips; what it is told by them is in `vidcache.near`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidcache.cache.layout import Split, Status
+from vidcache.cache.reader import Reader
+from vidcache.near import NEAR, NearPairs, find_near_pairs
+from vidcache.sampling import sample_indices
+from vidcache.text import plural, printable
+
+Rows = npt.NDArray[np.int64]
+
+
+def find_duplicates(facts: Any, threshold: float = NEAR) -> NearPairs:
+    """Find clips that are the same or look it.
+
+    Of clips with the same bytes each is paired with the first only.
+
+    Args:
+        facts: Columns "status", "clip_hash" and "perceptual_hash", (N, ...) each: records of dtype `RECORD`,
+            or the columns of a cache.
+        threshold: Largest distance that counts.
+
+    Returns:
+        Pairs of rows that have a clip; distance 0 for the same bytes.
+    """
+    rows = np.flatnonzero(facts["status"] != Status.FAILED)
+    near = find_near_pairs(facts["perceptual_hash"][rows], threshold)
+    _, first, same = np.unique(facts["clip_hash"][rows], return_index=True, return_inverse=True)
+    exact = np.stack([first[same], np.arange(len(rows))], axis=1)
+    exact = exact[exact[:, 0] != exact[:, 1]]
+    pairs = np.concatenate([exact, near.rows])
+    distances = np.concatenate([np.zeros(len(exact), np.float32), near.distances])
+    pairs, places = np.unique(pairs, axis=0, return_index=True)  # the first of equals: the exact one
+    return NearPairs(rows[pairs], distances[places])
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaks:
+    """What is in more than one split.
+
+    Attributes:
+        pairs: (P, 2) rows that look alike and are in different splits, nearest first.
+        distances: (P,) float32.
+        splits: (N,) values of `Split`.
+    """
+
+    pairs: Rows
+    distances: npt.NDArray[np.float32]
+    splits: npt.NDArray[np.uint8]
+
+    def rows_of(self, split: Split) -> Rows:
+        """Clips of a split that look like one of another split, ascending."""
+        rows = np.unique(self.pairs)
+        found: Rows = rows[self.splits[rows] == split]
+        return found
+
+    @property
+    def in_words(self) -> str:
+        """One line."""
+        if not len(self.pairs):
+            return "no clip looks like one of another split"
+        counts = [(split, len(self.rows_of(split))) for split in (Split.VAL, Split.TEST)]
+        said = " and ".join(plural(count, f"{split.name.lower()} clip") for split, count in counts if count)
+        verb = "looks" if sum(count for _, count in counts) == 1 else "look"
+        return f"{said} {verb} like clips of another split ({plural(len(self.pairs), 'pair')})"
+
+
+def find_leaks(reader: Reader, threshold: float = NEAR) -> Leaks:
+    """Find clips that look alike and are in different splits; unused clips are in none.
+
+    Args:
+        reader: The cache, or several.
+        threshold: Largest distance that counts.
+    """
+    return leaks_among(find_duplicates(reader.columns, threshold), reader.columns["split"])
+
+
+def leaks_among(found: NearPairs, splits: npt.NDArray[np.uint8]) -> Leaks:
+    """Choose the pairs that are in different splits.
+
+    Args:
+        found: Pairs of rows.
+        splits: (N,) values of `Split`.
+    """
+    first, second = splits[found.rows[:, 0]], splits[found.rows[:, 1]]
+    across = np.flatnonzero((first != second) & (first != Split.UNUSED) & (second != Split.UNUSED))
+    order = across[np.argsort(found.distances[across], kind="stable")]
+    return Leaks(found.rows[order], found.distances[order], splits)
+
+
+def draw_leaks(reader: Reader, leaks: Leaks, path: Path, num_pairs: int, num_frames: int = 8) -> None:
+    """Write the nearest pairs as a PNG, the frames of one clip above those of the other.
+
+    Args:
+        reader: The cache that they were found in.
+        leaks: At least one pair.
+        path: PNG to write.
+        num_pairs: At most so many.
+        num_frames: Of each clip.
+    """
+    from vidcache.filmstrip import Filmstrip, draw_filmstrips  # matplotlib: not for `vidcache info`
+
+    frames = sample_indices(reader.spec.num_frames, num_frames)
+    strips = []
+    for rows, distance in zip(leaks.pairs[:num_pairs].tolist(), leaks.distances, strict=False):
+        names = [Split(leaks.splits[row]).name.lower() for row in rows]
+        title = "   |   ".join(
+            f"{name}: {printable(reader.path_of(row))}" for name, row in zip(names, rows, strict=True)
+        )
+        clips = reader.read(rows, frames)
+        strips.append(Filmstrip(f"{distance:.6f}   {title}", tuple(zip(names, clips, strict=True))))
+    draw_filmstrips(strips, path)

@@ -1,0 +1,142 @@
+"""The leak guard: which copies of real and rendered clips it finds, what it pairs by mistake, how it scales.
+
+    python tests/benchmarks/bench_near.py --data ../shared/data/overhead_home --scratch /tmp/vidcache-bench
+
+Every video is rendered again by ffmpeg in each way; a pair is false when its clips come from different recordings
+(the first two parts of the file name), since two clips of one recording can truly show the same.
+"""
+
+import argparse
+import resource
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tests.helpers import TOOLS, run_ffmpeg
+from vidcache.cache.reader import CacheReader
+from vidcache.near import NEAR, find_near_pairs
+from vidcache.preprocess.build import build_cache
+from vidcache.preprocess.demo import render_demo
+from vidcache.preprocess.options import BuildOptions
+
+COPIES: dict[str, tuple[str, ...]] = {
+    "re-encoded, crf 38": ("-crf", "38"),
+    "half the size": ("-vf", "scale=iw/2:-2", "-crf", "28"),
+    "brighter, more contrast": ("-vf", "eq=brightness=0.12:contrast=1.15"),
+    "darker, less contrast": ("-vf", "eq=brightness=-0.12:contrast=0.85"),
+    "5 % cut off each side": ("-vf", "crop=iw*0.9:ih*0.9"),
+    "5 % cut off right and below": ("-vf", "crop=iw*0.95:ih*0.95:0:0"),
+    "mirrored": ("-vf", "hflip"),
+    "0.4 s later": ("-ss", "0.4"),
+    "mirrored, cropped, 0.3 s later, brighter": ("-ss", "0.3", "-vf", "hflip,crop=iw*0.94:ih*0.94,eq=brightness=0.08"),
+}
+
+
+def hashes_of(raw: Path, cache: Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Build a cache; hashes and paths without ending of its clips."""
+    build_cache(raw, cache, BuildOptions(workers=2, overwrite=True, allow_tiny_classes=True))
+    with CacheReader(cache) as reader:
+        rows = reader.rows()
+        return reader.columns["perceptual_hash"][rows], [
+            str(Path(reader.path_of(r).decode()).with_suffix("")) for r in rows
+        ]
+
+
+def recall(name: str, raw: Path, scratch: Path) -> None:
+    """Print which copies of the videos below `raw` are found."""
+    originals, paths = hashes_of(raw, scratch / "original.h5")
+    pairs = find_near_pairs(originals).rows
+    recordings = np.array(["_".join(Path(path).name.split("_")[:2]) for path in paths])
+    other = int((recordings[pairs[:, 0]] != recordings[pairs[:, 1]]).sum())
+    total = int((recordings[:, None] != recordings).sum()) // 2
+    print(f"\n{name}: {len(paths)} clips; {len(pairs)} pairs of one recording or look-alikes,")
+    print(f"  {other} from different recordings: {other / max(total, 1):.3%} of such pairs")
+    for copy, arguments in COPIES.items():
+        folder = scratch / "copies"
+        shutil.rmtree(folder, ignore_errors=True)
+        videos = [path for path in sorted(raw.glob("*/*")) if path.is_file()]
+
+        def render(video: Path, arguments: tuple[str, ...] = arguments, folder: Path = folder) -> None:
+            target = folder / video.parent.name / f"{video.stem}.mp4"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            run_ffmpeg("-i", str(video), *arguments, "-an", "-c:v", "libx264", "-preset", "ultrafast", str(target))
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(render, videos))
+        hashes, names = hashes_of(folder, scratch / "copy.h5")
+        place = {path: row for row, path in enumerate(names)}
+        both = find_near_pairs(np.concatenate([originals, hashes])).rows
+        found = {tuple(pair) for pair in both.tolist()}
+        hits = [(row, len(paths) + place[path]) in found for row, path in enumerate(paths)]
+        contrast = originals.std(axis=(1, 2, 3))
+        bright = [hit for hit, std in zip(hits, contrast, strict=True) if std >= 10]
+        print(
+            f"  {copy:42} {np.mean(hits):.3f} found; {np.mean(bright):.3f} of the {len(bright)} that are not in the dark"
+        )
+
+
+def scale(real: npt.NDArray[np.uint8], count: int, dense: bool) -> None:
+    """Print time and memory for so many clips, 1 % of them near-copies."""
+    rng = np.random.default_rng(0)
+    if dense:  # all in one room: real clips, each with some other patch of its picture replaced
+        hashes = real[rng.integers(len(real), size=count)]
+        for row in range(count):
+            top, left = rng.integers(0, 9, 2)
+            hashes[row, :, top : top + 4, left : left + 4] = rng.integers(0, 256, (4, 4))
+    else:  # smooth pictures that have nothing to do with each other, and drift
+        hashes = np.empty((count, 16, 12, 12), np.uint8)
+        grid = np.linspace(0, 3, 12)
+        inside, part = np.minimum(grid.astype(int), 2), grid - np.minimum(grid.astype(int), 2)
+        mix = np.zeros((12, 4))
+        mix[np.arange(12), inside], mix[np.arange(12), inside + 1] = 1 - part, part
+        for row in range(count):
+            ends = rng.normal(128, 45, (2, 4, 4))
+            path = np.linspace(0, 0.5, 16)[:, None, None]
+            hashes[row] = np.clip(mix @ (ends[0] * (1 - path) + ends[1] * path) @ mix.T, 0, 255)
+    copies = rng.permutation(count)[: count // 50]
+    half = len(copies) // 2
+    noisy = hashes[copies[:half]].astype(int) + rng.integers(-2, 3, (half, 16, 12, 12))
+    hashes[copies[half : 2 * half]] = noisy.clip(0, 255)[..., ::-1]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    pairs = find_near_pairs(hashes)
+    seconds = time.perf_counter() - start
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    found = {tuple(pair) for pair in pairs.rows.tolist()}
+    wanted = [
+        tuple(sorted(pair)) for pair in zip(copies[:half].tolist(), copies[half : 2 * half].tolist(), strict=True)
+    ]
+    hits = sum(pair in found for pair in wanted)
+    kind = "one room" if dense else "different"
+    print(
+        f"  {count:7,} clips, {kind:9}: {seconds:6.1f} s, +{grown:5.0f} MiB; {hits} of {half} copies, {len(pairs.rows)} pairs",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--counts", type=int, nargs="*", default=[1_000, 10_000, 100_000])
+    arguments = parser.parse_args()
+    scratch = arguments.scratch / "near"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    real, _ = hashes_of(arguments.data, scratch / "real.h5")
+    print(f"threshold {NEAR}")
+    for count in arguments.counts:
+        for dense in (False, True):
+            scale(real, count, dense)
+    recall(arguments.data.name, arguments.data, scratch)
+    render_demo(scratch / "demo", TOOLS, seed=0, workers=2)
+    recall("rendered (vidcache demo)", scratch / "demo", scratch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""The leak guard: what it tells of a cache, of a training, of an evaluation."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from matplotlib.image import imread
+
+from tests.helpers import make_plan, make_record, tiny_models
+from tests.test_near import COPIES, Clip, scene
+from vidcache import cli
+from vidcache.cache.joined import open_caches
+from vidcache.cache.layout import Split, Status
+from vidcache.cache.leaks import find_duplicates, find_leaks
+from vidcache.cache.reader import CacheReader
+from vidcache.cache.writer import CacheWriter
+from vidcache.eval.cli import main as videval
+from vidcache.near import NEAR
+from vidcache.preprocess.likeness_findings import look_alikes
+from vidcache.preprocess.resplit import split_cache
+from vidcache.preprocess.rule import SplitChoice
+from vidcache.spec import Spec
+from vidcache.train.cli import main as vidtrain
+
+SPEC = Spec(16, 48, 48)
+QUICK = ("--weights", "none", "--epochs", "1", "--batch-size", "8", "--amp", "off", "--device", "cpu")
+TRAIN, VAL, TEST, UNUSED = Split
+
+
+def call(command: click.Command, *arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def vidcache(*arguments: object) -> Result:
+    return call(cli.main, *arguments)
+
+
+def write(path: Path, clips: list[Clip | None], splits: list[Split]) -> Path:
+    """A cache of given clips of two classes, in given splits; None is a video that failed."""
+    plan = make_plan(
+        SPEC, ["a", "b"], np.arange(len(clips)) % 2 if len(clips) < 3 else np.sort(np.arange(len(clips)) % 2)
+    )
+    with CacheWriter(path, plan) as writer:
+        for row, clip in enumerate(clips):
+            if clip is None:
+                writer.complete(row, make_record(np.zeros(SPEC.clip_shape, np.uint8), Status.FAILED, "no_frames: none"))
+            else:
+                writer.write_clip(row, clip)
+                writer.complete(row, make_record(clip))
+        writer.finish(np.arange(len(clips), dtype=np.int32), np.array(splits, np.uint8))
+    return path
+
+
+def scenes(count: int) -> list[Clip | None]:
+    return [scene(seed, num_frames=16, size=48) for seed in range(count)]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 scenes, 14 to train on, 3 and 3."""
+    splits = [TRAIN] * 7 + [VAL, TEST, TEST] + [TRAIN] * 7 + [VAL, VAL, TEST]
+    return write(tmp_path_factory.mktemp("clean") / "c.h5", scenes(20), splits)
+
+
+@pytest.fixture(scope="module")
+def leaky(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, but row 8 (test) is the mirror of row 0 (train), row 17 (val) has the very bytes of row 1 (train),
+    and row 3 is noisy row 2 (both train)."""
+    clips = scenes(20)
+    originals = scenes(4)
+    assert originals[0] is not None
+    assert originals[2] is not None
+    clips[8], clips[17], clips[3] = COPIES["mirrored"](originals[0]), originals[1], COPIES["noise"](originals[2])
+    splits = [TRAIN] * 7 + [VAL, TEST, TEST] + [TRAIN] * 7 + [VAL, VAL, TEST]
+    return write(tmp_path_factory.mktemp("leaky") / "c.h5", clips, splits)
+
+
+def test_pairs_across_splits_are_found_the_nearest_first(clean: Path, leaky: Path) -> None:
+    with CacheReader(leaky) as reader:
+        assert [[0, 8], [1, 17], [2, 3]] == find_duplicates(reader.columns).rows.tolist()
+        leaks = find_leaks(reader)
+    assert {(1, 17), (0, 8)} == {tuple(pair) for pair in leaks.pairs.tolist()}
+    assert sorted(leaks.distances) == leaks.distances.tolist()
+    assert ([17], [8], [0, 1]) == tuple(leaks.rows_of(split).tolist() for split in (VAL, TEST, TRAIN))
+    assert "1 val clip and 1 test clip look like clips of another split (2 pairs)" == leaks.in_words
+    with CacheReader(clean) as reader:
+        assert "no clip looks like one of another split" == find_leaks(reader).in_words
+
+
+def test_clips_without_anything_to_see_are_found_by_their_bytes(tmp_path: Path) -> None:
+    black, grey = np.zeros(SPEC.clip_shape, np.uint8), np.full(SPEC.clip_shape, 99, np.uint8)
+    cache = write(tmp_path / "c.h5", [black, grey, black, None, black], [TRAIN, TRAIN, TEST, TEST, TRAIN])
+
+    with CacheReader(cache) as reader:
+        found = find_duplicates(reader.columns)
+        assert ([[0, 2], [0, 4]], [0, 0]) == (found.rows.tolist(), found.distances.tolist())
+        assert "1 test clip looks like clips of another split (1 pair)" == find_leaks(reader).in_words
+
+
+def test_unused_clips_leak_nothing(tmp_path: Path) -> None:
+    (clip,) = scenes(1)
+    cache = write(tmp_path / "c.h5", [clip, clip], [TRAIN, UNUSED])
+
+    with CacheReader(cache) as reader:
+        assert 1 == len(find_duplicates(reader.columns).rows)
+        assert 0 == len(find_leaks(reader).pairs)
+
+
+def test_two_caches_leak_into_each_other(clean: Path, tmp_path: Path) -> None:
+    clips = scenes(40)
+    cache = write(tmp_path / "c.h5", [clips[2], clips[30], clips[31]], [TEST, TRAIN, VAL])
+
+    with open_caches([clean, cache]) as reader:
+        assert [[2, 20]] == find_leaks(reader).pairs.tolist()
+
+
+def test_leaks_lists_pairs_and_draws_them(leaky: Path, clean: Path, tmp_path: Path) -> None:
+    result = vidcache("leaks", leaky, "--out", tmp_path / "pairs.png")
+
+    assert 0 == result.exit_code, result.stderr
+    lines = result.stdout.splitlines()
+    assert "0.000000  train  a/video_0001.mp4  val    b/video_0017.mp4" in lines
+    assert re.search(r"^0\.00\d{4}  train  a/video_0000.mp4  test   a/video_0008.mp4$", result.stdout, re.M)
+    assert f"{leaky}: 1 val clip and 1 test clip look like clips of another split (2 pairs)" in lines
+    assert f"{tmp_path}/pairs.png: the nearest 2 side by side" == lines[-1]
+    both = imread(tmp_path / "pairs.png").shape
+    vidcache("leaks", leaky, "--out", tmp_path / "one.png", "--num-pictures", 1)
+    one = imread(tmp_path / "one.png").shape
+    assert both[1] == one[1] > 900
+    assert abs(both[0] - 2 * one[0]) < 3
+
+    assert f"{clean}: no clip looks like one of another split\n" == vidcache("leaks", clean).stdout
+    assert ["c.h5", "c.h5.lock"] == sorted(file.name for file in clean.parent.iterdir())
+
+
+def test_leaks_json_and_max_distance(leaky: Path, tmp_path: Path) -> None:
+    said = json.loads(vidcache("leaks", leaky, "--out", tmp_path / "p.png", "--json", "--max-distance", 0).stdout)
+
+    assert (str(leaky), str(tmp_path / "p.png")) == (said["cache"], said["picture"])
+    assert 1 <= said["num_pairs"] == len(said["pairs"]) <= 2
+    assert {
+        "distance": 0.0,
+        "splits": ["train", "val"],
+        "classes": ["a", "b"],
+        "paths": ["a/video_0001.mp4", "b/video_0017.mp4"],
+    } in said["pairs"]
+    wide = json.loads(vidcache("leaks", leaky, "--out", tmp_path / "p.png", "--json", "--max-distance", 0.1).stdout)
+    assert wide["num_pairs"] >= 2
+    assert all(pair["distance"] <= 0.1 for pair in wide["pairs"])
+    assert NEAR < 0.1
+
+
+def test_near_duplicates_are_kept_together_counted_or_left_alone(leaky: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "c.h5"
+    cache.write_bytes(leaky.read_bytes())
+
+    grouped = split_cache(cache, SplitChoice(seed=4))
+    assert (
+        "3 pairs of clips look alike (copies, or cuts of one still scene) and stay together: 6 clips in 3 groups, the largest of 2"
+        in grouped.notes
+    )
+    assert 17 == grouped.num_groups
+    with CacheReader(cache) as reader:
+        assert 0 == len(find_leaks(reader).pairs)
+    for seed in range(20):
+        if (
+            "look alike are in different splits"
+            in (report := split_cache(cache, SplitChoice(seed=seed, near_duplicates="report"))).notes[0]
+        ):
+            break
+    assert re.match(
+        r"\d pairs? of clips that look alike (is|are) in different splits: see vidcache leaks", report.notes[0]
+    )
+    assert 20 == report.num_groups
+    assert () == split_cache(cache, SplitChoice(near_duplicates="off")).notes
+
+
+# --- vidtrain and videval -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny() -> Iterator[None]:
+    with tiny_models():
+        yield
+
+
+@pytest.mark.usefixtures("tiny")
+def test_vidtrain_says_it_and_strict_splits_stops(leaky: Path, clean: Path, tmp_path: Path) -> None:
+    result = call(vidtrain, leaky, *QUICK, "--out", tmp_path / "a.pt")
+    assert 0 == result.exit_code, result.stderr
+    said = "1 val clip and 1 test clip look like clips of another split (2 pairs)"
+    assert f"leak guard: {said}: see vidcache leaks" in result.stderr
+
+    strict = call(vidtrain, leaky, *QUICK, "--out", tmp_path / "b.pt", "--strict-splits")
+    assert 2 == strict.exit_code
+    assert (
+        f"Error: {leaky}: {said}, expected none with --strict-splits. See them: vidcache leaks CACHE" in strict.stderr
+    )
+    assert not (tmp_path / "b.pt").exists()
+    assert not (tmp_path / "b.run").exists()
+
+    result = call(vidtrain, clean, *QUICK, "--out", tmp_path / "c.pt", "--strict-splits")
+    assert 0 == result.exit_code, result.stderr
+    assert "leak guard: no clip looks like one of another split" in result.stderr
+
+
+@pytest.mark.usefixtures("tiny")
+def test_videval_says_whether_the_test_split_is_clean(leaky: Path, clean: Path, tmp_path: Path) -> None:
+    for cache, num_leaked in ((leaky, 1), (clean, 0)):
+        assert 0 == call(vidtrain, cache, *QUICK, "--out", tmp_path / "best.pt").exit_code
+
+        result = call(videval, cache, "--ckpt", tmp_path / "best.pt", "--device", "cpu")
+
+        assert 0 == result.exit_code, result.stderr
+        said = json.loads((tmp_path / "best.eval" / "metrics.json").read_text())
+        assert (num_leaked, 3 - num_leaked) == (said["num_leaked"], said["num_clean"])
+        assert said["clean_accuracy"] == said["num_clean_correct"] / said["num_clean"]
+        assert said["clean_low"] <= said["clean_accuracy"] <= said["clean_high"]
+        if num_leaked:
+            assert re.search(
+                r"leaks     1 clip looks like clips of another split \(vidcache leaks\); without them \d of 2 right = ",
+                result.stdout,
+            )
+        else:
+            assert "leaks     none: no evaluated clip looks like a clip of another split" in result.stdout
+            assert said["num_clean_correct"] == sum(row["num_correct"] for row in said["per_class"])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_evaluation_on_another_split_is_refused_and_names_both(clean: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "c.h5"
+    cache.write_bytes(clean.read_bytes())
+    assert 0 == call(vidtrain, cache, *QUICK, "--out", tmp_path / "best.pt").exit_code
+    with CacheReader(cache) as reader:
+        before = reader.split_hash
+    after = json.loads(vidcache("split", cache, "--seed", 3, "--json").stdout)["split_hash"]
+
+    result = call(videval, cache, "--ckpt", tmp_path / "best.pt")
+
+    assert 5 == result.exit_code
+    assert (
+        f"best.pt: trained on split {before}, but {cache} is {after}: clips of its test split may have been"
+        in result.stderr
+    )
+
+
+def test_an_evaluation_with_nothing_but_leaks_says_so(tmp_path: Path) -> None:
+    first, second = scenes(2)
+    cache = write(tmp_path / "c.h5", [first, second, first, second], [TRAIN, VAL, TEST, TEST])
+
+    with tiny_models():
+        assert 0 == call(vidtrain, cache, *QUICK, "--out", tmp_path / "best.pt").exit_code
+        result = call(videval, cache, "--ckpt", tmp_path / "best.pt", "--json")
+
+    said = json.loads(result.stdout)
+    assert (2, 0, None, None) == (said["num_leaked"], said["num_clean"], said["clean_accuracy"], said["clean_low"])
+    result_text = (tmp_path / "best.eval" / "metrics.json").read_text()
+    assert '"clean_accuracy": null' in result_text
+
+
+# --- vidcache analyze ---------------------------------------------------------------------------
+
+
+def test_analyze_tells_of_clips_that_look_alike(leaky: Path, clean: Path, tmp_path: Path) -> None:
+    with CacheReader(leaky) as reader:
+        (across,) = look_alikes(reader)
+    assert "problem" == across.severity
+    assert "1 val clip and 1 test clip look like clips of another split (2 pairs). For example" in across.detail
+    with CacheReader(clean) as reader:
+        assert [] == list(look_alikes(reader))
+
+    clips = scenes(4)
+    assert clips[0] is not None
+    cache = write(tmp_path / "c.h5", [clips[0], clips[1], COPIES["noise"](clips[0]), clips[3]], [TRAIN] * 4)
+    with CacheReader(cache) as reader:
+        (clash, note) = look_alikes(reader)
+    assert ("warning", "1 pair of clips look alike, but are under two labels") == (clash.severity, clash.title)
+    assert "For example a/video_0000.mp4 and b/video_0002.mp4." in clash.detail
+    assert ("note", "2 clips look like others") == (note.severity, note.title)
+    assert "2 of 4 (50%), in 1 pair; none straddle the splits." in note.detail
+    said = json.loads(vidcache("analyze", cache, "--out", tmp_path / "out", "--json").stdout)
+    assert clash.title in [finding["title"] for finding in said["findings"]]
