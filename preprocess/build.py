@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vidcache.cache.donors import Earlier, earlier_builds, open_donors
-from vidcache.cache.layout import Status
+from vidcache.cache.layout import Split, Status
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter, clean_up
@@ -28,8 +28,9 @@ from vidcache.preprocess.ffmpeg import Tools
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.problems import Problem, failures_path, find_problems, write_failures
 from vidcache.preprocess.reuse import is_current, reconsider, take_over
+from vidcache.preprocess.rule import SplitChoice, SplitRule, Splitter
 from vidcache.preprocess.sources import Sources, find_videos
-from vidcache.preprocess.split import MIN_CLASS_CLIPS, assign_splits
+from vidcache.preprocess.split import MIN_CLASS_CLIPS
 from vidcache.spec import Spec
 from vidcache.text import plural, printable
 
@@ -48,6 +49,8 @@ class BuildReport:
         seconds: Wall-clock time.
         class_counts: Clips per class, in label order.
         split_counts: Clips in train, val and test.
+        num_unused: Clips that a given split puts into none of them.
+        notes: What the user should know about the split, a sentence each.
         skipped: Files that were no candidates, by reason.
         up_to_date: There was nothing to do, and nothing was written.
     """
@@ -61,6 +64,8 @@ class BuildReport:
     seconds: float
     class_counts: dict[str, int]
     split_counts: tuple[int, int, int]
+    num_unused: int
+    notes: tuple[str, ...]
     skipped: dict[str, int]
     up_to_date: bool
 
@@ -91,14 +96,14 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
         What was done. `<output>.failures.csv` lists the failed and damaged videos.
 
     Raises:
-        InputError: No videos, no ffmpeg, a class with too few videos, no video decodes, or an
-            earlier build of this cache has another spec.
+        InputError: No videos, no ffmpeg, a class with too few videos, no video decodes, an earlier build of this
+            cache has another spec, or the split cannot be made.
         CacheError: There is a file of that name which is no cache.
         LockedError: Another build is writing this cache.
         VidcacheError: The disk has no room or failed; the same command resumes.
     """
     start = time.monotonic()
-    sources = find_videos(raw)
+    sources = find_videos(raw, options.layout)
     if not options.allow_tiny_classes:
         check_class_sizes(Counter(video.class_name for video in sources.videos), "videos")
     tools = find_all_tools(options.ffmpeg_dir)
@@ -108,10 +113,11 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
             finished = stack.enter_context(CacheReader(output))
         earlier = [] if options.overwrite else earlier_builds(output, finished)
         _check_spec(output, options.spec, earlier)
-        plan = make_plan(sources, options, tools[0], earlier)
+        rule = choose_rule(finished, sources.class_depth, options.split)
+        plan = make_plan(sources, options.spec, rule, tools[0], earlier)
         report = _report_if_current(raw, output, finished, plan, options) if finished else None
         try:
-            report = report or _build(raw, output, finished, plan, tools, options, progress)
+            report = report or _build(raw, output, finished, plan, rule, sources.class_depth, tools, options, progress)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise VidcacheError(
@@ -126,10 +132,13 @@ def _build(
     output: Path,
     finished: CacheReader | None,
     plan: Plan,
+    rule: SplitRule,
+    class_depth: int,
     tools: list[Tools],
     options: BuildOptions,
     progress: Progress,
 ) -> BuildReport:
+    splitter = Splitter(rule, plan.paths, plan.labels, plan.classes, class_depth)  # before anything is decoded
     with CacheWriter(output, plan) as writer:
         reconsider(
             raw,
@@ -160,9 +169,11 @@ def _build(
         problems = find_problems(plan, writer.records)
         write_failures(output, problems, writer.folder)
         _check_result(output, plan, good, problems, options)
-        split = assign_splits(plan.paths, plan.labels, good, options.fractions, options.seed)
-        header = writer.finish(np.arange(plan.num_clips, dtype=np.int32), split)
-    return _report(output, plan, writer.records, split, header.fingerprint, num_decoded=len(pending))
+        assigned = splitter.assign(writer.records, good)
+        header = writer.finish(assigned.group, assigned.split)
+    return _report(
+        output, plan, writer.records, assigned.split, header.fingerprint, assigned.notes, num_decoded=len(pending)
+    )
 
 
 def _check_spec(output: Path, spec: Spec, earlier: list[Earlier]) -> None:
@@ -187,7 +198,7 @@ def _report_if_current(
     ):
         return None
     clean_up(output)
-    return _report(output, plan, columns, columns["split"], finished.fingerprint, num_decoded=0, current=True)
+    return _report(output, plan, columns, columns["split"], finished.fingerprint, (), num_decoded=0, current=True)
 
 
 def _report(
@@ -196,13 +207,14 @@ def _report(
     facts: Any,
     split: np.ndarray[Any, Any],
     fingerprint: str,
+    notes: tuple[str, ...],
     *,
     num_decoded: int,
     current: bool = False,
 ) -> BuildReport:
     good = facts["status"] != Status.FAILED
     counts = np.bincount(np.asarray(plan.labels)[good], minlength=len(plan.classes)).tolist()
-    train, val, test = np.bincount(split[good], minlength=3).tolist()
+    train, val, test, unused = np.bincount(split[good], minlength=len(Split)).tolist()
     return BuildReport(
         cache=output,
         fingerprint=fingerprint,
@@ -213,6 +225,8 @@ def _report(
         seconds=0.0,
         class_counts={printable(name): count for name, count in zip(plan.classes, counts, strict=True)},
         split_counts=(train, val, test),
+        num_unused=unused,
+        notes=notes,
         skipped={},
         up_to_date=current,
     )
@@ -232,7 +246,18 @@ def check_class_sizes(counts: Counter[bytes], noun: str) -> None:
         )
 
 
-def make_plan(sources: Sources, options: BuildOptions, tools: Tools, earlier: list[Earlier]) -> Plan:
+def choose_rule(finished: CacheReader | None, class_depth: int, choice: SplitChoice) -> SplitRule:
+    """Return how to split: as chosen; else as in the finished cache; else as the folders say, or the default.
+
+    Raises:
+        InputError: A list cannot be read.
+    """
+    if finished:
+        return choice.applied_to(SplitRule.from_attributes(finished.attributes))
+    return choice.applied_to(SplitRule(source="folders" if class_depth else "fractions"))
+
+
+def make_plan(sources: Sources, spec: Spec, rule: SplitRule, tools: Tools, earlier: list[Earlier]) -> Plan:
     """Write down everything that is known before the first video is opened."""
     # Clips of earlier builds may be taken over, so their ffmpeg counts too.
     versions = {tools.version}.union(*(found.ffmpeg_version.split(", ") for found in earlier))
@@ -240,22 +265,26 @@ def make_plan(sources: Sources, options: BuildOptions, tools: Tools, earlier: li
     label_of = {name: label for label, name in enumerate(classes)}
     videos = sources.videos
     return Plan(
-        spec=options.spec,
+        spec=spec,
         classes=classes,
         paths=tuple(video.path for video in videos),
         labels=tuple(label_of[video.class_name] for video in videos),
         source_bytes=tuple(video.num_bytes for video in videos),
         source_mtime_ns=tuple(video.mtime_ns for video in videos),
-        attributes={
-            "sampling": options.spec.sampling,
-            "scaling": options.spec.scaling,
-            "split_by": "video",
-            "split_seed": options.seed,
-            "split_fractions": [round(fraction, 9) for fraction in options.fractions],
-            "vidcache_version": importlib.metadata.version("vidcache"),
-            "ffmpeg_version": ", ".join(sorted(versions - {""})),
-        },
+        attributes=plan_attributes(spec, sources.class_depth, rule, ", ".join(sorted(versions - {""}))),
     )
+
+
+def plan_attributes(spec: Spec, class_depth: int, rule: SplitRule, ffmpeg_version: str) -> dict[str, Any]:
+    """Return the root attributes of a cache, always in the same order."""
+    return {
+        "sampling": spec.sampling,
+        "scaling": spec.scaling,
+        "class_depth": class_depth,
+        **rule.attributes(),
+        "vidcache_version": importlib.metadata.version("vidcache"),
+        "ffmpeg_version": ffmpeg_version,
+    }
 
 
 def _jobs(raw: Path, plan: Plan, rows: list[int]) -> list[Job]:

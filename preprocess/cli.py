@@ -26,22 +26,10 @@ from vidcache.preprocess.demo import CLASSES, render_demo
 from vidcache.preprocess.ffmpeg import find_tools
 from vidcache.preprocess.options import BACKENDS, BuildOptions
 from vidcache.preprocess.problems import failures_path
-from vidcache.preprocess.sources import find_videos
-from vidcache.preprocess.split import parse_fractions
+from vidcache.preprocess.sources import LAYOUTS, find_videos
+from vidcache.preprocess.split_cli import SplitCommand, make_choice, parse_with, show_notes, split_options
 from vidcache.spec import Spec
 from vidcache.text import plural, printable
-
-
-def _parse(parser: Any) -> Any:
-    """Make a click callback of a function that raises ValueError."""
-
-    def callback(ctx: click.Context, param: click.Parameter, value: str) -> Any:  # noqa: ARG001
-        try:
-            return parser(value)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from None
-
-    return callback
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -78,7 +66,7 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
     return value, percent
 
 
-@click.command(cls=Command)
+@click.command(cls=SplitCommand)
 @click.argument("raw", type=click.Path(path_type=Path))
 @click.argument("cache", type=click.Path(path_type=Path, dir_okay=False))
 @option(
@@ -91,15 +79,14 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
 @option("--backend", type=click.Choice(BACKENDS), default="threads", help="Who decodes: this machine, or a cluster.")
 @option("--scheduler", metavar="ADDRESS", help="Of the Dask or Ray cluster.")
 @option("--num-frames", type=click.IntRange(2, 1024), default=64, help="Frames per clip (T).")
-@option("--size", default="112", callback=_parse(parse_size), help="Pixels: one number, or HEIGHTxWIDTH.")
-@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the split.")
+@option("--size", default="112", callback=parse_with(parse_size), help="Pixels: one number, or HEIGHTxWIDTH.")
 @option(
-    "--split",
-    "fractions",
-    default="70/15/15",
-    callback=_parse(parse_fractions),
-    help="Train/val/test percentages.",
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    default="auto",
+    help="RAW/<class>/ (classes) or RAW/{train,val,test}/<class>/ (splits); auto looks at the folders' names.",
 )
+@split_options
 @option("--allow-tiny-classes", is_flag=True, help="Accept classes with fewer than 3 videos.")
 @option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
 @option("--timeout", type=click.FloatRange(min=0, min_open=True), default=900.0, help="Seconds for one video.")
@@ -112,7 +99,7 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
 @option(
     "--max-failures",
     default="10%",
-    callback=_parse(parse_max_failures),
+    callback=parse_with(parse_max_failures),
     help="More failed videos: exit code 3.",
 )
 @click.option("--retry-failed", is_flag=True, help="Decode videos again that failed before.")
@@ -128,8 +115,7 @@ def build(
     scheduler: str | None,
     num_frames: int,
     size: tuple[int, int],
-    seed: int,
-    fractions: tuple[float, float, float],
+    layout: str,
     allow_tiny_classes: bool,
     ffmpeg_dir: Path | None,
     timeout: float,
@@ -141,6 +127,7 @@ def build(
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
+    **split_values: Any,
 ) -> None:
     """Decode RAW/<class>/**/<video> into CACHE; the class folders, sorted, are the labels.
 
@@ -158,8 +145,8 @@ def build(
         workers=workers,
         backend=backend,
         scheduler=scheduler,
-        seed=seed,
-        fractions=fractions,
+        layout=layout,
+        split=make_choice(split_values),
         allow_tiny_classes=allow_tiny_classes,
         ffmpeg_dir=ffmpeg_dir,
         limits=Limits(timeout, max_pixels, keyed),
@@ -190,7 +177,7 @@ def build(
 
 
 def _dry_run(raw: Path, options: BuildOptions, as_json: bool) -> None:
-    sources = find_videos(raw)
+    sources = find_videos(raw, options.layout)
     counts = Counter(video.class_name for video in sources.videos)
     num_bytes = sum(video.num_bytes for video in sources.videos)
     cache_bytes = len(sources.videos) * options.spec.clip_bytes
@@ -252,6 +239,7 @@ def _show_report(console: Console, report: BuildReport) -> None:
         if report.num_failed:
             console.print("Failed videos are not tried again, unless they change: --retry-failed.")
     _show_skipped(console, report.skipped)
+    show_notes(console, report.notes)
     train, val, test = report.split_counts
     rate = report.num_decoded / report.seconds if report.seconds else 0.0
     done = (
@@ -262,7 +250,8 @@ def _show_report(console: Console, report: BuildReport) -> None:
     console.print(
         Text(
             f"{printable(report.cache)}: {plural(report.num_videos - report.num_failed, 'clip')} of "
-            f"{plural(len(report.class_counts), 'class', 'classes')} (train {train}, val {val}, test {test}), "
+            f"{plural(len(report.class_counts), 'class', 'classes')} (train {train}, val {val}, test {test}"
+            f"{f', unused {report.num_unused}' if report.num_unused else ''}), "
             f"{report.num_failed} failed, {report.num_damaged} damaged; {done}"
         ),
         soft_wrap=True,
@@ -287,6 +276,8 @@ def _build_json(report: BuildReport) -> dict[str, Any]:
         "num_reused": report.num_reused,
         "seconds": round(report.seconds, 3),
         "classes": report.class_counts,
+        "splits": dict(zip(("train", "val", "test"), report.split_counts, strict=True)) | {"unused": report.num_unused},
+        "notes": list(report.notes),
     }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from vidcache.preprocess.decode import Limits
+from vidcache.preprocess.rule import SplitChoice
 from vidcache.spec import Spec
 
 BACKENDS = ("threads", "dask", "ray")
@@ -18,8 +19,8 @@ class BuildOptions:
         workers: Videos decoded at a time by this machine.
         backend: "threads" of this process, or the workers of a "dask" or "ray" cluster.
         scheduler: Address of the cluster; for ray, None starts one here.
-        seed: Of the split.
-        fractions: Of train, val and test; sum 1.
+        layout: "classes" (RAW/<class>/), "splits" (RAW/{train,val,test}/<class>/) or "auto".
+        split: What is asked for of the split; the rest is as in the cache, or the default.
         allow_tiny_classes: Accept classes with fewer than 3 clips.
         ffmpeg_dir: Folder of the ffmpeg to use; None finds one.
         limits: Bounds for one video.
@@ -32,8 +33,8 @@ class BuildOptions:
     workers: int = 1
     backend: str = "threads"
     scheduler: str | None = None
-    seed: int = 0
-    fractions: tuple[float, float, float] = (0.70, 0.15, 0.15)
+    layout: str = "auto"
+    split: SplitChoice = SplitChoice()
     allow_tiny_classes: bool = False
     ffmpeg_dir: Path | None = None
     limits: Limits = Limits()

@@ -1,4 +1,4 @@
-"""Finding the videos: RAW/<class>/**/<video>, class folder = label.
+"""Finding the videos: RAW/<class>/**/<video>, or RAW/{train,val,test}/<class>/**/<video>; class folder = label.
 
 Only lists; opens nothing, follows no symbolic link.
 """
@@ -8,7 +8,9 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from vidcache.cache.layout import Split
 from vidcache.errors import InputError
+from vidcache.preprocess.split_files import SPLIT_FOLDERS
 from vidcache.text import printable
 
 # Text and pictures that lie beside videos in real data sets. Everything else is tried: a video is
@@ -21,6 +23,8 @@ SIDECARS = frozenset(
     ).split()
 )
 
+LAYOUTS = ("auto", "classes", "splits")
+
 
 @dataclasses.dataclass(frozen=True)
 class VideoFile:
@@ -28,7 +32,7 @@ class VideoFile:
 
     Attributes:
         path: Below the raw folder, bytes as the file system has them, "/" between the parts.
-        class_name: First part of the path.
+        class_name: The part of the path that is the class folder.
         num_bytes: Size; 0 for what is no regular file.
         mtime_ns: Modification time.
     """
@@ -46,10 +50,12 @@ class Sources:
     Attributes:
         videos: Sorted by path.
         skipped: How many files were no candidates, by reason.
+        class_depth: Which part of a path is the class: 0 in RAW/<class>/, 1 in RAW/<split>/<class>/.
     """
 
     videos: tuple[VideoFile, ...]
     skipped: dict[str, int]
+    class_depth: int = 0
 
     @property
     def classes(self) -> tuple[bytes, ...]:
@@ -57,7 +63,7 @@ class Sources:
         return tuple(sorted({video.class_name for video in self.videos}))
 
 
-def find_videos(raw: Path) -> Sources:
+def find_videos(raw: Path, layout: str = "auto") -> Sources:
     """List the candidates below a raw folder.
 
     Hidden files and folders, text and still-picture sidecars, and files outside a class folder are
@@ -66,32 +72,52 @@ def find_videos(raw: Path) -> Sources:
 
     Args:
         raw: Folder of class folders.
+        layout: "classes": the folders in it are the classes. "splits": they are train, val and test, and hold
+            the classes. "auto": splits, when there are at least train and one other, nothing else, and no
+            candidate lies directly in them.
 
     Raises:
         InputError: The folder cannot be read or holds no candidate.
     """
     skipped: Counter[str] = Counter()
-    videos: list[VideoFile] = []
+    found: list[tuple[bytes, int, int]] = []
     root = os.fsencode(raw)
     try:
-        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-        for entry in entries:
+        for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
             if entry.name.startswith(b"."):
                 skipped["hidden"] += 1
             elif entry.is_dir(follow_symlinks=False):
-                videos += _walk(root, entry.name, skipped)
+                found += _walk(root, entry.name, skipped)
             else:
                 skipped["outside a class folder"] += 1
     except OSError as error:
         raise InputError(f"{printable(raw)}: {error.strerror}, expected a folder RAW/<class>/<video>") from None
-    if not videos:
-        raise InputError(f"{printable(raw)}: no videos found, expected {printable(raw)}/<class>/<video>")
-    return Sources(tuple(sorted(videos, key=lambda video: video.path)), dict(skipped))
-
-
-def _walk(root: bytes, class_name: bytes, skipped: Counter[str]) -> list[VideoFile]:
+    depth = _class_depth([path for path, _, _ in found]) if layout == "auto" else LAYOUTS.index(layout) - 1
     videos = []
-    folders = [class_name]
+    for path, num_bytes, mtime_ns in sorted(found):
+        folders = path.split(b"/")[:-1]
+        if len(folders) <= depth or (depth and folders[0] not in SPLIT_FOLDERS):
+            skipped["outside a class folder"] += 1
+        else:
+            videos.append(VideoFile(path, folders[depth], num_bytes, mtime_ns))
+    if not videos:
+        expected = "/<train, val or test>" * depth
+        raise InputError(f"{printable(raw)}: no videos found, expected {printable(raw)}{expected}/<class>/<video>")
+    return Sources(tuple(videos), dict(skipped), depth)
+
+
+def _class_depth(paths: list[bytes]) -> int:
+    """Tell RAW/<split>/<class>/<video> from RAW/<class>/<video>."""
+    parts = [path.split(b"/") for path in paths]
+    splits = {SPLIT_FOLDERS.get(first) for first, *_ in parts}
+    given = None not in splits and Split.TRAIN in splits and len(splits) > 1
+    return int(given and all(len(folders) > 2 for folders in parts))
+
+
+def _walk(root: bytes, top: bytes, skipped: Counter[str]) -> list[tuple[bytes, int, int]]:
+    """List path, size and time of the candidates below one folder of the root."""
+    found = []
+    folders = [top]
     while folders:
         folder = folders.pop()
         with os.scandir(os.path.join(root, folder)) as entries:
@@ -106,5 +132,5 @@ def _walk(root: bytes, class_name: bytes, skipped: Counter[str]) -> list[VideoFi
                 else:
                     facts = entry.stat(follow_symlinks=False)
                     size = facts.st_size if entry.is_file(follow_symlinks=False) else 0
-                    videos.append(VideoFile(path, class_name, size, facts.st_mtime_ns))
-    return videos
+                    found.append((path, size, facts.st_mtime_ns))
+    return found

@@ -17,7 +17,10 @@ from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.eval import loading
+from vidcache.perceptual import perceptual_hash
+from vidcache.preprocess.build import plan_attributes
 from vidcache.preprocess.ffmpeg import find_tools
+from vidcache.preprocess.rule import SplitRule
 from vidcache.preprocess.split import assign_splits
 from vidcache.spec import Spec
 from vidcache.train import loop
@@ -67,6 +70,7 @@ def make_record(clip: npt.NDArray[np.uint8], status: Status = Status.OK, error: 
         record["source_hash"] = clip_hash_of(clip).encode()
         record["mean_rgb"] = clip.reshape(-1, 3).mean(axis=0)
         record["num_real"] = len(clip)
+        record["perceptual_hash"] = perceptual_hash(clip)
     for name, value in values.items():
         record[name] = value
     return record[()]
@@ -83,7 +87,7 @@ def make_plan(spec: Spec, classes: list[str], labels: npt.NDArray[np.int64], *, 
         labels=tuple(index[path.split(b"/")[0]] for path in paths),
         source_bytes=tuple(range(len(paths))),
         source_mtime_ns=tuple(range(len(paths))),
-        attributes={"sampling": spec.sampling, "scaling": spec.scaling, "split_seed": 0, "ffmpeg_version": "none"},
+        attributes=plan_attributes(spec, 0, SplitRule(), "none"),
     )
 
 

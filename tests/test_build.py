@@ -14,12 +14,14 @@ from tests.helpers import TOOLS, make_raw, make_video
 from vidcache.cache.layout import Status, clip_hash_of
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import InputError
+from vidcache.near import NEAR, clip_distance
+from vidcache.perceptual import perceptual_hash
 from vidcache.preprocess import backends
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.decode import Limits, decode_video
 from vidcache.preprocess.ffmpeg import Children
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.perceptual import perceptual_hash
+from vidcache.preprocess.rule import SplitChoice
 from vidcache.preprocess.sources import find_videos
 from vidcache.sampling import sample_indices
 from vidcache.spec import Spec
@@ -244,13 +246,13 @@ def test_options_change_the_result(raw_dir: Path, tmp_path: Path) -> None:
         return CacheReader(tmp_path / name)
 
     plain = build("plain.h5")
-    assert plain.split_hash != build("seed.h5", seed=1).split_hash
-    assert plain.fingerprint == build("seed2.h5", seed=1).fingerprint
-    no_test = build("split.h5", fractions=(0.5, 0.5, 0.0))
+    assert plain.split_hash != build("seed.h5", split=SplitChoice(seed=1)).split_hash
+    assert plain.fingerprint == build("seed2.h5", split=SplitChoice(seed=1)).fingerprint
+    no_test = build("split.h5", split=SplitChoice(fractions=(0.5, 0.5, 0.0)))
     assert 0 == len(no_test.rows("test"))
     assert (4, 32, 16) == build("spec.h5", spec=Spec(4, 32, 16)).spec.clip_shape[:3]
     timeouts = BuildOptions(spec=SPEC, limits=Limits(timeout_seconds=1e-6))
-    with pytest.raises(InputError, match="timeout: ffprobe was still reading after 1e-06 s; raise --timeout"):
+    with pytest.raises(InputError, match="timeout: .* after 1e-06 s; raise --timeout"):
         build_cache(raw_dir, tmp_path / "timeout.h5", timeouts)
 
 
@@ -319,36 +321,18 @@ def test_a_killed_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
 # --- perceptual hash --------------------------------------------------------------------------
 
 
-def _distance(one: np.ndarray[object, np.dtype[np.uint64]], two: np.ndarray[object, np.dtype[np.uint64]]) -> float:
-    return float(np.bitwise_count(one ^ two).mean())
-
-
-def test_perceptual_hashes_are_near_for_copies_and_far_for_others(tmp_path: Path) -> None:
-    def clip_of(name: str, *arguments: str) -> np.ndarray[object, np.dtype[np.uint8]]:
+def test_a_video_that_was_encoded_again_looks_alike_and_another_does_not(tmp_path: Path) -> None:
+    def hash_of(name: str, *arguments: str) -> np.ndarray[object, np.dtype[np.uint8]]:
         command = [TOOLS.ffmpeg, "-v", "error", "-y", "-f", "lavfi", "-i", *arguments, str(tmp_path / name)]
         subprocess.run(command, check=True)
         with Children() as children:
-            return decode_video(tmp_path / name, Spec(16, 64, 64), [TOOLS], children, Limits()).clip
+            clip = decode_video(tmp_path / name, Spec(16, 64, 64), [TOOLS], children, Limits()).clip
+        return perceptual_hash(clip)
 
     length = ("-frames:v", "40", "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
-    original = perceptual_hash(clip_of("a.mp4", "mandelbrot=s=160x120:r=25", *length))
-    copy = perceptual_hash(
-        clip_of("b.mp4", "mandelbrot=s=160x120:r=25,scale=96:80,eq=brightness=0.06", *length, "-crf", "32")
-    )
-    other = perceptual_hash(clip_of("c.mp4", "testsrc2=s=160x120:r=25", *length))
+    original = hash_of("a.mp4", "testsrc2=s=160x120:r=25", *length)
+    copy = hash_of("b.mp4", "testsrc2=s=160x120:r=25,scale=96:80,eq=brightness=0.06", *length, "-crf", "32")
+    other = hash_of("c.mp4", "mandelbrot=s=160x120:r=25", *length)
 
-    assert _distance(original, copy) < 8
-    assert _distance(original, other) > 20
-
-
-def test_a_mirrored_clip_flips_the_odd_horizontal_bits(rng: np.random.Generator) -> None:
-    clip = np.repeat(np.repeat(rng.integers(0, 256, (8, 9, 9, 3), np.uint8), 6, axis=1), 6, axis=2)
-    odd = sum(1 << (8 * u + v) for u in range(8) for v in range(1, 8, 2))
-
-    mirrored = perceptual_hash(np.ascontiguousarray(clip[:, :, ::-1])) ^ np.uint64(odd)
-
-    assert _distance(perceptual_hash(clip), mirrored) < 1
-
-
-def test_a_black_clip_has_a_hash_too() -> None:
-    assert [0] * 8 == perceptual_hash(np.zeros((5, 20, 30, 3), np.uint8)).tolist()
+    assert clip_distance(original, copy) <= NEAR
+    assert clip_distance(original, other) > 10 * NEAR

@@ -150,6 +150,8 @@ def test_build_json_is_one_object(built: Path, tmp_path: Path) -> None:
         "num_decoded": 19,
         "num_reused": 0,
         "classes": {"fall": 6, "jump": 6, "rise <b>[red]": 6},
+        "splits": {"train": 12, "val": 3, "test": 3, "unused": 0},
+        "notes": [],
     } == said
 
 

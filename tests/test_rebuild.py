@@ -20,6 +20,7 @@ from vidcache.cache.reader import CacheReader
 from vidcache.errors import CacheError, InputError, LockedError, VidcacheError
 from vidcache.preprocess.build import BuildReport, build_cache
 from vidcache.preprocess.options import BuildOptions
+from vidcache.preprocess.rule import SplitChoice
 from vidcache.spec import Spec
 
 SPEC = Spec(4, 32, 32)
@@ -156,14 +157,14 @@ def test_after_a_change_only_what_is_new_is_decoded(
     assert build(raw, cache).up_to_date
 
 
-@pytest.mark.parametrize("settings", [{"seed": 1}, {"fractions": (1.0, 0.0, 0.0)}])
-def test_another_split_decodes_nothing(raw: Path, cache: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("split", [SplitChoice(seed=1), SplitChoice(fractions=(1.0, 0.0, 0.0))])
+def test_another_split_decodes_nothing(raw: Path, cache: Path, tmp_path: Path, split: SplitChoice) -> None:
     with CacheReader(cache) as reader:
         before = reader.split_hash, reader.fingerprint
 
-    report = build(raw, cache, **settings)
+    report = build(raw, cache, split=split)
 
-    build(raw, tmp_path / "fresh.h5", **settings)
+    build(raw, tmp_path / "fresh.h5", split=split)
     assert 0 == report.num_decoded
     assert (tmp_path / "fresh.h5").read_bytes() == cache.read_bytes()
     with CacheReader(cache) as reader:
@@ -482,5 +483,5 @@ def test_every_row_of_a_rebuilt_cache_is_true(raw: Path, cache: Path) -> None:
     with CacheReader(cache) as reader:
         assert 10 == len(reader.rows())
         assert (reader.columns["status"] == Status.OK).all()
-        assert {int(part) for part in Split} == set(np.unique(reader.columns["split"]).tolist())
+        assert {Split.TRAIN, Split.VAL, Split.TEST} == set(np.unique(reader.columns["split"]).tolist())
         assert not len(reader.damaged_rows())

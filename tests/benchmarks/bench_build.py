@@ -26,7 +26,7 @@ from vidcache.cache.writer import CacheWriter
 from vidcache.preprocess.build import make_plan
 from vidcache.preprocess.decode import Limits, decode_video
 from vidcache.preprocess.ffmpeg import Children, find_tools
-from vidcache.preprocess.options import BuildOptions
+from vidcache.preprocess.rule import SplitRule
 from vidcache.preprocess.sources import find_videos
 from vidcache.preprocess.split import assign_splits
 from vidcache.spec import Spec
@@ -127,7 +127,6 @@ def bench_speed(name: str, raw: Path, scratch: Path, workers: int, pairs: int) -
 def bench_up_to_date(scratch: Path, num_files: int, runs: int) -> None:
     """Print what it costs to see that there is nothing to do."""
     raw, cache, spec = scratch / f"files_{num_files}", scratch / f"files_{num_files}.h5", Spec(2, 16, 16)
-    options = BuildOptions(spec=spec)
     if not raw.exists():
         for index in range(num_files):
             path = raw / f"class_{index % 100:02}" / f"part_{index // 1000:04}" / f"video_{index:07}.mp4"
@@ -135,14 +134,15 @@ def bench_up_to_date(scratch: Path, num_files: int, runs: int) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"x" * (index % 50 + 1))
     if not cache.exists():
-        plan = make_plan(find_videos(raw), options, TOOLS, [])
+        rule = SplitRule()
+        plan = make_plan(find_videos(raw), spec, rule, TOOLS, [])
         with CacheWriter(cache, plan) as writer:
             record = np.zeros((), RECORD)
             record["clip_hash"] = clip_hash_of(np.zeros(spec.clip_shape, np.uint8)).encode()
             for row in range(plan.num_clips):
                 writer.complete(row, record[()])
             good = np.ones(plan.num_clips, bool)
-            split = assign_splits(plan.paths, plan.labels, good, options.fractions, options.seed)
+            split = assign_splits(plan.paths, plan.labels, good, rule.fractions, rule.seed)
             writer.finish(np.arange(plan.num_clips, dtype=np.int32), split)
     command = [VIDCACHE, "build", str(raw), str(cache), "--num-frames", "2", "--size", "16", "--max-failures", "100%"]
     times = []

@@ -1,0 +1,191 @@
+"""Splits that come with the data: from lists, or from the folders. Finds the videos that they name."""
+
+import dataclasses
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vidcache.cache.layout import Split
+from vidcache.errors import InputError
+from vidcache.preprocess.split import NUM_SPLITS, assign_splits
+from vidcache.preprocess.split_files import SPLIT_FOLDERS, Entry, read_entries
+from vidcache.preprocess.video_index import VideoIndex
+from vidcache.text import plural, printable
+
+UNNAMED = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What lists or folders say about the videos.
+
+    Attributes:
+        split: (N,) uint8 values of `Split`; `UNNAMED` where nothing is said.
+        num_unknown: Lines that name no video.
+        formats: Of the lists that were read, sorted; or "folders".
+    """
+
+    split: npt.NDArray[np.uint8]
+    num_unknown: int = 0
+    formats: tuple[str, ...] = ()
+
+    @property
+    def num_unnamed(self) -> int:
+        """Videos about which nothing is said."""
+        return int((self.split == UNNAMED).sum())
+
+    @property
+    def has_val(self) -> bool:
+        """Whether a video is for validation."""
+        return bool((self.split == Split.VAL).any())
+
+    @property
+    def has_test(self) -> bool:
+        """Whether a video is for the test."""
+        return bool((self.split == Split.TEST).any())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, a sentence each."""
+        unknown, unnamed, lists = self.num_unknown, self.num_unnamed, ", ".join(self.formats)
+        notes = []
+        if unknown:
+            notes.append(
+                f"{plural(unknown, 'line')} of the lists ({lists}) {'names' if unknown == 1 else 'name'} no video"
+            )
+        if unnamed:
+            where = "folder train, val or test" if lists == "folders" else "list"
+            notes.append(f"{plural(unnamed, 'video')} {'is' if unnamed == 1 else 'are'} in no {where}: not used")
+        missing = [name for name, present in (("val", self.has_val), ("test", self.has_test)) if not present]
+        if missing:
+            notes.append(f"the given split has no {' and no '.join(missing)}: taken out of train, in whole groups")
+        return tuple(notes)
+
+
+def read_split_files(patterns: Sequence[str], paths: Sequence[bytes]) -> Given:
+    """Read lists and find the videos that they name.
+
+    A video is named by its path, or the end of its path after a "/"; if there is none of that
+    name, by a name that differs in the extension (data sets get converted).
+
+    Args:
+        patterns: Files, or patterns as of the shell.
+        paths: (N,) relative paths.
+
+    Raises:
+        InputError: A pattern has no file, a file is no list, a name fits two videos, a video has two
+            splits, or no name fits any.
+    """
+    formats, entries = set(), []
+    for file in expand(patterns):
+        name, found = read_entries(Path(file))
+        formats.add(name)
+        entries += found
+    index = VideoIndex(paths, frozenset(entry.label for entry in entries if entry.label))
+    split = np.full(len(paths), UNNAMED, np.uint8)
+    first: dict[int, Entry] = {}
+    num_unknown = 0
+    for entry in entries:
+        row = index.find(entry)
+        if row is None:
+            num_unknown += 1
+        elif first.setdefault(row, entry).split != entry.split:
+            raise InputError(
+                f"{entry.where}: {printable(paths[row])} is {_name(entry.split)}, and {_name(first[row].split)} in "
+                f"{first[row].where}, expected one split for a video. Give the lists of one division of the data only"
+            )
+        else:
+            split[row] = entry.split
+    if not first:
+        raise InputError(
+            f"{', '.join(map(printable, patterns))}: none of {plural(len(entries), 'line')}{_example(entries)} names "
+            f"one of {plural(len(paths), 'video')}{f' ({printable(paths[0])})' if paths else ''}, expected paths, or "
+            "ends of paths, below the raw folder. Check that these lists belong to these videos"
+        )
+    return Given(split, num_unknown, tuple(sorted(formats)))
+
+
+def _example(entries: Sequence[Entry]) -> str:
+    return f" ({printable(entries[0].names[0])})" if entries else ""
+
+
+def _name(split: Split) -> str:
+    return split.name.lower()
+
+
+def expand(patterns: Sequence[str]) -> list[str]:
+    """Return the files that are meant, each pattern's sorted.
+
+    Raises:
+        InputError: A pattern has no file.
+    """
+    expanded: list[str] = []
+    for pattern in patterns:
+        # A file that exists is meant literally: names of data sets hold brackets.
+        files = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        if not files:
+            raise InputError(
+                f"{printable(pattern)}: no such file, expected a list of videos, or a pattern of lists. Check the path"
+            )
+        expanded += files
+    return expanded
+
+
+def folder_splits(paths: Sequence[bytes]) -> Given:
+    """Return what the first folder of each path says: train, val (or valid, validation) or test."""
+    split = [SPLIT_FOLDERS.get(path.split(b"/")[0], UNNAMED) for path in paths]
+    return Given(np.array(split, np.uint8), formats=("folders",))
+
+
+def complete_given(
+    given: Given,
+    paths: Sequence[bytes],
+    labels: npt.ArrayLike,
+    good: npt.ArrayLike,
+    groups: npt.ArrayLike | None,
+    fractions: Sequence[float],
+    seed: int,
+) -> npt.NDArray[np.uint8]:
+    """Take out of train what the given splits lack: val, test or both. Nothing else changes.
+
+    In the proportion of the fractions: of 70/15/15, 15/85 of train becomes a missing val. Whole
+    groups, as in `assign_splits`.
+
+    Args:
+        given: What lists or folders say.
+        paths: (N,) relative paths.
+        labels: (N,) class of each.
+        good: (N,) whether it has a clip.
+        groups: (N,) group of each. None: every video is one.
+        fractions: Of train, val and test; sum 1.
+        seed: As of `assign_splits`.
+
+    Returns:
+        (N,) values of `Split`; `Split.UNUSED` for what is not named.
+
+    Raises:
+        InputError: No video is for training.
+    """
+    split = np.where(given.split == UNNAMED, np.uint8(Split.UNUSED), given.split)
+    train = np.flatnonzero(split == Split.TRAIN)
+    if not len(train):
+        counts = np.bincount(split, minlength=NUM_SPLITS + 1).tolist()
+        raise InputError(
+            f"given splits: 0 train, {counts[1]:,} val, {counts[2]:,} test, {counts[3]:,} unused, expected videos to "
+            "train on. Give the list of the training videos too"
+        )
+    present = (True, given.has_val, given.has_test)
+    parts = [fractions[Split.TRAIN], *(0 if present[s] else fractions[s] for s in (Split.VAL, Split.TEST))]
+    split[train] = assign_splits(
+        [paths[row] for row in train.tolist()],
+        np.asarray(labels)[train],
+        np.asarray(good)[train],
+        [part / sum(parts) for part in parts],
+        seed,
+        None if groups is None else np.asarray(groups)[train],
+    )
+    return split

@@ -1,0 +1,428 @@
+"""Splitting: options of build and of `vidcache split`, given splits, and a cache that is split again."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.helpers import make_cache, make_raw, make_video, read_split
+from vidcache import cli
+from vidcache.cache.layout import Split
+from vidcache.cache.reader import CacheReader
+from vidcache.errors import CacheError, InputError, LockedError
+from vidcache.preprocess.build import build_cache
+from vidcache.preprocess.groups import Grouping
+from vidcache.preprocess.options import BuildOptions
+from vidcache.preprocess.resplit import split_cache
+from vidcache.preprocess.rule import SplitChoice, SplitRule
+from vidcache.preprocess.sources import find_videos
+from vidcache.spec import Spec
+
+SPEC = Spec(8, 32, 32)
+
+
+def vidcache(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+def build(raw: Path, cache: Path, *arguments: object) -> Result:
+    result = vidcache("build", raw, cache, "--num-frames", 8, "--size", 32, "--workers", 2, *arguments)
+    assert 0 == result.exit_code, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2 classes of 9 videos in 3 folders each, recorded in 6 sessions that both classes share."""
+    folder = tmp_path_factory.mktemp("data") / "raw"
+    for number in range(18):
+        name, index = ("jump", "run")[number // 9], number % 9
+        place = folder / name / f"take{index // 3}" / f"s{index % 6}_{index}.mkv"
+        make_video(place, 24, first=number * 13, step=(1, 3, 7)[number % 3], size=("64x48", "48x64")[number % 2])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache = tmp_path_factory.mktemp("built") / "c.h5"
+    build(raw, cache)
+    return cache
+
+
+@pytest.fixture
+def cache(built: Path, tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return Path(shutil.copy(built, tmp_path / "out" / "c.h5"))
+
+
+def splits_by(cache: Path, part: int) -> dict[str, set[int]]:
+    """In which splits the clips are whose path has the same characters at a place."""
+    found: dict[str, set[int]] = {}
+    with CacheReader(cache) as reader:
+        for row in reader.rows().tolist():
+            key = os.fsdecode(reader.path_of(row)).split("/")
+            name = "/".join(key[:2]) if part == 0 else key[2].split("_")[0]
+            found.setdefault(name, set()).add(int(reader.columns["split"][row]))
+    return found
+
+
+@pytest.mark.parametrize(("by", "part"), [(("folder",), 0), (("regex", r"/(s\d)_"), 1)])
+def test_groups_stay_together_and_build_and_split_give_the_same_bytes(
+    raw: Path, cache: Path, tmp_path: Path, by: tuple[str, ...], part: int
+) -> None:
+    assert any(len(splits) > 1 for splits in splits_by(cache, part).values())
+
+    result = vidcache("split", cache, "--by", *by)
+
+    assert 0 == result.exit_code, result.stderr
+    assert all(len(splits) == 1 for splits in splits_by(cache, part).values())
+    assert f"by {' '.join(by)}, 6 groups" in result.stdout
+    build(raw, tmp_path / "fresh.h5", "--by", *by)
+    assert (tmp_path / "fresh.h5").read_bytes() == cache.read_bytes()
+    assert {"c.h5", "c.h5.lock"} == {file.name for file in cache.parent.iterdir()}
+
+
+def test_what_is_not_given_stays_as_it_is(raw: Path, cache: Path) -> None:
+    vidcache("split", cache, "--by", "folder", "--split", "50/25/25", "--near-duplicates", "off")
+    before = cache.read_bytes()
+
+    again = vidcache("split", cache)
+    assert "it was split so already, nothing was written" in again.stdout
+    assert "nothing was written" in build(raw, cache).stderr
+    assert before == cache.read_bytes()
+
+    said = json.loads(vidcache("split", cache, "--seed", 5, "--json").stdout)
+    assert ("folder", [0.5, 0.25, 0.25], 5, "off") == (
+        said["split_by"],
+        said["split_fractions"],
+        said["split_seed"],
+        said["split_near_duplicates"],
+    )
+    assert said["num_moved"] > 0
+    with CacheReader(cache) as reader:
+        assert said["split_hash"] == reader.split_hash
+        counts = {name: sum(row.values()) for name, row in said["splits"].items()}
+        assert {"jump": 9, "run": 9} == counts
+    assert all(len(splits) == 1 for splits in splits_by(cache, 0).values())
+
+
+def test_clips_and_fingerprint_stay_and_only_the_split_changes(cache: Path) -> None:
+    with CacheReader(cache) as reader:
+        clips, before = reader.read(reader.rows()), (reader.fingerprint, reader.split_hash)
+
+    report = split_cache(cache, SplitChoice(seed=3))
+
+    with CacheReader(cache) as reader:
+        assert (clips == reader.read(reader.rows(), verify=True)).all()
+        assert (before[0], True) == (reader.fingerprint, before[1] != reader.split_hash)
+        assert (report.split_hash, report.up_to_date) == (reader.split_hash, False)
+
+
+def test_a_dry_run_shows_the_split_and_writes_nothing(cache: Path) -> None:
+    before = cache.read_bytes()
+
+    result = vidcache("split", cache, "--by", "folder", "--dry-run")
+
+    assert "by folder, 6 groups" in result.stdout
+    assert "nothing was written" in result.stdout
+    assert before == cache.read_bytes()
+    assert ["c.h5"] == [file.name for file in cache.parent.iterdir()]
+
+
+def test_a_failed_video_keeps_its_row(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "c.h5", {"a": 12, "b": 7}, failed=(2, 15))
+
+    report = split_cache(cache, SplitChoice(seed=9))
+
+    with CacheReader(cache) as reader:
+        assert (19, 17) == (len(reader), len(reader.rows()))
+    assert {"a": 11, "b": 6} == {name: sum(counts) for name, counts in report.class_counts.items()}
+
+
+# --- given splits -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def given_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """raw/{train,val,test}/<class>/: 3, 1 and 2 videos of 2 classes."""
+    folder = tmp_path_factory.mktemp("given") / "raw"
+    number = 0
+    for split, count in (("train", 3), ("val", 1), ("test", 2)):
+        for name in ("jump", "run"):
+            for index in range(count):
+                make_video(folder / split / name / f"{name}{index}.mkv", 24, first=number * 19, step=1 + number % 5)
+                number += 1
+    return folder
+
+
+def test_folders_called_train_val_and_test_are_the_split(given_raw: Path, tmp_path: Path) -> None:
+    result = build(given_raw, tmp_path / "c.h5")
+
+    assert "12 clips of 2 classes (train 6, val 2, test 4)" in result.stderr
+    with CacheReader(tmp_path / "c.h5") as reader:
+        assert ("jump", "run") == reader.classes
+        assert ("folders", 1) == (reader.attributes["split_source"], reader.attributes["class_depth"])
+        for row, name in enumerate(reader.columns["path"].tolist()):
+            assert name.split(b"/")[0].decode() == Split(reader.columns["split"][row]).name.lower()
+            assert name.split(b"/")[1].decode() == reader.classes[reader.labels[row]]
+
+
+def test_analyze_of_a_folder_knows_its_splits(given_raw: Path, tmp_path: Path) -> None:
+    said = json.loads(vidcache("analyze", given_raw, "--out", tmp_path / "out", "--json").stdout)
+
+    assert {"jump", "run"} == {entry["class"] for entry in said["classes"]}
+    assert [3, 3] == [entry["train"] for entry in said["classes"]]
+
+
+def test_another_layout_or_fractions_overrule_the_folders(given_raw: Path, tmp_path: Path) -> None:
+    build(given_raw, tmp_path / "classes.h5", "--layout", "classes", "--allow-tiny-classes")
+    with CacheReader(tmp_path / "classes.h5") as reader:
+        assert ("test", "train", "val") == reader.classes
+    build(given_raw, tmp_path / "c.h5", "--split", "100/0/0")
+    assert 12 == len(read_split(tmp_path / "c.h5", Split.TRAIN))
+    assert 0 == vidcache("split", tmp_path / "c.h5", "--split", "folders").exit_code
+    assert 4 == len(read_split(tmp_path / "c.h5", Split.TEST))
+
+
+def test_layouts_are_told_apart(tmp_path: Path) -> None:
+    def depth(*paths: str, layout: str = "auto") -> int:
+        shutil.rmtree(tmp_path / "raw", ignore_errors=True)
+        for path in paths:
+            (tmp_path / "raw" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "raw" / path).write_bytes(b"x")
+        return find_videos(tmp_path / "raw", layout).class_depth
+
+    assert 1 == depth("train/a/1.mp4", "test/a/2.mp4")
+    assert 1 == depth("train/a/1.mp4", "validation/b/2.mp4")
+    assert 0 == depth("train/a/1.mp4", "test/2.mp4")  # a class called test
+    assert 0 == depth("train/a/1.mp4", "bus/a/2.mp4")
+    assert 0 == depth("train/a/1.mp4")
+    assert 0 == depth("val/a/1.mp4", "test/a/2.mp4")
+    assert 1 == depth("train/a/1.mp4", "bus/a/2.mp4", layout="splits")
+    found = find_videos(tmp_path / "raw", "splits")
+    assert ([b"train/a/1.mp4"], {"outside a class folder": 1}) == ([v.path for v in found.videos], found.skipped)
+    depth("a/1.mp4")
+    with pytest.raises(InputError, match="raw: no videos found, expected .*raw/<train, val or test>/<class>/<video>"):
+        find_videos(tmp_path / "raw", "splits")
+
+
+def write_list(path: Path, rows: list[tuple[str, str]]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "split"), *rows])
+    return path
+
+
+def test_a_list_gives_the_split_and_what_it_leaves_out_is_unused(raw: Path, cache: Path, tmp_path: Path) -> None:
+    with CacheReader(cache) as reader:
+        paths = [os.fsdecode(path) for path in reader.columns["path"].tolist()]
+    names = ("train", "train", "val", "test")
+    listed = [(path, names[row % 4]) for row, path in enumerate(paths[:16])]
+    splits = write_list(tmp_path / "splits.csv", [*listed, ("jump/no/such.mkv", "test")])
+
+    result = vidcache("split", cache, "--split-file", splits)
+
+    assert 0 == result.exit_code, result.stderr
+    assert "Note: 1 line of the lists" in result.stderr
+    assert "Note: 2 videos are in no list: not used" in result.stderr
+    for split in (Split.TRAIN, Split.VAL, Split.TEST):
+        wanted = [path for path, name in listed if name == split.name.lower()]
+        assert wanted == [os.fsdecode(path) for path in read_split(cache, split)]
+    said = json.loads(vidcache("info", cache, "--json").stdout)
+    assert 2 == sum(said["splits"]["unused"].values())
+    assert "unused" in vidcache("info", cache).stdout
+    fresh = build(raw, tmp_path / "fresh.h5", "--split-file", splits)
+    assert "(train 8, val 4, test 4, unused 2)" in fresh.stderr
+    assert (tmp_path / "fresh.h5").read_bytes() == cache.read_bytes()
+
+
+def test_a_cache_keeps_no_lists(raw: Path, cache: Path, tmp_path: Path) -> None:
+    """Nothing to do is no problem; anything else needs the list again."""
+    with CacheReader(cache) as reader:
+        paths = [os.fsdecode(path) for path in reader.columns["path"].tolist()]
+    splits = write_list(tmp_path / "splits.csv", [(path, "train") for path in paths])
+    assert 0 == vidcache("split", cache, "--split-file", splits).exit_code
+
+    assert "up to date" in build(raw, cache).stderr
+    result = vidcache("split", cache, "--seed", 1)
+
+    assert 2 == result.exit_code
+    assert "by video and files, but the cache keeps no files, expected their names" in result.stderr
+    assert 0 == vidcache("split", cache, "--seed", 1, "--split-file", splits).exit_code
+    assert 0 == vidcache("split", cache, "--split", "70/15/15").exit_code
+    assert 0 == vidcache("split", cache, "--seed", 2).exit_code
+
+
+def test_groups_from_a_file(cache: Path, tmp_path: Path) -> None:
+    with CacheReader(cache) as reader:
+        paths = [os.fsdecode(path) for path in reader.columns["path"].tolist()]
+    lines = ["path,group", *(f"{path},{row % 5}" for row, path in enumerate(paths[:15])), "no/such.mkv,1"]
+    (tmp_path / "groups.csv").write_text("\n".join(lines))
+
+    result = vidcache("split", cache, "--by", "file", tmp_path / "groups.csv")
+
+    assert 0 == result.exit_code, result.stderr
+    assert "Note: --by file groups.csv says nothing about 3 videos: each is a group of its own" in result.stderr
+    assert f"Note: 1 line of {tmp_path}/groups.csv name no video, for example no/such.mkv" in result.stderr
+    with CacheReader(cache) as reader:
+        splits = reader.columns["split"]
+        assert all(len(set(splits[group:15:5].tolist())) == 1 for group in range(5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--by", "regex"), "group by 'regex', expected video, folder"),
+        (("--by", "regex", "s"), "group by regex 's': no capture group"),
+        (("--by",), "Option '--by' requires an argument"),
+        (("--split", "80/30"), "split '80/30', expected train/val/test percentages"),
+        (("--split", "folders", "--split-file", "x.csv"), "--split folders: means nothing with --split-file"),
+        (("--split-file", "no.csv"), "no.csv: no such file, expected a list of videos"),
+        (("--near-duplicates", "maybe"), "'maybe' is not one of"),
+        (("--by", "regex", "(zzz)"), "matches none of 18 paths"),
+        (("--split", "folders"), "given splits: 0 train, 0 val, 0 test, 18 unused"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_done(
+    raw: Path, cache: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    before = cache.read_bytes()
+
+    for command in (("split", cache), ("build", raw, tmp_path / "new.h5")):
+        result = vidcache(*command, *arguments)
+
+        assert 2 == result.exit_code, result.output
+        assert message in result.stderr.replace("\n", " ")
+    assert before == cache.read_bytes()
+    assert not (tmp_path / "new.h5").exists()
+
+
+def test_by_may_also_be_one_word_and_come_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "by folder" in vidcache("split", "--by", "folder", cache).stdout
+    assert "by regex (s1)_" in vidcache("split", "--by", "regex", "(s1)_", cache).stdout
+    assert "by regex (s2)_" in vidcache("split", cache, "--by=regex (s2)_").stdout
+    monkeypatch.setenv("VIDCACHE_BY", "regex (s3)_")
+    assert "by regex (s3)_" in vidcache("split", "--", cache).stdout
+
+
+def test_a_warning_has_the_numbers_where_groups_prevent_the_fractions(cache: Path) -> None:
+    result = vidcache("split", cache, "--by", "regex", r"/(s[0-4])_", "--split", "40/30/30")
+
+    assert "Note: --by regex /(s[0-4])_ says nothing about" in result.stderr
+    result = vidcache("split", cache, "--by", "regex", "/take[01]/(s)", "--split", "34/33/33")
+    assert "of 2 classes cannot be near 34/33/33, because groups stay together: " in result.stderr
+
+
+# --- what must not happen -------------------------------------------------------------------
+
+
+def test_a_damaged_clip_is_not_copied(cache: Path) -> None:
+    with CacheReader(cache) as reader:
+        offset = reader.header.clips_offset + 4 * reader.spec.clip_bytes
+    with cache.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 1]))
+    before = cache.read_bytes()
+
+    with pytest.raises(CacheError, match=r"c.h5: the clip of row 4 \(jump/take1/s4_4.mkv\) does not match its hash"):
+        split_cache(cache, SplitChoice(seed=1))
+
+    assert before == cache.read_bytes()
+
+
+def test_two_cannot_write_at_once(cache: Path) -> None:
+    def try_again(done: int, total: int) -> None:
+        assert 18 == total
+        if done == 9:
+            with pytest.raises(LockedError, match="c.h5: another build is writing it"):
+                split_cache(cache, SplitChoice(seed=2))
+
+    split_cache(cache, SplitChoice(seed=1), progress=try_again)
+
+
+def test_an_interrupted_build_is_not_thrown_away(raw: Path, cache: Path, tmp_path: Path) -> None:
+    more = tmp_path / "raw"
+    shutil.copytree(raw, more)
+    make_raw(more, {"jump": 2})
+
+    def stop(done: int, failed: int, total: int) -> None:
+        assert (0, 20) == (failed, total)
+        if done == 19:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(more, cache, BuildOptions(spec=SPEC, workers=1), stop)
+    with pytest.raises(InputError, match="an interrupted build has 1 video that are not in it yet"):
+        split_cache(cache, SplitChoice(seed=1))
+    report = build_cache(more, cache, BuildOptions(spec=SPEC, workers=1))
+    assert 1 == report.num_decoded
+    assert not split_cache(cache, SplitChoice(seed=1)).up_to_date
+
+
+def test_a_kill_at_any_instant_leaves_the_old_split_or_the_new(cache: Path, tmp_path: Path) -> None:
+    """A real process is killed after more and more of its work; whatever was left, the same command ends the same."""
+    before = cache.read_bytes()
+    golden = Path(shutil.copy(cache, tmp_path / "golden.h5"))
+    split_cache(golden, SplitChoice(seed=1))
+    code = (
+        "import os, signal, sys; from pathlib import Path; from vidcache import files; "
+        "from vidcache.cache import writer; from vidcache.preprocess.resplit import split_cache; "
+        "from vidcache.preprocess.rule import SplitChoice\n"
+        "left = [int(sys.argv[2])]\n"
+        "def killing(function):\n"
+        "    def call(*arguments):\n"
+        "        left[0] -= 1\n"
+        "        if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return function(*arguments)\n"
+        "    return call\n"
+        "for name in ('pwrite_all', 'copy_range', 'sync_file', 'sync_folder', '_write_all', '_remove_build'):\n"
+        "    setattr(writer, name, killing(getattr(writer, name)))\n"
+        "Path.rename = killing(Path.rename)\n"
+        "split_cache(Path(sys.argv[1]), SplitChoice(seed=1))\n"
+    )
+    num_killed = 0
+    for after in range(0, 1000, 3):
+        ended = subprocess.run([sys.executable, "-c", code, str(cache), str(after)], check=False).returncode
+        assert ended in (0, -signal.SIGKILL)
+        num_killed += ended != 0
+        assert cache.read_bytes() in (before, golden.read_bytes())
+        if not ended:
+            break
+        if num_killed % 4 == 0:  # from the start again, else from what was left
+            shutil.rmtree(cache.with_name(".c.h5.build"), ignore_errors=True)
+            cache.write_bytes(before)
+    assert num_killed >= 5
+    assert golden.read_bytes() == cache.read_bytes()
+    assert {"c.h5", "c.h5.lock"} == {file.name for file in cache.parent.iterdir()}
+
+
+def test_ctrl_c_leaves_the_old_split(cache: Path) -> None:
+    before = cache.read_bytes()
+
+    def stop(done: int, total: int) -> None:
+        if done == total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        split_cache(cache, SplitChoice(seed=1), progress=stop)
+    assert before == cache.read_bytes()
+    assert not split_cache(cache, SplitChoice(seed=1)).up_to_date
+    assert {"c.h5", "c.h5.lock"} == {file.name for file in cache.parent.iterdir()}
+
+
+# --- the rule -----------------------------------------------------------------------------------
+
+
+def test_a_rule_survives_the_cache() -> None:
+    rule = SplitRule(Grouping("regex", r"_g(\d+)_"), "fractions", (0.5, 0.25, 0.25), 7, "report")
+
+    assert rule == SplitRule.from_attributes(rule.attributes())
+    assert rule == SplitChoice().applied_to(rule)
