@@ -1,0 +1,159 @@
+"""`vidcache analyze`: options in, findings in words and a folder of files out."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from vidcache.cli import Command, echo_json, json_option, num_cpus, option
+from vidcache.errors import CacheError
+from vidcache.text import plural, printable
+
+if TYPE_CHECKING:  # numpy, h5py, scikit-learn and matplotlib take 2 s to import: not for --help
+    from vidcache.preprocess.analysis import Facts
+    from vidcache.preprocess.finding import Finding
+
+STYLES = {"problem": "bold red", "warning": "bold yellow", "note": "bold blue"}
+
+
+@click.command(cls=Command)
+@click.argument("path", metavar="CACHE|RAW", type=click.Path(path_type=Path))
+@option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    show_default="cache.analysis beside cache.h5, raw.analysis beside raw",
+    help="Folder of the results.",
+)
+@option(
+    "--workers", type=click.IntRange(1), default=num_cpus, show_default="all CPUs", help="Videos looked at at a time."
+)
+@option("--num-frames", type=click.IntRange(2, 1024), default=64, help="Frames per clip (T) to expect; only for RAW.")
+@option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffprobe; only for RAW.")
+@json_option()
+@click.pass_context
+def analyze(
+    ctx: click.Context,
+    path: Path,
+    out: Path | None,
+    workers: int,
+    num_frames: int,
+    ffmpeg_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what a cache or a folder of videos holds, and what is odd about it.
+
+    Of RAW/<class>/**/<video> headers are read and nothing is decoded. Writes analysis.html, summary.json,
+    videos.csv and the charts as PNG.
+
+    \b
+    vidcache analyze cache.h5
+    vidcache analyze raw/
+    """
+    is_folder = path.is_dir()
+    folder = _output_folder(path, out, is_folder)
+    if not is_folder:
+        _check_cache_options(ctx, path)
+    with _progress(Console(stderr=True)) as progress:
+        facts, look_alikes = (
+            (_folder_facts(path, num_frames, workers, ffmpeg_dir, progress), ())
+            if is_folder
+            else _cache_facts(path, progress)
+        )
+
+    from vidcache.preprocess.analysis_files import summarise, write_analysis
+    from vidcache.preprocess.charts import draw_all
+    from vidcache.preprocess.findings import find_all
+    from vidcache.preprocess.shortcuts import study_shortcuts
+
+    study = study_shortcuts(facts)
+    charts = draw_all(facts)
+    summary = {**summarise(facts, study, find_all(facts, study, look_alikes), charts), "out": printable(folder)}
+    write_analysis(folder, facts, summary, charts)
+    if as_json:
+        echo_json(summary)
+    else:
+        _show(Console(), summary)
+
+
+def _output_folder(path: Path, out: Path | None, is_folder: bool) -> Path:
+    if not is_folder:
+        return out or path.with_suffix(".analysis")
+    raw = Path(os.path.abspath(path))  # "." and ".." have a name too, a link stays one
+    folder = out or raw.with_name(f"{raw.name}.analysis")
+    if folder.resolve().is_relative_to(path.resolve()):
+        raise click.BadParameter(
+            f"{printable(folder)} lies in {printable(path)}, expected a folder outside: inputs are never changed",
+            param_hint="--out",
+        )
+    return folder
+
+
+def _check_cache_options(ctx: click.Context, path: Path) -> None:
+    if not path.exists():
+        raise CacheError(
+            f"{printable(path)}: not there, expected a cache, or a folder RAW/<class>/<video>. "
+            "Check the name, or build it: vidcache build RAW CACHE"
+        )
+    for name, flag in (("num_frames", "--num-frames"), ("ffmpeg_dir", "--ffmpeg-dir")):
+        # Set in the environment for `vidcache build`, it is no mistake here.
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{flag}: means nothing for the cache {printable(path)}: its clips are made")
+
+
+def _folder_facts(
+    raw: Path, num_frames: int, workers: int, ffmpeg_dir: Path | None, progress: Callable[[int, int, int], None]
+) -> "Facts":
+    from vidcache.preprocess.survey import facts_of_folder
+
+    return facts_of_folder(
+        raw, num_frames_per_clip=num_frames, workers=workers, ffmpeg_dir=ffmpeg_dir, progress=progress
+    )
+
+
+def _cache_facts(cache: Path, progress: Callable[[int, int, int], None]) -> "tuple[Facts, tuple[Finding, ...]]":
+    from vidcache.cache.reader import CacheReader
+    from vidcache.preprocess.analysis import facts_of_cache
+    from vidcache.preprocess.likeness_findings import look_alikes
+
+    with CacheReader(cache) as reader:
+        return facts_of_cache(reader, progress), tuple(look_alikes(reader))
+
+
+@contextlib.contextmanager
+def _progress(console: Console) -> Iterator[Callable[[int, int, int], None]]:
+    """A bar on a terminal, nothing elsewhere."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("looking", total=None, failed=0)
+        yield lambda done, failed, total: bar.update(task, completed=done, total=total, failed=failed)
+
+
+def _show(console: Console, summary: dict[str, Any]) -> None:
+    """Print what was found in words; names are text, never markup."""
+
+    def say(*parts: tuple[str, str]) -> None:
+        console.print(Text.assemble(*parts), soft_wrap=True)
+
+    videos, classes = plural(summary["num_videos"], "video"), plural(len(summary["classes"]), "class", "classes")
+    bad = f"{summary['num_failed']:,} failed, {summary['num_damaged']:,} damaged, {summary['num_padded']:,} padded"
+    say((f"{summary['path']}: {videos} of {classes}; {bad}", ""))
+    for finding in summary["findings"]:
+        severity = finding["severity"]
+        say(("\n", ""), (f"{severity}: ", STYLES[severity]), (finding["title"], "bold"))
+        say((f"  {finding['detail']}\n  {finding['advice']}", ""))
+    if not summary["findings"]:
+        say((f"Nothing odd was found in {summary['path']}.", ""))
+    say((f"\nPage, charts and tables: {summary['out']}", ""))

@@ -1,0 +1,57 @@
+"""What is odd about clips that look alike: across splits, under two labels."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from vidcache.cache.leaks import find_duplicates, leaks_among
+from vidcache.cache.reader import Reader
+from vidcache.preprocess.finding import MAX_NAMES, Finding, Severity, share, some_names
+from vidcache.text import plural, printable
+
+
+def look_alikes(reader: Reader) -> Iterator[Finding]:
+    """Find clips that show the same without being the same bit for bit: those are `video_findings.duplicates`.
+
+    Args:
+        reader: The cache, or several.
+    """
+    found = find_duplicates(reader.columns)
+    first, second = reader.columns["clip_hash"][found.rows].T
+    near = found.rows[first != second]
+    if not len(near):
+        return
+    leaks = leaks_among(found, reader.columns["split"])
+    across = len(leaks.pairs)
+    if across:
+        yield Finding(
+            Severity.PROBLEM,
+            "clips look like clips of another split",
+            f"{leaks.in_words.capitalize()}. For example {_examples(reader, leaks.pairs)}.",
+            "The results are too good: the model is asked what it was taught. See them with vidcache leaks CACHE, keep "
+            "them together with vidcache split CACHE --near-duplicates group.",
+        )
+    labels = reader.labels[near]
+    clashing = near[labels[:, 0] != labels[:, 1]]
+    if len(clashing):
+        yield Finding(
+            Severity.WARNING,
+            f"{plural(len(clashing), 'pair')} of clips look alike, but are under two labels",
+            f"Of {plural(len(near), 'pair')} that look alike. For example {_examples(reader, clashing)}.",
+            "Watch some: cuts of one scene can differ in what happens for a moment, copies cannot. Correct labels that "
+            "are wrong.",
+        )
+    if not across:
+        clips = len(np.unique(near))
+        yield Finding(
+            Severity.NOTE,
+            f"{plural(clips, 'clip')} look like others",
+            f"{share(clips, len(reader.rows()))}, in {plural(len(near), 'pair')}; none straddle the splits. "
+            f"For example {_examples(reader, near)}.",
+            "They count as one when you ask how much data there is.",
+        )
+
+
+def _examples(reader: Reader, pairs: "np.ndarray[tuple[int, int], np.dtype[np.int64]]") -> str:
+    names = [" and ".join(printable(reader.path_of(row)) for row in pair) for pair in pairs[:MAX_NAMES].tolist()]
+    return some_names(names, len(pairs))

@@ -1,0 +1,199 @@
+"""How every chart of an analysis is drawn: bars, histograms, scatter. Knows numbers and names, not videos."""
+
+import functools
+import io
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from vidcache.text import printable
+
+MAX_BARS = 40  # more than these cannot be read: both ends are shown
+ENDS = 15
+# Okabe and Ito, "Color Universal Design", 2008: told apart with any colour vision.
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#999999"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION)
+# A page 390 pixels wide shows a chart at 0.48 of its size: 10 points are 10 pixels then.
+WIDTH_INCHES, DPI = 5.2, 144
+
+FALLBACK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+    "WenQuanYi Zen Hei",
+    "Arial Unicode MS",
+    "PingFang HK",
+)
+
+Values = npt.NDArray[Any]
+
+
+def draw_bars(
+    names: Sequence[str],
+    parts: dict[str, Values],
+    xlabel: str,
+    *,
+    text: Callable[[float], str] = "{:,.0f}".format,
+    colours: Sequence[str] = COLOURS,
+    sort: bool = True,
+    most: float | None = None,
+) -> bytes:
+    """Draw one horizontal bar per name, the longest on top; of more than 40, the 15 longest and 15 shortest.
+
+    Args:
+        names: Of the bars (n).
+        parts: Name of each part of a bar to its lengths, (n,); with one part there is no legend.
+        xlabel: What the lengths are.
+        text: Turns a length into what stands beside the bar.
+        colours: Of the parts.
+        sort: Longest on top; else the last one on top.
+        most: End of the axis; None is the longest bar.
+
+    Returns:
+        A PNG.
+    """
+    totals = np.sum(list(parts.values()), axis=0)
+    order = np.argsort(totals, kind="stable") if sort else np.arange(len(totals))
+    if len(order) > MAX_BARS:
+        order = np.concatenate([order[:ENDS], order[-ENDS:]])
+    figure, axes = _empty(0.8 + 0.26 * len(order) + 0.3 * (len(parts) > 1))
+    left, lines = np.zeros(len(order)), np.arange(len(order))
+    for (part, values), colour in zip(parts.items(), colours, strict=False):
+        axes.barh(lines, values[order], 0.75, left, color=colour, label=part)
+        left = left + values[order]
+    for line, total in zip(lines.tolist(), left.tolist(), strict=True):
+        axes.annotate(text(total), (total, line), (3, 0), textcoords="offset points", va="center", fontsize=9)
+    # A name like $x^2$ is a name.
+    labels = [_short(names[k]) for k in order.tolist()]
+    axes.set_yticks(lines, labels, fontsize=10, fontfamily=_fonts(), parse_math=False)
+    axes.set(ylim=(-0.6, len(order) - 0.4), xlim=(0, 1.12 * (most or max(left.max(initial=0), 1))), xlabel=xlabel)
+    if len(order) < len(names):
+        axes.axhline(ENDS - 0.5, color=VERMILION, linestyle="--", linewidth=1)
+        axes.annotate(
+            f"{len(names) - len(order):,} between",
+            (1, ENDS - 0.5),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="center",
+            fontsize=9,
+            color=VERMILION,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+    if len(parts) > 1:
+        figure.legend(loc="outside upper center", ncols=len(parts), frameon=False, fontsize=10)
+    _count(axes.xaxis)
+    axes.grid(axis="x", alpha=0.3)
+    return _png(figure)
+
+
+def draw_histogram(values: Values, xlabel: str, marks: Sequence[tuple[float, str, str]] = ()) -> bytes:
+    """Draw a histogram of videos; its axis is logarithmic when the values are far apart.
+
+    Args:
+        values: One per video, finite. Not empty.
+        xlabel: What they are.
+        marks: (where, label, colour) of vertical lines; the axis reaches them.
+
+    Returns:
+        A PNG.
+    """
+    figure, axes = _empty(3.3)
+    ends = [float(values.min()), float(values.max()), *(mark for mark, _, _ in marks)]
+    low, high = min(ends), max(ends)
+    if low > 0 and high / low > 20:
+        bins = np.geomspace(low, high, 41)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=15))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
+        axes.tick_params(axis="x", labelsize=9)
+    elif np.issubdtype(values.dtype, np.integer):  # the same number of whole numbers in each, or the bars are a comb
+        step = math.ceil((high - low + 1) / 40)
+        bins = np.arange(low, high + step + 1, step) - 0.5
+    else:
+        room = 0.5 if high == low else 0.0
+        bins = np.linspace(low - room, high + room, 41)
+    axes.hist(values, bins=bins.tolist(), color=BLUE)
+    for where, label, colour in marks:
+        axes.axvline(where, color=colour, linewidth=2, label=label)
+    if marks:
+        figure.legend(loc="outside upper center", ncols=len(marks), frameon=False, fontsize=10)
+    axes.set(xlabel=xlabel, ylabel="videos")
+    _count(axes.yaxis)
+    axes.grid(axis="y", alpha=0.3)
+    return _png(figure)
+
+
+def draw_sizes(sizes: Values, counts: Values) -> bytes:
+    """Draw frame sizes; the area of a point is how many videos have it, and the five most frequent are named.
+
+    Args:
+        sizes: (n, 2) width and height. n >= 1.
+        counts: (n,) videos.
+
+    Returns:
+        A PNG.
+    """
+    figure, axes = _empty(4.2)
+    area = 30 + 600 * counts / counts.max()  # the smallest can still be seen
+    order = np.argsort(-counts, kind="stable")
+    rest = order[len(COLOURS) :]
+    for index, colour in zip(order.tolist(), COLOURS, strict=False):
+        label = f"{sizes[index, 0]} x {sizes[index, 1]}: {counts[index]:,}"
+        axes.scatter(sizes[index, 0], sizes[index, 1], area[index], color=colour, alpha=0.7, label=label, zorder=2)
+    if len(rest):
+        label = f"{len(rest):,} other: {counts[rest].sum():,}"
+        axes.scatter(sizes[rest, 0], sizes[rest, 1], area[rest], color=GREY, alpha=0.6, label=label, zorder=1)
+    end = 1.1 * sizes.max()
+    axes.plot([0, end], [0, end], color=GREY, linestyle="--", linewidth=1, label="square", zorder=0)
+    legend = figure.legend(loc="outside right upper", frameon=False, fontsize=10)
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([60])
+    axes.set(xlim=(-0.04 * end, end), ylim=(-0.04 * end, end), xlabel="width in pixels", ylabel="height in pixels")
+    axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _empty(height_inches: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _count(axis: Any) -> None:
+    """Whole numbers at the ticks of an axis."""
+    axis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+@functools.cache
+def _fonts() -> list[str]:
+    """Matplotlib's own font, and what this machine has for the scripts that it lacks."""
+    known = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in known)]
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():  # a character that no font has is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(file, dpi=DPI, format="png", metadata={"Software": None})  # the same bytes from any version
+    return file.getvalue()
+
+
+def _short(name: str) -> str:
+    text = printable(name)
+    return text if len(text) <= 24 else f"{text[:23]}…"

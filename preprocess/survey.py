@@ -1,0 +1,121 @@
+"""The facts of a folder of videos, from their headers: one ffprobe each, nothing is decoded."""
+
+import os
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import cast
+
+import joblib
+import numpy as np
+
+from vidcache.cache.layout import ERROR_BYTES, RECORD, Status
+from vidcache.preprocess.analysis import Facts, Progress, no_progress
+from vidcache.preprocess.decode import Limits, hash_video, open_video
+from vidcache.preprocess.failure import Failure, Reason
+from vidcache.preprocess.ffmpeg import Children, Tools, find_tools
+from vidcache.preprocess.given import folder_splits
+from vidcache.preprocess.probe import Probe, probe_video
+from vidcache.preprocess.record import failure_record
+from vidcache.preprocess.sources import find_videos
+from vidcache.text import one_line, printable
+
+
+def facts_of_folder(
+    raw: Path,
+    *,
+    num_frames_per_clip: int = 64,
+    workers: int = 1,
+    ffmpeg_dir: Path | None = None,
+    progress: Progress = no_progress,
+) -> Facts:
+    """Collect the facts of a folder of videos.
+
+    Args:
+        raw: Folder of class folders.
+        num_frames_per_clip: Frames of a clip (T), to say which would be padded.
+        workers: Videos probed at a time.
+        ffmpeg_dir: Folder of the ffprobe to use; None finds one.
+        progress: Called with videos done, failed, and in all.
+
+    Raises:
+        InputError: The folder cannot be read or holds no candidate, or there is no ffprobe.
+    """
+    tools, sources = find_tools(ffmpeg_dir), find_videos(raw)
+    videos = sources.videos
+    # Equal files have equal sizes: most sizes occur once, and those files need not be read.
+    sizes = Counter(video.num_bytes for video in videos)
+    root = os.path.abspath(os.fsencode(raw))
+
+    def work(row: int) -> tuple[int, np.void]:
+        path = os.path.join(root, videos[row].path)
+        try:
+            record = _record(_probe(path, tools, children), num_frames_per_clip)
+            if sizes[videos[row].num_bytes] > 1:
+                record["source_hash"] = hash_video(path).encode()
+        except Failure as failure:
+            return row, failure_record(failure)
+        return row, record
+
+    records = np.zeros(len(videos), RECORD)
+    with Children() as children:
+        parallel = joblib.Parallel(n_jobs=workers, backend="threading", return_as="generator_unordered", batch_size=1)
+        results = parallel(joblib.delayed(work)(row) for row in range(len(videos)))
+        failed = 0
+        try:
+            for done, (row, record) in enumerate(results, 1):
+                records[row] = record
+                failed += int(record["status"] == Status.FAILED)
+                progress(done, failed, len(videos))
+        except BaseException:
+            children.close()
+            with warnings.catch_warnings():  # joblib's, that some work was in vain
+                warnings.simplefilter("ignore")
+                results.close()
+            raise
+    label_of = {name: label for label, name in enumerate(sources.classes)}
+    names = "status error duration_seconds fps width height num_frames num_real codec pixel_format source_hash"
+    return Facts(
+        name=printable(raw),
+        fingerprint="",
+        classes=tuple(os.fsdecode(name) for name in sources.classes),
+        num_frames_per_clip=num_frames_per_clip,
+        skipped=sources.skipped,
+        path=np.array([video.path for video in videos]),
+        label=np.array([label_of[video.class_name] for video in videos]),
+        source_bytes=np.array([video.num_bytes for video in videos]),
+        split=folder_splits([video.path for video in videos]).split if sources.class_depth else None,
+        **{name: records[name] for name in names.split()},
+    )
+
+
+def _probe(path: bytes, tools: Tools, children: Children) -> Probe:
+    """Ask ffprobe about a video; what is sure to give no clip is a failure as it would be in a build."""
+    limits, descriptor = Limits(), open_video(path)
+    try:
+        deadline = time.monotonic() + limits.timeout_seconds
+        probe = probe_video(tools, children, descriptor, deadline=deadline, max_pixels=limits.max_pixels)
+    finally:
+        os.close(descriptor)
+    if probe.encrypted:
+        raise Failure(Reason.ENCRYPTED, f"{probe.codec or 'unknown codec'}; the container says that it is encrypted")
+    if probe.num_packets == 0:
+        raise Failure(Reason.NO_FRAMES, "no packets in the file", 0, probe.num_frames_from_header)
+    return probe
+
+
+def _record(probe: Probe, num_frames_per_clip: int) -> np.void:
+    """What a cache would keep of the video, as far as a header tells."""
+    record = np.zeros((), RECORD)
+    num_frames, claimed = probe.num_packets, probe.num_frames_from_header
+    seconds = probe.duration_seconds or (num_frames / probe.fps_from_header if probe.fps_from_header else 0.0)
+    if claimed > probe.num_packets_in_file:
+        damage = f"{Reason.MISSING_FRAMES}: {probe.num_packets_in_file} in the file, the header says {claimed}"
+        record["status"], record["error"] = Status.DAMAGED, one_line(damage, ERROR_BYTES).encode()
+    record["width"], record["height"], record["rotation"] = probe.width, probe.height, probe.rotation
+    record["duration_seconds"], record["fps"] = seconds, round(num_frames / seconds, 6) if seconds else 0.0
+    record["num_frames"], record["num_frames_from_header"] = num_frames, claimed
+    record["num_real"] = min(num_frames, num_frames_per_clip)
+    record["codec"], record["pixel_format"] = probe.codec.encode()[:24], probe.pixel_format.encode()[:24]
+    return cast(np.void, record[()])
