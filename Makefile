@@ -53,6 +53,8 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_stream.py --data $(DATA) --scratch $(SCRATCH)
 	$(BIN)/python tests/benchmarks/bench_augment.py --cache $(SCRATCH)/stream.h5
 	$(BIN)/python tests/benchmarks/bench_step.py --cache $(SCRATCH)/stream.h5
+	$(BIN)/python -m tests.benchmarks.bench_near --data $(DATA) --scratch $(SCRATCH)
+	$(BIN)/python -m tests.benchmarks.bench_split --data $(DATA) --scratch $(SCRATCH)
 
 clean:
 	rm -rf .venv build $(DEMO) *.egg-info

@@ -26,7 +26,7 @@ def look_alikes(reader: Reader) -> Iterator[Finding]:
     if across:
         yield Finding(
             Severity.PROBLEM,
-            "clips look like clips of another split",
+            f"{plural(len(np.unique(leaks.pairs)), 'clip')} of different splits look alike",
             f"{leaks.in_words.capitalize()}. For example {_examples(reader, leaks.pairs)}.",
             "The results are too good: the model is asked what it was taught. See them with vidcache leaks CACHE, keep "
             "them together with vidcache split CACHE --near-duplicates group.",

@@ -132,13 +132,13 @@ def make_choice(values: dict[str, Any]) -> SplitChoice:
 @click.option("--dry-run", is_flag=True, help="Show the split; write nothing.")
 @json_option()
 def split(cache: Path, dry_run: bool, as_json: bool, **values: Any) -> None:
-    r"""Divide the clips of CACHE into train, val and test again; nothing is decoded.
+    """Divide the clips of CACHE into train, val and test again; nothing is decoded.
 
     What is not given stays as it is in CACHE. A kill at any instant leaves the old split or the new one.
 
     \b
     vidcache split cache.h5 --by folder
-    vidcache split cache.h5 --by regex '_g(\d+)_' --split 80/10/10
+    vidcache split cache.h5 --by regex '_g([0-9]+)_' --split 80/10/10
     vidcache split cache.h5 --split-file trainlist01.txt --split-file testlist01.txt
     """
     choice = make_choice(values)

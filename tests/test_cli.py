@@ -80,7 +80,7 @@ def test_help_lists_every_command_without_importing_it() -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["build", "demo", "info", "verify"])
+@pytest.mark.parametrize("command", ["analyze", "build", "demo", "info", "leaks", "preview", "split", "verify"])
 def test_every_sub_command_has_help_with_an_example(command: str) -> None:
     result = vidcache(command, "--help")
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tests.helpers import SHARED, TOOLS
+from tests.helpers import SHARED, TOOLS, run_ffmpeg
+from vidcache.cache.leaks import find_duplicates, find_leaks
 from vidcache.cache.reader import CacheReader
 from vidcache.cli import main
 from vidcache.sampling import sample_indices
@@ -100,3 +101,51 @@ def test_overhead_home_equals_an_independent_decode(tmp_path: Path) -> None:
             frames = np.frombuffer(raw.stdout, np.uint8).reshape(-1, 112, 112, 3)
             assert len(frames) == reader.columns["num_frames"][row]
             assert (frames[sample_indices(len(frames), 64)] == reader.read([row])[0]).all()
+
+
+def test_the_leak_guard_finds_copies_of_real_clips(tmp_path: Path) -> None:
+    """24 clips of one room, each copied in four ways; those of the recording in the dark are left out."""
+    ways = {
+        "small": ("-vf", "scale=iw/2:-2", "-crf", "34"),
+        "bright": ("-vf", "eq=brightness=0.12:contrast=1.15"),
+        "cropped": ("-vf", "hflip,crop=iw*0.9:ih*0.9"),
+        "late": ("-ss", "0.3"),
+    }
+    videos = [path for path in sorted((SHARED / "overhead_home").glob("*/*.mp4")) if "_183032_" not in path.name][::11]
+    for video in videos:
+        for way, arguments in {"original": (), **ways}.items():
+            target = tmp_path / "raw" / way / video.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            codec = ("-an", "-c:v", "libx264", "-preset", "ultrafast")
+            run_ffmpeg("-i", str(video), *arguments, *codec, str(target))
+    result = CliRunner().invoke(main, ["build", str(tmp_path / "raw"), str(tmp_path / "c.h5"), "--num-frames", "64"])
+    assert 0 == result.exit_code, result.stderr
+
+    with CacheReader(tmp_path / "c.h5") as reader:
+        names = [os.fsdecode(reader.path_of(row)).split("/") for row in range(len(reader))]
+        pairs = [(names[first], names[second]) for first, second in find_duplicates(reader.columns).rows.tolist()]
+        assert 0 == len(find_leaks(reader).pairs)
+    assert len(videos) >= 24
+    for way in ways:
+        found = [
+            first[1] for first, second in pairs if {first[0], second[0]} == {"original", way} and first[1] == second[1]
+        ]
+        assert len(found) >= 0.95 * len(videos), way
+    originals = [(first[1], second[1]) for first, second in pairs if first[0] == second[0] == "original"]
+    assert len(originals) <= 0.01 * len(videos) * (len(videos) - 1) / 2
+
+
+def test_a_split_by_recording_parts_no_recording(tmp_path: Path) -> None:
+    by = ["--by", "regex", r"/([0-9]+_[0-9]+)_"]
+    arguments = [str(SHARED / "overhead_home"), str(tmp_path / "c.h5"), "--num-frames", "8", "--size", "32"]
+    result = CliRunner().invoke(main, ["build", *arguments, *by])
+    assert 0 == result.exit_code, result.stderr
+
+    with CacheReader(tmp_path / "c.h5") as reader:
+        recordings: dict[str, set[int]] = {}
+        for row in range(len(reader)):
+            name = os.fsdecode(reader.path_of(row)).split("/")[1].rsplit("_", 1)[0]
+            recordings.setdefault(name, set()).add(int(reader.columns["split"][row]))
+        assert 21 == len(recordings)
+        assert all(len(splits) == 1 for splits in recordings.values())
+        assert all({0, 1, 2} == set(reader.columns["split"][reader.labels == label].tolist()) for label in range(7))

@@ -1,12 +1,13 @@
 """The leak guard: which copies of real and rendered clips it finds, what it pairs by mistake, how it scales.
 
-    python tests/benchmarks/bench_near.py --data ../shared/data/overhead_home --scratch /tmp/vidcache-bench
+    python -m tests.benchmarks.bench_near --data ../shared/data/overhead_home --scratch /tmp/vidcache-bench
 
 Every video is rendered again by ffmpeg in each way; a pair is false when its clips come from different recordings
 (the first two parts of the file name), since two clips of one recording can truly show the same.
 """
 
 import argparse
+import multiprocessing
 import resource
 import shutil
 import time
@@ -132,7 +133,9 @@ def main() -> None:
     print(f"threshold {NEAR}")
     for count in arguments.counts:
         for dense in (False, True):
-            scale(real, count, dense)
+            process = multiprocessing.get_context("fork").Process(target=scale, args=(real, count, dense))
+            process.start()  # one for each, since the highest memory of a process never falls
+            process.join()
     recall(arguments.data.name, arguments.data, scratch)
     render_demo(scratch / "demo", TOOLS, seed=0, workers=2)
     recall("rendered (vidcache demo)", scratch / "demo", scratch)
