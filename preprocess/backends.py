@@ -11,7 +11,7 @@ import functools
 import os
 import socket
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +93,31 @@ def _decode_here(jobs: list[Job], tools: list[Tools], write_clip: WriteClip, opt
         return job.row, record
 
     with Children() as children:
-        parallel = joblib.Parallel(
-            n_jobs=options.workers, backend="threading", return_as="generator_unordered", batch_size=1
-        )
-        results: Records = parallel(joblib.delayed(work)(job) for job in jobs)
-        try:
-            for result in results:  # noqa: UP028  (`yield from` would close `results` before the children)
-                yield result
-        except BaseException:
-            children.close()
-            with warnings.catch_warnings():  # joblib's, that some work was in vain
-                warnings.simplefilter("ignore")
-                results.close()
-            raise
+        yield from in_threads(work, jobs, options.workers, children)
+
+
+def in_threads(
+    work: Callable[[Any], tuple[int, np.void]], jobs: Iterable[Any], workers: int, children: Children
+) -> Records:
+    """Do work that waits for child processes, in threads; yields what it gives as it is done.
+
+    Args:
+        work: Called with a job.
+        jobs: In the order in which to begin.
+        workers: Jobs at a time.
+        children: Runs the processes; closed when the work is left early, so that no thread waits for one.
+    """
+    parallel = joblib.Parallel(n_jobs=workers, backend="threading", return_as="generator_unordered", batch_size=1)
+    results: Records = parallel(joblib.delayed(work)(job) for job in jobs)
+    try:
+        for result in results:  # noqa: UP028  (`yield from` would close `results` before the children)
+            yield result
+    except BaseException:
+        children.close()
+        with warnings.catch_warnings():  # joblib's, that some work was in vain
+            warnings.simplefilter("ignore")
+            results.close()
+        raise
 
 
 def _decode_job(

@@ -1,17 +1,17 @@
 """The facts of a folder of videos, from their headers: one ffprobe each, nothing is decoded."""
 
+import contextlib
 import os
 import time
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import cast
 
-import joblib
 import numpy as np
 
 from vidcache.cache.layout import ERROR_BYTES, RECORD, Status
 from vidcache.preprocess.analysis import Facts, Progress, no_progress
+from vidcache.preprocess.backends import in_threads
 from vidcache.preprocess.decode import Limits, hash_video, open_video
 from vidcache.preprocess.failure import Failure, Reason
 from vidcache.preprocess.ffmpeg import Children, Tools, find_tools
@@ -59,21 +59,15 @@ def facts_of_folder(
         return row, record
 
     records = np.zeros(len(videos), RECORD)
-    with Children() as children:
-        parallel = joblib.Parallel(n_jobs=workers, backend="threading", return_as="generator_unordered", batch_size=1)
-        results = parallel(joblib.delayed(work)(row) for row in range(len(videos)))
-        failed = 0
-        try:
-            for done, (row, record) in enumerate(results, 1):
-                records[row] = record
-                failed += int(record["status"] == Status.FAILED)
-                progress(done, failed, len(videos))
-        except BaseException:
-            children.close()
-            with warnings.catch_warnings():  # joblib's, that some work was in vain
-                warnings.simplefilter("ignore")
-                results.close()
-            raise
+    failed = 0
+    with (
+        Children() as children,
+        contextlib.closing(in_threads(work, range(len(videos)), workers, children)) as results,
+    ):
+        for done, (row, record) in enumerate(results, 1):
+            records[row] = record
+            failed += int(record["status"] == Status.FAILED)
+            progress(done, failed, len(videos))
     label_of = {name: label for label, name in enumerate(sources.classes)}
     names = "status error duration_seconds fps width height num_frames num_real codec pixel_format source_hash"
     return Facts(
