@@ -40,7 +40,7 @@ class LockedError(VidcacheError):
     exit_code = 6
 
 
-class InterruptedBuildError(VidcacheError):
+class InterruptedRunError(VidcacheError):
     """The work was stopped from outside and can be resumed."""
 
     exit_code = 130

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
 
-from vidcache.errors import InputError, InterruptedBuildError
+from vidcache.errors import InputError, InterruptedRunError
 from vidcache.text import one_line, printable
 
 STDERR_BYTES = 1 << 16
@@ -173,12 +173,12 @@ class Children:
             How it ended. The child is gone and reaped then, whatever happened.
 
         Raises:
-            InterruptedBuildError: `close` was called meanwhile.
+            InterruptedRunError: `close` was called meanwhile.
         """
         for descriptor in pass_fds:
             os.lseek(descriptor, 0, os.SEEK_SET)  # on macOS /dev/fd/N shares the position with us
         if self._closed:
-            raise InterruptedBuildError("stopped")
+            raise InterruptedRunError("stopped")
         try:
             child = subprocess.Popen(
                 command,
@@ -191,10 +191,10 @@ class Children:
                 env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
             )
         except PermissionError:  # the group is gone
-            raise InterruptedBuildError("stopped") from None
+            raise InterruptedRunError("stopped") from None
         try:  # opens right after Popen, so that the child always ends
             if self._closed:  # it may have joined the group just after that was killed
-                raise InterruptedBuildError("stopped")
+                raise InterruptedRunError("stopped")
             _limit(child.pid, max_file_bytes)
             timed_out, stderr = _drain(child, deadline, on_output, chatter)
         finally:
@@ -204,7 +204,7 @@ class Children:
                 if pipe:
                     pipe.close()
         if self._closed:
-            raise InterruptedBuildError("stopped")
+            raise InterruptedRunError("stopped")
         return Exit(child.returncode, timed_out, stderr.decode("utf-8", "replace"))
 
 

@@ -9,7 +9,8 @@ import torch
 
 from tests.helpers import make_cache, tiny_models
 from vidcache.cache.reader import CacheReader
-from vidcache.train.loop import TrainConfig, train
+from vidcache.train.config import TrainConfig
+from vidcache.train.loop import train
 
 
 def test_compile_hands_the_model_to_torch_compile_and_the_losses_stay(tmp_path: Path) -> None:

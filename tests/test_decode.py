@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.helpers import TOOLS, make_video, run_ffmpeg
-from vidcache.errors import InputError, InterruptedBuildError
+from vidcache.errors import InputError, InterruptedRunError
 from vidcache.preprocess import ffmpeg as ffmpeg_module
 from vidcache.preprocess.decode import Decoded, Limits, decode_video, open_video
 from vidcache.preprocess.failure import Failure, Reason
@@ -470,7 +470,7 @@ def test_after_close_nothing_runs(children: Children) -> None:
     other.close()
     other.close()
 
-    with pytest.raises(InterruptedBuildError, match="stopped"):
+    with pytest.raises(InterruptedRunError, match="stopped"):
         _run(other, "/bin/true")
 
 

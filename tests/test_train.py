@@ -27,8 +27,10 @@ from vidcache.model import R3D18, build_model
 from vidcache.spec import Spec
 from vidcache.train import loop, precision
 from vidcache.train.augment import Strength
-from vidcache.train.loop import EpochResult, Hooks, TrainConfig, train
+from vidcache.train.config import TrainConfig
+from vidcache.train.loop import train
 from vidcache.train.precision import choose_precision
+from vidcache.train.results import EpochResult, Hooks, RunResult
 from vidcache.train.run import run_training
 
 TINY = TrainConfig(weights="none", freeze="none", epochs=2, batch_size=4, amp="off", lr=1e-2, seed=3)
@@ -48,7 +50,7 @@ def learnable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_cache(path, {"a": 16, "b": 16}, spec=Spec(4, 16, 16), learnable=True)
 
 
-def run(path: Path, config: TrainConfig = TINY) -> tuple[loop.RunResult, list[Checkpoint]]:
+def run(path: Path, config: TrainConfig = TINY) -> tuple[RunResult, list[Checkpoint]]:
     saved: list[Checkpoint] = []
     with CacheReader(path) as reader:
         hooks = Hooks(on_epoch=lambda _, checkpoint: saved.append(checkpoint(True)))
@@ -56,7 +58,7 @@ def run(path: Path, config: TrainConfig = TINY) -> tuple[loop.RunResult, list[Ch
 
 
 @pytest.fixture(scope="module")
-def trained(learnable: Path) -> tuple[loop.RunResult, list[Checkpoint]]:
+def trained(learnable: Path) -> tuple[RunResult, list[Checkpoint]]:
     with tiny_models():
         return run(learnable, dataclasses.replace(TINY, epochs=4))
 
@@ -81,7 +83,7 @@ def test_r3d_18_learns_and_what_is_frozen_stays_bit_identical(learnable: Path) -
 
 @pytest.mark.usefixtures("tiny")
 def test_the_same_seed_is_the_same_run_and_threads_change_nothing(
-    learnable: Path, trained: tuple[loop.RunResult, list[Checkpoint]]
+    learnable: Path, trained: tuple[RunResult, list[Checkpoint]]
 ) -> None:
     again = run(learnable, dataclasses.replace(TINY, epochs=2, reader_threads=1))[1]
 
@@ -108,7 +110,7 @@ def test_the_same_seed_is_the_same_run_and_threads_change_nothing(
 )
 @pytest.mark.usefixtures("tiny")
 def test_every_setting_changes_the_run(
-    learnable: Path, trained: tuple[loop.RunResult, list[Checkpoint]], change: dict[str, object]
+    learnable: Path, trained: tuple[RunResult, list[Checkpoint]], change: dict[str, object]
 ) -> None:
     _, (other,) = run(learnable, dataclasses.replace(TINY, epochs=1, **change))  # type: ignore[arg-type]
 
@@ -117,7 +119,7 @@ def test_every_setting_changes_the_run(
 
 @pytest.mark.usefixtures("tiny")
 def test_validation_loss_is_exact_whatever_the_batch_size(
-    learnable: Path, trained: tuple[loop.RunResult, list[Checkpoint]]
+    learnable: Path, trained: tuple[RunResult, list[Checkpoint]]
 ) -> None:
     checkpoint = trained[1][-1]
     with CacheReader(learnable) as reader:

@@ -1,5 +1,7 @@
 """`vidtrain`: options in, best.pt and best.run/ out."""
 
+import dataclasses
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vidcache.cli import Command, choose_device, echo_json, json_option, option
-from vidcache.errors import InputError
+from vidcache.errors import InputError, InterruptedRunError
 from vidcache.text import plural, printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
@@ -20,8 +22,9 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.checkpoint import Checkpoint
     from vidcache.train.augment import Strength
     from vidcache.train.balance import ClassAudit
-    from vidcache.train.loop import EpochResult, Hooks, TrainConfig
+    from vidcache.train.config import TrainConfig
     from vidcache.train.precision import Choice
+    from vidcache.train.results import EpochResult, Hooks
 
 STAGES = ("none", "stem", "layer1", "layer2", "layer3", "layer4", "all")
 
@@ -93,22 +96,47 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @option("--reader-threads", type=click.IntRange(1), default=2, help="Threads that read clips.")
 @option("--verify", is_flag=True, help="Compare each clip with its hash whenever it is read.")
 @option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
+@click.option("--resume", is_flag=True, help="Go on with the run of best.run/last.pt, with its options.")
 @click.option("--strict-splits", is_flag=True, help="Stop when clips look like clips of another split.")
 @click.option("--shuffle-labels", is_flag=True, help="Control run with permuted labels: must end at chance.")
 @json_option()
-def main(caches: tuple[Path, ...], out: Path, strict_splits: bool, as_json: bool, **values: Any) -> None:
+@click.pass_context
+def main(
+    ctx: click.Context,
+    /,
+    caches: tuple[Path, ...],
+    out: Path,
+    resume: bool,
+    strict_splits: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Fine-tune R3D-18 on CACHE; the best epoch's model goes to best.pt, the rest to best.run/.
 
-    Several caches of the same shape and classes are used as one.
+    Several caches of the same shape and classes are used as one. A run that was interrupted or killed goes on with
+    --resume, and ends with the same weights as one that was not.
 
     \b
     vidtrain cache.h5
+    vidtrain cache.h5 --resume
     """
     from vidcache.train.run import run_training
 
+    config = _resumed_config(ctx, out, values) if resume else make_config(values)
     stderr = Console(stderr=True)
-    with _Reporter(stderr) as reporter:
-        result = run_training(caches, out, make_config(values), reporter.hooks(), strict_splits=strict_splits)
+    with _Reporter(stderr) as reporter, _Stop() as stop:
+        try:
+            result = run_training(
+                caches,
+                out,
+                config,
+                reporter.hooks(),
+                strict_splits=strict_splits,
+                resume=resume,
+                should_stop=lambda: stop.asked,
+            )
+        except InterruptedRunError as error:
+            raise InterruptedRunError(f"{error}. Go on with: vidtrain ... --resume") from None
     best = result.best
     stderr.print(
         Text(
@@ -177,13 +205,60 @@ def make_strength(values: dict[str, Any]) -> "Strength":
 
 def make_config(values: dict[str, Any]) -> "TrainConfig":
     """Turn the options of the command into a config."""
-    from vidcache.train.loop import TrainConfig
+    from vidcache.train.config import TrainConfig
 
     strength = make_strength(values)
     if values["freeze"] is None:
         values["freeze"] = "none" if values["weights"] == "none" else "layer2"
     values["device"] = choose_device(values["device"])
     return TrainConfig(strength=strength, **values)
+
+
+# What a resumed run may do otherwise, since it changes no result.
+_FREE = {"reader_threads", "verify"}
+
+
+def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "TrainConfig":
+    """Return the config of the run to resume; what the command line says must not contradict it."""
+    from vidcache.train.run import resumed_config
+
+    old, given = resumed_config(out), make_config(dict(values))
+    said = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
+    names = [name for name in values if ctx.get_parameter_source(name) in said]
+    free = {name: values[name] for name in names if name in _FREE}
+    for name in set(names) - _FREE:
+        there, here = (getattr(config, name, None) or getattr(config.strength, name, None) for config in (old, given))
+        if there != here:
+            flag = f"--{name.replace('_', '-')}"
+            raise click.UsageError(
+                f"{flag} {here}: the run in {printable(out.with_suffix('.run'))} has {there}, expected the same. "
+                "Leave it out, or train without --resume"
+            )
+    return dataclasses.replace(old, **free)
+
+
+class _Stop:
+    """The first SIGINT or SIGTERM asks the run to stop after the step that it is in; the second stops it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:  # noqa: ARG002 -- signal's signature
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 class _Reporter:
@@ -212,7 +287,7 @@ class _Reporter:
         self._bar.stop()
 
     def hooks(self) -> "Hooks":
-        from vidcache.train.loop import Hooks
+        from vidcache.train.results import Hooks
 
         return Hooks(self._show_leaks, self._show_audit, self._show_start, self._show_step, self._show_epoch)
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vidcache.files import write_atomically
-from vidcache.train.loop import EpochResult
+from vidcache.train.results import EpochResult
 
 
 def draw_curves(results: Sequence[EpochResult], path: Path) -> None:

@@ -9,11 +9,16 @@ from pathlib import Path
 
 from vidcache.cache.joined import open_caches
 from vidcache.cache.leaks import find_leaks
+from vidcache.cache.reader import Reader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError
+from vidcache.eval.loading import check_match
 from vidcache.files import write_text_atomically
+from vidcache.text import plural, printable
+from vidcache.train.config import TrainConfig
 from vidcache.train.curves import draw_curves
-from vidcache.train.loop import EpochResult, Hooks, RunResult, TrainConfig, check_config, train
+from vidcache.train.loop import check_config, train
+from vidcache.train.results import EpochResult, Hooks, RunResult
 
 
 def run_folder(out: Path) -> Path:
@@ -22,7 +27,14 @@ def run_folder(out: Path) -> Path:
 
 
 def run_training(
-    caches: Sequence[Path], out: Path, config: TrainConfig, hooks: Hooks, *, strict_splits: bool = False
+    caches: Sequence[Path],
+    out: Path,
+    config: TrainConfig,
+    hooks: Hooks,
+    *,
+    strict_splits: bool = False,
+    resume: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> RunResult:
     """Train, and write what happens as it happens.
 
@@ -35,13 +47,17 @@ def run_training(
         config: What to do.
         hooks: Where else to report to.
         strict_splits: Refuse a cache in which clips look like clips of another split.
+        resume: Go on with the run that `last.pt` is of; `config` is to be that of `resumed_config`.
+        should_stop: Asked after every step; once it says so, `last.pt` is written and the run is stopped.
 
     Returns:
         How it ended.
 
     Raises:
         CacheError: The cache cannot be used.
-        InputError: It is not what the config or `strict_splits` needs.
+        InputError: It is not what the config or `strict_splits` needs, or there is nothing to resume.
+        InterruptedRunError: It was stopped; the same call with `resume` goes on.
+        MismatchError: `last.pt` is of another cache or split.
         OSError: The disk is full or not writable; the last good checkpoint is untouched.
     """
     with open_caches(caches) as reader:
@@ -54,6 +70,7 @@ def run_training(
                 "keep them together: vidcache split CACHE --near-duplicates group"
             )
         folder = run_folder(out)
+        last = _last_checkpoint(folder / "last.pt", reader, out) if resume else None
         folder.mkdir(parents=True, exist_ok=True)
         facts = {
             "caches": [str(path) for path in caches],
@@ -62,7 +79,7 @@ def run_training(
         }
         text = json.dumps({**facts, "config": dataclasses.asdict(config)}, indent=2)
         write_text_atomically(folder / "config.json", text + "\n")
-        results: list[EpochResult] = []
+        results = [EpochResult(**fields) for fields in last.training["results"]] if last else []
 
         def on_epoch(result: EpochResult, checkpoint: Callable[[bool], Checkpoint]) -> None:
             results.append(result)
@@ -74,7 +91,41 @@ def run_training(
             draw_curves(results, folder / "curves.png")
             hooks.on_epoch(result, checkpoint)
 
-        return train(reader, config, dataclasses.replace(hooks, on_epoch=on_epoch))
+        def on_interrupt(checkpoint: Checkpoint) -> None:
+            checkpoint.save(folder / "last.pt")
+            hooks.on_interrupt(checkpoint)
+
+        hooks_here = dataclasses.replace(hooks, on_epoch=on_epoch, on_interrupt=on_interrupt)
+        return train(reader, config, hooks_here, resume=last, should_stop=should_stop)
+
+
+def resumed_config(out: Path) -> TrainConfig:
+    """Return the config of the run that can be resumed.
+
+    Raises:
+        InputError: There is none.
+        MismatchError: Its checkpoint is damaged, or no checkpoint.
+    """
+    return TrainConfig.from_dict(_load_last(run_folder(out) / "last.pt").config)
+
+
+def _load_last(path: Path) -> Checkpoint:
+    if not path.exists():
+        raise InputError(f"{printable(path)}: not there, expected the last checkpoint of a run. Train without --resume")
+    return Checkpoint.load(path)
+
+
+def _last_checkpoint(path: Path, reader: Reader, out: Path) -> Checkpoint:
+    last = _load_last(path)
+    check_match(last, reader, printable(path))
+    if not last.training:
+        raise InputError(f"{printable(path)}: holds no state of a run, expected one. Train without --resume")
+    if last.epoch and not out.exists():
+        raise InputError(
+            f"{printable(out)}: not there, expected the best checkpoint of the {plural(last.epoch, 'epoch')} that are "
+            "done. Put it back, or train without --resume"
+        )
+    return last
 
 
 def metrics_csv(results: list[EpochResult]) -> str:

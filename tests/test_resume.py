@@ -1,0 +1,322 @@
+"""A run that is stopped or killed and resumed is the run that was not: the same weights, bit for bit."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from tests.helpers import make_cache, tiny_models
+from vidcache.cache.reader import CacheReader
+from vidcache.checkpoint import Checkpoint
+from vidcache.errors import InputError, InterruptedRunError, MismatchError
+from vidcache.spec import Spec
+from vidcache.train.cli import main as vidtrain
+from vidcache.train.config import TrainConfig
+from vidcache.train.loop import train
+from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
+from vidcache.train.run import resumed_config, run_training
+
+# 22 training clips: 3 epochs of 4 steps, the last of which is short.
+CONFIG = TrainConfig(
+    weights="none",
+    freeze="none",
+    epochs=3,
+    batch_size=6,
+    amp="off",
+    lr=1e-2,
+    seed=3,
+    lr_schedule="cosine",
+    warmup_epochs=1.5,
+    min_epochs=3,
+)
+FLAGS = (
+    "--weights none --epochs 3 --batch-size 6 --amp off --lr 1e-2 --seed 3 --lr-schedule cosine --warmup-epochs 1.5 "
+    "--min-epochs 3 --device cpu"
+).split()
+STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def _tiny() -> Iterator[None]:
+    with tiny_models():
+        yield
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cache(tmp_path_factory.mktemp("c") / "c.h5", {"a": 16, "b": 16}, spec=Spec(4, 16, 16), learnable=True)
+
+
+@pytest.fixture(scope="module")
+def golden(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody stops."""
+    out = tmp_path_factory.mktemp("golden") / "best.pt"
+    with tiny_models():
+        run_training([cache], out, CONFIG, SILENT)
+    return out
+
+
+class StopAfter:
+    """Says so once, after a number of steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def plain(results: list[EpochResult] | tuple[EpochResult, ...]) -> list[dict[str, Any]]:
+    """Without what depends on the clock."""
+    clock = ("seconds", "clips_per_second", "data_wait_fraction")
+    return [{k: v for k, v in dataclasses.asdict(result).items() if k not in clock} for result in results]
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
+
+
+def assert_same_run(golden: Path, out: Path) -> None:
+    for path in (Path("best.pt"), Path("best.run/last.pt")):
+        expected, found = (Checkpoint.load(folder.parent / path) for folder in (golden, out))
+        assert equal(expected.weights, found.weights), path
+        assert expected.epoch == found.epoch
+        if path.name == "last.pt":
+            for name in ("optimizer", "scaler", "stopping", "precision"):
+                assert equal(expected.training[name], found.training[name]), name
+    tables = []
+    for folder in (golden, out):
+        with (folder.parent / "best.run" / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        clock = ("seconds", "clips_per_second", "data_wait_fraction")
+        tables.append([{k: v for k, v in row.items() if k not in clock} for row in rows])
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("steps", range(1, STEPS))
+def test_a_run_stopped_after_any_step_ends_the_same(cache: Path, golden: Path, tmp_path: Path, steps: int) -> None:
+    out = tmp_path / "best.pt"
+
+    with pytest.raises(InterruptedRunError, match="train: stopped (in epoch|after epoch) [123]"):
+        run_training([cache], out, CONFIG, SILENT, should_stop=StopAfter(steps))
+    result = run_training([cache], out, resumed_config(out), SILENT, resume=True)
+
+    assert 3 == len(result.epochs)
+    assert_same_run(golden, out)
+
+
+def test_a_run_stopped_after_every_step_ends_the_same(cache: Path, golden: Path, tmp_path: Path) -> None:
+    out, stops = tmp_path / "best.pt", 0
+
+    while True:
+        try:
+            run_training([cache], out, CONFIG, SILENT, resume=stops > 0, should_stop=StopAfter(1))
+        except InterruptedRunError:
+            stops += 1
+            continue
+        break
+
+    assert stops >= STEPS - 1
+    assert_same_run(golden, out)
+
+
+def test_more_threads_change_nothing_on_the_way(cache: Path, golden: Path, tmp_path: Path) -> None:
+    out = tmp_path / "best.pt"
+    with pytest.raises(InterruptedRunError):
+        run_training([cache], out, CONFIG, SILENT, should_stop=StopAfter(6))
+
+    run_training([cache], out, dataclasses.replace(CONFIG, reader_threads=5, verify=True), SILENT, resume=True)
+
+    assert_same_run(golden, out)
+
+
+def test_early_stopping_and_the_best_epoch_are_remembered(cache: Path) -> None:
+    config = dataclasses.replace(CONFIG, epochs=20, lr=0.05, lr_schedule="none", patience=2, min_delta=0.1)
+
+    def run(resume: Checkpoint | None = None, stop: int = 10**9) -> tuple[RunResult | None, list[Checkpoint]]:
+        saved: list[Checkpoint] = []
+        hooks = Hooks(on_epoch=lambda _, checkpoint: saved.append(checkpoint(True)), on_interrupt=saved.append)
+        with CacheReader(cache) as reader:
+            try:
+                return train(reader, config, hooks, resume=resume, should_stop=StopAfter(stop)), saved
+            except InterruptedRunError:
+                return None, saved
+
+    whole, _ = run()
+    assert whole
+    assert len(whole.epochs) < 20
+    _, saved = run(stop=4 * (len(whole.epochs) - 2) + 2 + len(whole.epochs) - 2)
+    rest, _ = run(saved[-1])
+
+    assert rest
+    assert plain(whole.epochs) == plain(rest.epochs)
+    assert (whole.best_epoch, whole.stopped_because) == (rest.best_epoch, rest.stopped_because)
+
+
+def test_a_finished_run_has_nothing_left_to_do(cache: Path, golden: Path, tmp_path: Path) -> None:
+    out = tmp_path / "best.pt"
+    whole = run_training([cache], out, CONFIG, SILENT)
+    before = out.read_bytes()
+
+    again = run_training([cache], out, resumed_config(out), SILENT, resume=True)
+
+    assert plain(whole.epochs) == plain(again.epochs)
+    assert before == out.read_bytes()
+    assert_same_run(golden, out)
+
+
+# --- killed, by signals --------------------------------------------------------------------------
+
+RUN = (
+    "import os, sys, time; from tests.helpers import tiny_models; from vidcache.train import step; "
+    "from vidcache.train.cli import main\n"
+    "inner, left = step.Stepper._step, [int(os.environ['DIE_AFTER'])]\n"
+    "def _step(self, *arguments):\n"
+    "    left[0] -= 1\n"
+    "    if left[0] < 0:\n"
+    "        print('there', flush=True)\n"
+    "        time.sleep(0.5 if os.environ['HOW'] != 'KILL' else 60)\n"
+    "    return inner(self, *arguments)\n"
+    "step.Stepper._step = _step\n"
+    "with tiny_models(): main(sys.argv[1:])\n"
+)
+
+
+def start(cache: Path, out: Path, how: str, after: int, *more: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", RUN, str(cache), "--out", str(out), *(more or FLAGS)]
+    environment = {**os.environ, "DIE_AFTER": str(after), "HOW": how, "PYTHONPATH": str(Path(__file__).parents[1])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize(("how", "after"), [("KILL", 2), ("KILL", 6), ("TERM", 5), ("INT", 10)])
+def test_a_process_that_is_killed_or_asked_to_stop_goes_on(
+    cache: Path, golden: Path, tmp_path: Path, how: str, after: int
+) -> None:
+    out = tmp_path / "best.pt"
+    process = start(cache, out, how, after)
+    assert process.stdout is not None
+    assert "there" in process.stdout.readline()
+
+    process.send_signal(signal.Signals[f"SIG{how}"])
+    _, stderr = process.communicate(timeout=60)
+
+    if how == "KILL":
+        assert -signal.SIGKILL == process.returncode
+    else:
+        assert 130 == process.returncode, stderr
+        assert (
+            f"Error: train: stopped in epoch {after // 4 + 1}, after {after % 4 + 1} of its steps. Go on with:"
+            in stderr
+        )
+    if how == "KILL" and after < 4:  # not one epoch: nothing to go on from
+        result = call(cache, out, "--resume")
+        assert 2 == result.exit_code
+        assert "best.run/last.pt: not there, expected the last checkpoint of a run" in result.stderr
+        assert 0 == call(cache, out, *FLAGS).exit_code
+    else:
+        assert 0 == call(cache, out, "--resume").exit_code
+    assert_same_run(golden, out)
+
+
+def test_a_second_signal_stops_at_once(cache: Path, tmp_path: Path) -> None:
+    process = start(cache, tmp_path / "best.pt", "KILL", 5)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=50)
+
+    assert 130 == process.returncode
+    assert time.monotonic() - begin < 40
+    assert 1 == Checkpoint.load(tmp_path / "best.run" / "last.pt").epoch
+
+
+# --- the command -----------------------------------------------------------------------------------
+
+
+def call(cache: Path, out: Path, *arguments: str) -> Result:
+    command: click.Command = vidtrain
+    return CliRunner().invoke(command, [str(cache), "--out", str(out), *arguments])
+
+
+@pytest.fixture
+def stopped(cache: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "best.pt"
+    with pytest.raises(InterruptedRunError):
+        run_training([cache], out, CONFIG, SILENT, should_stop=StopAfter(6))
+    return out
+
+
+def test_resume_takes_the_options_of_the_run_and_refuses_others(cache: Path, golden: Path, stopped: Path) -> None:
+    for option in (("--lr", "0.5"), ("--epochs", "9"), ("--augment", "exact"), ("--hue", "0.3")):
+        result = call(cache, stopped, "--resume", *option)
+        assert 2 == result.exit_code, result.output
+        assert f"{option[0]} {option[1]}" in result.stderr
+        assert "expected the same. Leave it out, or train without --resume" in result.stderr.replace("\n", " ")
+
+    result = call(cache, stopped, "--resume", "--lr", "0.01", "--reader-threads", "1", "--json")
+
+    assert 0 == result.exit_code, result.stderr
+    assert 3 == json.loads(result.stdout)["num_epochs"]
+    assert "precision: float32 (as before it was interrupted)" in result.stderr
+    assert_same_run(golden, stopped)
+
+
+def test_resume_needs_the_same_clips_the_best_checkpoint_and_the_state(
+    cache: Path, stopped: Path, tmp_path: Path
+) -> None:
+    other = make_cache(tmp_path / "o.h5", {"a": 16, "b": 16}, spec=Spec(4, 16, 16), learnable=True, seed=1)
+    with pytest.raises(MismatchError, match=r"last.pt: trained on cache \w+, but .*o.h5 is \w+"):
+        run_training([other], stopped, CONFIG, SILENT, resume=True)
+    last = stopped.parent / "best.run" / "last.pt"
+    moved = stopped.rename(stopped.with_suffix(".moved"))
+    with pytest.raises(InputError, match="best.pt: not there, expected the best checkpoint of the 1 epoch that are"):
+        run_training([cache], stopped, CONFIG, SILENT, resume=True)
+    moved.rename(stopped)
+    last.write_bytes(stopped.read_bytes())
+    with pytest.raises(InputError, match="last.pt: holds no state of a run, expected one. Train without --resume"):
+        run_training([cache], stopped, CONFIG, SILENT, resume=True)
+
+
+def test_a_flipped_bit_in_the_last_checkpoint_is_found(cache: Path, stopped: Path) -> None:
+    last = stopped.parent / "best.run" / "last.pt"
+    data = bytearray(last.read_bytes())
+    with zipfile.ZipFile(last) as archive:
+        content = max((archive.read(member) for member in archive.namelist()), key=len)
+    data[data.find(content) + len(content) // 2] ^= 4
+    last.write_bytes(data)
+
+    result = call(cache, stopped, "--resume")
+
+    assert 5 == result.exit_code
+    assert "is damaged (its CRC differs)" in result.stderr
+
+
+def test_without_resume_a_run_begins_anew(cache: Path, golden: Path, stopped: Path) -> None:
+    result = call(cache, stopped, *FLAGS)
+
+    assert 0 == result.exit_code, result.stderr
+    assert_same_run(golden, stopped)

@@ -1,0 +1,65 @@
+"""What a run is asked to do."""
+
+import dataclasses
+from typing import Any, Self
+
+from vidcache.train.augment import Strength
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What a run is asked to do; the defaults are those of the command.
+
+    Attributes:
+        weights: "kinetics400", "none", or a path.
+        freeze: Last frozen stage; see `vidcache.model.R3D18`.
+        num_frames_used: Frames of each clip, evenly spaced (T'); None for all.
+        epochs: At most so many.
+        batch_size: Clips per step (B).
+        lr: Highest learning rate of Adam.
+        lr_schedule: "none" or "cosine"; see `vidcache.train.schedule`.
+        warmup_epochs: Epochs in which the learning rate rises to `lr`; may be a fraction.
+        weight_decay: Of Adam.
+        balance: "both", "sampler", "loss" or "none".
+        augment: "linear", "exact" or "none".
+        strength: Of the augmentation.
+        min_delta: Validation loss that counts as progress.
+        patience: Epochs without progress before stopping.
+        min_epochs: The earliest epoch that can be the last.
+        amp: "auto", "off", "bf16" or "fp16".
+        compile: Use torch.compile.
+        seed: Of everything that is random.
+        reader_threads: Threads that read clips.
+        verify: Compare each clip with its hash whenever it is read.
+        device: "cpu", "cuda", "cuda:1", ...
+        shuffle_labels: Control run: the labels of the training and validation clips are permuted,
+            so that an honest test accuracy must be at chance.
+    """
+
+    weights: str = "kinetics400"
+    freeze: str = "layer2"
+    num_frames_used: int | None = None
+    epochs: int = 30
+    batch_size: int = 16
+    lr: float = 1e-4
+    lr_schedule: str = "none"
+    warmup_epochs: float = 0
+    weight_decay: float = 5e-4
+    balance: str = "both"
+    augment: str = "linear"
+    strength: Strength = Strength()
+    min_delta: float = 1e-2
+    patience: int = 3
+    min_epochs: int = 5
+    amp: str = "auto"
+    compile: bool = False
+    seed: int = 0
+    reader_threads: int = 2
+    verify: bool = False
+    device: str = "cpu"
+    shuffle_labels: bool = False
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """Build a config from what `dataclasses.asdict` gave."""
+        return cls(**{**fields, "strength": Strength(**fields["strength"])})

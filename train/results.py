@@ -1,0 +1,85 @@
+"""What a run tells: while it happens, and in the end."""
+
+import dataclasses
+from collections.abc import Callable
+
+from vidcache.cache.leaks import Leaks
+from vidcache.checkpoint import Checkpoint
+from vidcache.train.balance import ClassAudit
+from vidcache.train.precision import Choice
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochResult:
+    """One row of metrics.csv.
+
+    Attributes:
+        epoch: From 1.
+        train_loss: The loss that was minimised, averaged over the drawn clips.
+        train_accuracy: Over the drawn, augmented clips, while the weights still moved.
+        val_loss: Plain cross-entropy, averaged over the validation clips.
+        val_accuracy: Fraction of validation clips.
+        val_balanced_accuracy: Mean over classes.
+        lr: Learning rate of the last step.
+        seconds: Of training and validation.
+        clips_per_second: Of training.
+        data_wait_fraction: Share of training time spent waiting for clips.
+        is_best: The lowest validation loss so far.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    val_balanced_accuracy: float
+    lr: float
+    seconds: float
+    clips_per_second: float
+    data_wait_fraction: float
+    is_best: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        epochs: One result each.
+        best_epoch: The epoch with the lowest validation loss.
+        stopped_because: For people.
+    """
+
+    epochs: tuple[EpochResult, ...]
+    best_epoch: int
+    stopped_because: str
+
+    @property
+    def best(self) -> EpochResult:
+        """The result of the best epoch."""
+        return self.epochs[self.best_epoch - 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """Where a run reports to. All are called in the thread of the run.
+
+    Attributes:
+        on_leaks: With the clips that look like clips of another split, first of all.
+        on_audit: With what balancing does to each class, before anything else happens.
+        on_start: With the precision that was chosen.
+        on_step: With epoch, steps done, steps in all.
+        on_epoch: With the result, a function that makes the checkpoint without and one with what a
+            resumed run needs. Called before the next epoch begins.
+        on_interrupt: With what a resumed run needs, when the run is stopped in the middle of an epoch.
+    """
+
+    on_leaks: Callable[[Leaks], None] = lambda _: None
+    on_audit: Callable[[list[ClassAudit]], None] = lambda _: None
+    on_start: Callable[[Choice], None] = lambda _: None
+    on_step: Callable[[int, int, int], None] = lambda *_: None
+    on_epoch: Callable[[EpochResult, Callable[[bool], Checkpoint]], None] = lambda *_: None
+    on_interrupt: Callable[[Checkpoint], None] = lambda _: None
+
+
+SILENT = Hooks()  # reports to nobody
