@@ -12,7 +12,7 @@ from rich.text import Text
 from vidcache.cache.layout import Split, Status
 from vidcache.cache.leaks import Leaks, draw_leaks, find_leaks
 from vidcache.cache.reader import CacheReader, Reader
-from vidcache.cli import Command, echo_json, json_option, option
+from vidcache.cli import Command, beside, check_png, echo_json, json_option, option
 from vidcache.errors import CacheError
 from vidcache.near import NEAR
 from vidcache.spec import Spec
@@ -55,7 +55,7 @@ def info(cache: Path, as_json: bool) -> None:
         **{name.replace("_", " "): value for name, value in facts["attributes"].items()},
     }
     for name, value in lines.items():
-        console.print(Text(f"{name:16} {value}"), soft_wrap=True)
+        console.print(Text(f"{name:16} {printable(str(value))}"), soft_wrap=True)
     for reason, count in facts["failures"].items():
         console.print(Text(f"{'failed':16} {count} {reason}"), soft_wrap=True)
 
@@ -131,15 +131,25 @@ def verify(cache: Path, as_json: bool) -> None:
 @click.argument("caches", metavar="CACHE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option(
     "--out",
+    envvar="VIDCACHE_LEAKS_OUT",
     type=click.Path(path_type=Path, dir_okay=False),
+    callback=check_png,
     default=None,
     show_default="cache.leaks.png beside cache.h5",
     help="Picture of the nearest pairs.",
 )
 @option("--num-pictures", type=click.IntRange(1, 50), default=8, help="Pairs in the picture.")
+@option("--num-pairs", type=click.IntRange(0), default=100, help="List at most so many.")
 @option("--max-distance", type=click.FloatRange(0, 0.1), default=NEAR, help="What counts as alike: 0 is the same.")
 @json_option()
-def leaks(caches: tuple[Path, ...], out: Path | None, num_pictures: int, max_distance: float, as_json: bool) -> None:
+def leaks(
+    caches: tuple[Path, ...],
+    out: Path | None,
+    num_pictures: int,
+    num_pairs: int,
+    max_distance: float,
+    as_json: bool,
+) -> None:
     """List pairs of clips of CACHE that look alike and are in different splits, nearest first.
 
     \b
@@ -149,20 +159,23 @@ def leaks(caches: tuple[Path, ...], out: Path | None, num_pictures: int, max_dis
 
     with open_caches(caches) as reader:
         found = find_leaks(reader, max_distance)
-        pairs = [_describe_pair(reader, found, number) for number in range(len(found.pairs))]
-        picture = out or caches[0].with_suffix(".leaks.png")
-        if pairs:
+        total = len(found.pairs)
+        pairs = [_describe_pair(reader, found, number) for number in range(min(total, num_pairs))]
+        picture = out or beside(caches[0], ".leaks.png")
+        if total:
             draw_leaks(reader, found, picture, num_pictures)
     if as_json:
-        drawn = printable(picture) if pairs else None
-        echo_json({"cache": reader.name, "num_pairs": len(pairs), "pairs": pairs, "picture": drawn})
+        drawn = printable(picture) if total else None
+        echo_json({"cache": reader.name, "num_pairs": total, "pairs": pairs, "picture": drawn})
         return
     for pair in pairs:
         said = "  ".join(f"{split:5}  {path}" for split, path in zip(pair["splits"], pair["paths"], strict=True))
         click.echo(f"{pair['distance']:.6f}  {said}")
+    if total > len(pairs):
+        click.echo(f"and {total - len(pairs):,} more: --num-pairs")
     click.echo(f"{reader.name}: {found.in_words}")
-    if pairs:
-        click.echo(f"{printable(picture)}: the nearest {min(num_pictures, len(pairs))} side by side")
+    if total:
+        click.echo(f"{printable(picture)}: the nearest {min(num_pictures, total)} side by side")
 
 
 def _describe_pair(reader: Reader, found: Leaks, number: int) -> dict[str, Any]:

@@ -85,7 +85,7 @@ COLUMNS = (
     Column("codec", "S24", Stage.DECODE, "as ffprobe names it"),
     Column("pixel_format", "S24", Stage.DECODE, "as ffprobe names it"),
     Column("mean_rgb", "<f4", Stage.DECODE, "mean of all pixels of the clip, 0 to 255", (3,)),
-    Column("group", "<i4", Stage.FINISH, "clips of one group are never in different splits"),
+    Column("group", "<i4", Stage.FINISH, "clips that belong together: a split by fractions parts none"),
     Column("split", "|u1", Stage.FINISH, "0 train, 1 val, 2 test, 3 unused"),
 )
 
@@ -290,7 +290,7 @@ def create_skeleton(
             "format_version": FORMAT_VERSION,
             **attributes,
         }.items():
-            file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
+            file.attrs[name] = np.bytes_(os.fsencode(value)) if isinstance(value, str) else value
         width = max(len(name) for name in classes)
         names = _create_dataset(file, "classes", np.dtype(f"S{width}"), (len(classes),))
         names.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(classes, f"S{width}"))

@@ -22,25 +22,19 @@ Rows = npt.NDArray[np.int64]
 def find_duplicates(facts: Any, threshold: float = NEAR) -> NearPairs:
     """Find clips that are the same or look it.
 
-    Of clips with the same bytes each is paired with the first only.
-
     Args:
-        facts: Columns "status", "clip_hash" and "perceptual_hash", (N, ...) each: records of dtype `RECORD`,
-            or the columns of a cache.
+        facts: Columns "status" and "perceptual_hash", (N, ...) each: records of dtype `RECORD`, or the columns of
+            a cache.
         threshold: Largest distance that counts.
 
     Returns:
-        Pairs of rows that have a clip; distance 0 for the same bytes.
+        Pairs of rows that have a clip.
     """
     rows = np.flatnonzero(facts["status"] != Status.FAILED)
     near = find_near_pairs(facts["perceptual_hash"][rows], threshold)
-    _, first, same = np.unique(facts["clip_hash"][rows], return_index=True, return_inverse=True)
-    exact = np.stack([first[same], np.arange(len(rows))], axis=1)
-    exact = exact[exact[:, 0] != exact[:, 1]]
-    pairs = np.concatenate([exact, near.rows])
-    distances = np.concatenate([np.zeros(len(exact), np.float32), near.distances])
-    pairs, places = np.unique(pairs, axis=0, return_index=True)  # the first of equals: the exact one
-    return NearPairs(rows[pairs], distances[places])
+    same = np.arange(len(facts["status"]))
+    same[rows] = rows[near.same]
+    return NearPairs(rows[near.rows], near.distances, same)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +81,35 @@ def find_leaks(reader: Reader, threshold: float = NEAR) -> Leaks:
 def leaks_among(found: NearPairs, splits: npt.NDArray[np.uint8]) -> Leaks:
     """Choose the pairs that are in different splits.
 
+    Every clip is paired with one of each look-alike in each other split: of clips that are the same, with the first.
+
     Args:
         found: Pairs of rows.
         splits: (N,) values of `Split`.
     """
-    first, second = splits[found.rows[:, 0]], splits[found.rows[:, 1]]
-    across = np.flatnonzero((first != second) & (first != Split.UNUSED) & (second != Split.UNUSED))
-    order = across[np.argsort(found.distances[across], kind="stable")]
-    return Leaks(found.rows[order], found.distances[order], splits)
+    num_splits = Split.UNUSED  # the others
+    used = np.flatnonzero(splits < num_splits)
+    first_in = np.full((len(splits), num_splits), -1)
+    first_in[found.same[used][::-1], splits[used][::-1]] = used[::-1]  # the last one written is the first row
+    itself = np.unique(found.same[used])
+    near = np.concatenate([found.rows, found.rows[:, ::-1], np.stack([itself, itself], axis=1)])
+    distances = np.concatenate([found.distances, found.distances, np.zeros(len(itself), np.float32)])
+    # Every used clip of the first of a pair, with the second.
+    by_first = used[np.argsort(found.same[used], kind="stable")]
+    starts, ends = (np.searchsorted(found.same[by_first], near[:, 0], side) for side in ("left", "right"))
+    counts = ends - starts
+    places = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(starts, counts)
+    one, look_alike, distances = by_first[places], np.repeat(near[:, 1], counts), np.repeat(distances, counts)
+    pairs, kept = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
+    for part in range(num_splits):
+        other = first_in[look_alike, part]
+        across = (other >= 0) & (splits[one] != part)
+        pairs.append(np.sort(np.stack([one[across], other[across]], axis=1), axis=1))
+        kept.append(distances[across])
+    rows, places = np.unique(np.concatenate(pairs), axis=0, return_index=True)
+    distances = np.concatenate(kept)[places]
+    order = np.argsort(distances, kind="stable")
+    return Leaks(rows[order], distances[order], splits)
 
 
 def draw_leaks(reader: Reader, leaks: Leaks, path: Path, num_pairs: int, num_frames: int = 8) -> None:

@@ -6,10 +6,12 @@ another plan (a video was added) has another folder, and takes over what is stil
 earlier ones. The published name is never opened for writing. Nothing here decodes anything.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
 import shutil
+import stat
 import threading
 import time
 from pathlib import Path
@@ -217,6 +219,8 @@ class CacheWriter:
             split_hash=layout.split_hash_of(columns),
         )
         pwrite_all(self._data, memoryview(header.to_bytes()), 0)
+        with contextlib.suppress(FileNotFoundError):  # whoever may read the old one may read the new one, and no more
+            os.fchmod(self._data, stat.S_IMODE(os.stat(self.output).st_mode))
         sync_file(self._data)
         (self.folder / "data.h5").rename(self.output)
         sync_folder(self.output.parent)

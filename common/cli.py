@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -106,6 +107,22 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not abs(value) < float("inf"):
         return None
     return value
+
+
+def check_png(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
+    """Refuse a name that is none of a picture: nobody wants a cache or a checkpoint replaced by one.
+
+    Raises:
+        click.BadParameter: It does not end in .png.
+    """
+    if value is not None and value.suffix.lower() != ".png":
+        raise click.BadParameter(f"{value}: a picture is written there, expected a name that ends in .png")
+    return value
+
+
+def beside(path: Path, ending: str) -> Path:
+    """Return where something that is made of a cache goes: cache.h5 -> cache<ending>."""
+    return path.with_name((path.stem if path.suffix == ".h5" else path.name) + ending)
 
 
 def choose_device(name: str | None) -> str:

@@ -24,6 +24,7 @@ NEAR = 0.008
 
 _CORE = 8  # side of the pictures that are compared
 _FLAT = 1.5  # standard deviation, of 255, below which a picture shows nothing
+_BLANK = 2  # difference, of 255, between the darkest and the brightest cell of a clip that shows nothing at all
 # What a crop leaves of height and width, and the parts of what it takes that are cut off above and at the left.
 _SCALES = (1.0, 0.95, 0.9)
 _CENTRE = (0.5, 0.5)
@@ -41,15 +42,23 @@ Rows = npt.NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True)
 class NearPairs:
-    """Pairs of clips that look alike.
+    """Clips that look alike. Clips that are the same count once: as the first of them.
 
     Attributes:
-        rows: (P, 2) indices into the hashes, first < second, sorted.
-        distances: (P,) float32, 0 (the same) to `NEAR`.
+        rows: (P, 2) pairs of firsts, first < second, sorted.
+        distances: (P,) float32, 0 to `NEAR`, in steps of 0.00001.
+        same: (N,) for every clip, the first one that is the same: often itself.
     """
 
     rows: Rows
     distances: Floats
+    same: Rows
+
+    @property
+    def edges(self) -> Rows:
+        """(E, 2) pairs that connect everything that looks alike; few, however many clips are the same."""
+        copies = np.flatnonzero(self.same != np.arange(len(self.same)))
+        return np.concatenate([np.stack([self.same[copies], copies], axis=1), self.rows])
 
 
 def find_near_pairs(hashes: Hashes, threshold: float = NEAR) -> NearPairs:
@@ -58,29 +67,36 @@ def find_near_pairs(hashes: Hashes, threshold: float = NEAR) -> NearPairs:
     The distance of two pictures is 1 minus their correlation, so brightness and contrast do not count;
     of two clips it is the smallest d such that half of the frames of each have a frame of the other within
     d, for the best of 19 crops of either and for the mirrored clip. Clips that are flat (black, one
-    colour) in more than half of their frames show nothing and are near to none.
+    colour) in more than half of their frames show nothing and are near to none; if they are not quite
+    blank they can still be the same as others.
 
-    At most the 16 nearest of a clip are looked at for each of 3 crops, mirrored or not; clips whose hashes
-    are the same count as one there, and each of them is paired with the first.
+    At most the 16 nearest of a clip are looked at for each of 3 crops, mirrored or not. Sums in float32
+    depend on the kind of CPU in the last digit: where more than 16 are as near, so can which are looked at.
 
     Args:
         hashes: (N, 16, 12, 12) uint8, of `vidcache.perceptual.perceptual_hash`.
         threshold: Largest distance that counts.
     """
-    shows = np.flatnonzero(_num_flat(hashes) * 2 <= hashes.shape[1])
-    if not len(shows):
-        return NearPairs(np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
-    digests = np.array([xxhash.xxh3_64_intdigest(hashes[row].tobytes()) for row in shows.tolist()], np.uint64)
-    _, first, same = np.unique(digests, return_index=True, return_inverse=True)
-    unique, first_of = shows[np.sort(first)], shows[first][same]
-    found = [_pairs(np.stack([first_of, shows], 1)[first_of != shows], 0.0)]
-    for centre, mirrored, pairs in _candidates(_Clips(hashes[unique])):
+    same = _same(hashes)
+    shows = _num_flat(hashes) * 2 <= hashes.shape[1]
+    unique = np.flatnonzero(shows & (same == np.arange(len(hashes))))
+    rows, distances = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
+    for scale, mirrored, pairs in _candidates(_Clips(hashes[unique])) if len(unique) else ():
         for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-            rows = unique[pairs[start : start + _PAIRS_AT_ONCE]]
-            distances = _clip_distances(hashes, rows, centre, mirrored)
-            near = distances <= threshold
-            found.append(_pairs(rows[near], distances[near]))
-    return _merge(found)
+            part = unique[pairs[start : start + _PAIRS_AT_ONCE]]
+            found = _clip_distances(hashes, part, scale, mirrored)
+            near = found <= threshold
+            rows.append(np.sort(part[near], axis=1))
+            distances.append(found[near])
+    return NearPairs(*_nearest(np.concatenate(rows), np.concatenate(distances)), same)
+
+
+def _same(hashes: Hashes) -> Rows:
+    """(N,) for every clip, the first with the same hash; blank ones are only the same as themselves."""
+    digests = np.array([xxhash.xxh3_64_intdigest(clip.tobytes()) for clip in hashes], np.uint64)
+    _, first, same = np.unique(digests, return_index=True, return_inverse=True)
+    blank = np.array([int(clip.max()) - int(clip.min()) <= _BLANK for clip in hashes], bool)
+    return np.where(blank, np.arange(len(hashes)), first[same].astype(np.int64))
 
 
 def clip_distance(first: Hashes, second: Hashes) -> float:
@@ -90,18 +106,13 @@ def clip_distance(first: Hashes, second: Hashes) -> float:
     return min(float(_clip_distances(both, rows, scale, mirrored).min()) for scale, mirrored in ways)
 
 
-def _pairs(rows: Rows, distances: Floats | float) -> NearPairs:
-    return NearPairs(np.sort(rows, axis=1), np.broadcast_to(np.asarray(distances, np.float32), len(rows)))
-
-
-def _merge(found: list[NearPairs]) -> NearPairs:
+def _nearest(rows: Rows, distances: Floats) -> tuple[Rows, Floats]:
     """Sort pairs; of one that was found in several ways, keep the smallest distance."""
-    rows, distances = np.concatenate([f.rows for f in found]), np.concatenate([f.distances for f in found])
     order = np.lexsort((distances, rows[:, 1], rows[:, 0]))
     rows, distances = rows[order], distances[order]
     is_first = np.ones(len(rows), bool)
     is_first[1:] = (rows[1:] != rows[:-1]).any(axis=1)
-    return NearPairs(rows[is_first], distances[is_first])
+    return rows[is_first], distances[is_first]
 
 
 # --- pictures ----------------------------------------------------------------------------------
@@ -159,7 +170,7 @@ def _clip_distances(hashes: Hashes, pairs: Rows, scale: int, mirrored: bool) -> 
         similarity = _frame_vectors(hashes[firsts], scale, offset, mirrored)[place.reshape(-1)] @ second
         sides = [np.partition(similarity.max(axis=axis), -half - 1, axis=1)[:, -half - 1] for axis in (1, 2)]
         best = np.minimum(best, 1 - np.minimum(*sides), dtype=np.float32)
-    return np.maximum(best, 0)
+    return np.maximum(best, 0).round(5)  # what is beyond differs from CPU to CPU
 
 
 # --- candidates ----------------------------------------------------------------------------------
@@ -204,6 +215,7 @@ class _Index:
     def __init__(self, vectors: Floats) -> None:
         self._vectors = vectors
         num_cells = math.isqrt(len(vectors))
+        self._part = 4 * num_cells + 64
         chosen = np.random.default_rng(0).permutation(len(vectors))[:num_cells]
         self._centres = vectors[np.sort(chosen)]
         cells = np.concatenate([np.zeros(0, np.int64), *(nearest[:, 0] for nearest in self._nearest(vectors, 1))])
@@ -220,7 +232,7 @@ class _Index:
         probes = min(_NUM_PROBES, len(self._centres))
         for number, cells in enumerate(self._nearest(queries, probes)):
             first = number * _PAIRS_AT_ONCE
-            rows, found, scores = self._look(queries[first : first + len(cells)], cells)
+            rows, found, scores = self._look(queries[first : first + len(cells)], cells, first)
             keep = (rows + first != found) & (1 - scores <= _CANDIDATE)
             rows, found, scores = rows[keep], found[keep], scores[keep]
             order = np.lexsort((-scores, rows))
@@ -229,7 +241,7 @@ class _Index:
             best = rank < _NUM_NEIGHBOURS
             yield np.stack([rows[best] + first, found[best]], axis=1)
 
-    def _look(self, queries: Floats, cells: Rows) -> tuple[Rows, Rows, Floats]:
+    def _look(self, queries: Floats, cells: Rows, first: int) -> tuple[Rows, Rows, Floats]:
         """Compare each query with what is in its cells: (m,) query, vector, similarity; the best of each cell."""
         asked = np.argsort(cells, axis=None, kind="stable")
         edges = np.searchsorted(cells.reshape(-1)[asked], np.arange(len(self._centres) + 1))
@@ -237,10 +249,16 @@ class _Index:
         for cell in np.unique(cells).tolist():
             rows = asked[edges[cell] : edges[cell + 1]] // cells.shape[1]
             members = self._order[self._starts[cell] : self._starts[cell + 1]]
-            similarity = queries[rows] @ self._vectors[members].T
-            best = _largest(similarity, _NUM_NEIGHBOURS + 1)  # one is the query itself
-            scores = np.take_along_axis(similarity, best, axis=1)
-            out.append((np.repeat(rows, best.shape[1]), members[best].reshape(-1), scores.reshape(-1)))
+            # Where very many are the same but for rounding, a cell is large: each query then looks at a part.
+            ranks = np.maximum(np.searchsorted(members, rows + first, "right") - 1, 0)
+            parts = ranks // self._part if len(members) > self._part else None
+            for part in (0,) if parts is None else np.unique(parts).tolist():
+                asking = rows if parts is None else rows[parts == part]
+                there = members[part * self._part :][: self._part] if parts is not None else members
+                similarity = queries[asking] @ self._vectors[there].T
+                best = _largest(similarity, _NUM_NEIGHBOURS + 1)  # one is the query itself
+                scores = np.take_along_axis(similarity, best, axis=1)
+                out.append((np.repeat(asking, best.shape[1]), there[best].reshape(-1), scores.reshape(-1)))
         joined = [np.concatenate(column) for column in zip(*out, strict=True)]
         return joined[0], joined[1], joined[2]
 

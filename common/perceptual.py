@@ -21,12 +21,14 @@ def perceptual_hash(clip: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Shrink evenly spaced frames of a clip to grey thumbnails.
 
     Args:
-        clip: (T, H, W, 3) uint8, RGB; H and W at least 1.
+        clip: (T, H, W, 3) uint8, RGB, without padding: repeated frames would outvote the others.
 
     Returns:
         (16, 12, 12) uint8, the mean brightness of each cell, rounded; the same on every machine.
     """
-    frames = clip[sample_indices(len(clip), NUM_HASHED_FRAMES)]
+    count = len(clip)
+    spread = np.arange(NUM_HASHED_FRAMES) * count // NUM_HASHED_FRAMES
+    frames = clip[sample_indices(count, NUM_HASHED_FRAMES) if count >= NUM_HASHED_FRAMES else spread]
     # All numbers are integers below 2**53: sums in float64 are exact in any order.
     grey = frames.astype(np.float64) @ _LUMA
     height, width = clip.shape[1:3]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vidcache.cli import Command, echo_json, json_option, num_cpus, option
+from vidcache.cli import Command, beside, echo_json, json_option, num_cpus, option
 from vidcache.errors import CacheError
 from vidcache.text import plural, printable
 
@@ -26,6 +26,7 @@ STYLES = {"problem": "bold red", "warning": "bold yellow", "note": "bold blue"}
 @click.argument("path", metavar="CACHE|RAW", type=click.Path(path_type=Path))
 @option(
     "--out",
+    envvar="VIDCACHE_ANALYSIS_OUT",
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
     show_default="cache.analysis beside cache.h5, raw.analysis beside raw",
@@ -84,7 +85,7 @@ def analyze(
 
 def _output_folder(path: Path, out: Path | None, is_folder: bool) -> Path:
     if not is_folder:
-        return out or path.with_suffix(".analysis")
+        return out or beside(path, ".analysis")
     raw = Path(os.path.abspath(path))  # "." and ".." have a name too, a link stays one
     folder = out or raw.with_name(f"{raw.name}.analysis")
     if folder.resolve().is_relative_to(path.resolve()):

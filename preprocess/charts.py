@@ -50,8 +50,9 @@ def draw_all(facts: Facts) -> tuple[Chart, ...]:
     if good.any():
         charts += [_videos_per_class(facts), _frames_available(facts), _padding(facts)]
         if (facts.duration_seconds[good] > 0).any():
-            charts += [_durations(facts), _effective_fps(facts), _frame_rates(facts)]
-        if (facts.width[good] > 0).any():
+            charts += [_durations(facts), _effective_fps(facts)]
+            charts += [_frame_rates(facts)] if len(_known(facts, facts.fps)) else []
+        if (good & (facts.width > 0) & (facts.height > 0)).any():
             charts.append(_frame_sizes(facts))
     if not (facts.status == Status.OK).all():
         charts.append(_failures(facts))

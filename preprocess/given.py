@@ -60,9 +60,6 @@ class Given:
         if unnamed:
             where = "folder train, val or test" if lists == "folders" else "list"
             notes.append(f"{plural(unnamed, 'video')} {'is' if unnamed == 1 else 'are'} in no {where}: not used")
-        missing = [name for name, present in (("val", self.has_val), ("test", self.has_test)) if not present]
-        if missing:
-            notes.append(f"the given split has no {' and no '.join(missing)}: taken out of train, in whole groups")
         return tuple(notes)
 
 

@@ -17,8 +17,7 @@ def look_alikes(reader: Reader) -> Iterator[Finding]:
         reader: The cache, or several.
     """
     found = find_duplicates(reader.columns)
-    first, second = reader.columns["clip_hash"][found.rows].T
-    near = found.rows[first != second]
+    near = found.rows
     if not len(near):
         return
     leaks = leaks_among(found, reader.columns["split"])

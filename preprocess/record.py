@@ -22,7 +22,7 @@ def clip_record(decoded: Decoded) -> np.void:
         "error": one_line(decoded.damage, ERROR_BYTES).encode(),
         "source_hash": decoded.source_hash.encode(),
         "clip_hash": clip_hash_of(clip).encode(),
-        "perceptual_hash": perceptual_hash(clip),
+        "perceptual_hash": perceptual_hash(clip[: decoded.num_real]),
         "width": probe.width,
         "height": probe.height,
         "rotation": probe.rotation,

@@ -1,7 +1,7 @@
 """Split a finished cache anew: the same clips under other columns, nothing is decoded.
 
 Written as a build is, into a new file that takes over every clip: a kill at any instant leaves the old split or the
-new one. With a file system that can share blocks (Btrfs, XFS) that costs no space; elsewhere it is a copy.
+new one. It needs the space of a second cache while it is written.
 """
 
 import dataclasses
@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vidcache.cache.donors import open_donors
+from vidcache.cache.donors import open_donors, partial_builds
 from vidcache.cache.layout import Split, Status
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.writer import CacheWriter, clean_up
-from vidcache.errors import CacheError, InputError
+from vidcache.cache.writer import CacheWriter
+from vidcache.errors import CacheError, InputError, LockedError
 from vidcache.preprocess.build import plan_attributes
 from vidcache.preprocess.rule import Assignment, SplitChoice, SplitRule, Splitter
-from vidcache.text import plural, printable
+from vidcache.text import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,8 @@ class SplitReport:
     up_to_date: bool
 
 
+_MARK = "split"  # in the folder of a build that decodes nothing, and is no loss
+
 Progress = Callable[[int, int], None]  # clips done, clips in all
 
 
@@ -63,10 +65,11 @@ def split_cache(
 
     Raises:
         CacheError: It is no cache, or a clip of it is damaged.
-        InputError: The split cannot be made, or an interrupted build has clips that the cache lacks.
-        LockedError: It is being built.
+        InputError: The split cannot be made, or a build of it was interrupted.
+        LockedError: It is being built, or has been replaced meanwhile.
         VidcacheError: The disk has no room.
     """
+    cache = Path(os.path.realpath(cache))  # a link stays one: what it leads to is replaced
     with CacheReader(cache) as reader:
         rule = choice.applied_to(SplitRule.from_attributes(reader.attributes))
         columns, depth = reader.columns, int(reader.attributes["class_depth"])
@@ -90,25 +93,15 @@ def split_cache(
             and (assigned.group == columns["group"]).all()
         )
         split_hash = reader.split_hash
-        if same and not dry_run:
-            clean_up(cache)
-        elif not same and not dry_run:
+        if not same and not dry_run:
             split_hash = _write(cache, reader, plan, assigned, progress)
         return _report(reader, rule, split_hash, assigned, up_to_date=bool(same))
 
 
 def _write(cache: Path, reader: CacheReader, plan: Plan, assigned: Assignment, progress: Progress) -> str:
     with CacheWriter(cache, plan) as writer, open_donors(cache, reader, plan.spec, plan.identity()) as donors:
-        *partial, finished = donors
-        known = set(zip(plan.paths, plan.source_bytes, plan.source_mtime_ns, strict=True))
-        for donor in partial:
-            names = zip(donor.paths.tolist(), donor.source_bytes.tolist(), donor.source_mtime_ns.tolist(), strict=True)
-            more = sum(done and name not in known for name, done in zip(names, donor.done.tolist(), strict=True))
-            if more:
-                raise InputError(
-                    f"{printable(cache)}: an interrupted build has {plural(more, 'video')} that are not in it yet, "
-                    "expected a finished one. Run vidcache build again first, it goes on where it was"
-                )
+        finished = donors[-1]
+        _check_alone(cache, reader, writer)
         for row in writer.pending:
             if not writer.take_over(row, finished, row):
                 raise CacheError(
@@ -117,6 +110,23 @@ def _write(cache: Path, reader: CacheReader, plan: Plan, assigned: Assignment, p
                 )
             progress(row + 1, plan.num_clips)
         return writer.finish(assigned.group, assigned.split).split_hash
+
+
+def _check_alone(cache: Path, reader: CacheReader, writer: CacheWriter) -> None:
+    """Refuse to throw away what another build has done. Nobody else writes now: the writer has the lock."""
+    (writer.folder / _MARK).touch()
+    read, there = os.fstat(reader.fileno()), os.stat(cache)
+    if (read.st_dev, read.st_ino) != (there.st_dev, there.st_ino):
+        raise LockedError(
+            f"{printable(cache)}: another build has replaced it meanwhile, expected the file that was read. "
+            "Run the same command again"
+        )
+    for folder, skeleton in partial_builds(cache).items():
+        if skeleton and folder != writer.folder and not (folder / _MARK).exists():
+            raise InputError(
+                f"{printable(cache)}: a build of it was interrupted, expected none: what it has decoded would be lost. "
+                "Run vidcache build again first, it goes on where it was"
+            )
 
 
 def _report(

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from vidcache.cache.layout import Split
 from vidcache.cache.leaks import find_duplicates, leaks_among
-from vidcache.errors import InputError
+from vidcache.errors import CacheError, InputError
 from vidcache.near import NearPairs
 from vidcache.preprocess.given import Given, complete_given, expand, folder_splits, read_split_files
 from vidcache.preprocess.groups import Grouping, group_videos, merge_groups, parse_grouping
-from vidcache.preprocess.split import assign_splits
+from vidcache.preprocess.split import MIN_CLASS_CLIPS, assign_splits
 from vidcache.preprocess.split_audit import audit_splits, describe_misfits
 from vidcache.text import plural, printable
 
@@ -66,17 +67,30 @@ class SplitRule:
 
     @classmethod
     def from_attributes(cls, attributes: dict[str, Any]) -> Self:
-        """Read it back from a cache; the files it refers to are only known by their hash."""
-        train, val, test = attributes["split_fractions"]
-        return cls(
-            parse_grouping(attributes["split_by"]),
-            attributes["split_source"],
-            (train, val, test),
-            attributes["split_seed"],
-            attributes["split_near_duplicates"],
-            files_hash=attributes["split_files_hash"],
-            has_files=not attributes["split_files_hash"],
-        )
+        """Read it back from a cache; the files it refers to are only known by their hash.
+
+        Raises:
+            CacheError: Something is missing, or is not what `attributes` gives.
+        """
+        try:
+            train, val, test = map(float, attributes["split_fractions"])
+            source, near_duplicates = attributes["split_source"], attributes["split_near_duplicates"]
+            if source not in SOURCES or near_duplicates not in NEAR_DUPLICATES:
+                raise ValueError(f"{source!r} and {near_duplicates!r}")
+            return cls(
+                parse_grouping(attributes["split_by"]),
+                source,
+                (train, val, test),
+                int(attributes["split_seed"]),
+                near_duplicates,
+                files_hash=str(attributes["split_files_hash"]),
+                has_files=not attributes["split_files_hash"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheError(
+                f"the cache does not say how it is split ({printable(str(error))}), expected a rule. Build it again "
+                "with --overwrite"
+            ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,8 +188,18 @@ class Splitter:
         self._given: Given | None = None
         if rule.source == "files":
             self._given = read_split_files(rule.files, paths)
+            if not (self._given.split == Split.TRAIN).any():
+                raise InputError(
+                    f"{', '.join(map(printable, rule.files))}: no video is for training, expected some. Give the list "
+                    "of the training videos too"
+                )
         elif rule.source == "folders":
             self._given = folder_splits(paths)
+            if not (self._given.split == Split.TRAIN).any():
+                raise InputError(
+                    f"split: no path begins with train/ (for example {printable(paths[0])}), expected "
+                    "RAW/{train,val,test}/<class>/. Choose fractions: --split 70/15/15"
+                )
         if self._given:
             self._notes += self._given.notes
 
@@ -188,16 +212,21 @@ class Splitter:
         """
         rule, groups, notes = self._rule, self._groups, list(self._notes)
         near = None if rule.near_duplicates == "off" else find_duplicates(facts)
-        if near is not None and rule.near_duplicates == "group" and len(near.rows):
-            groups = merge_groups(groups, near.rows)
-            notes.append(_describe_groups(near, groups))
+        if near is not None and rule.near_duplicates == "group" and len(near.edges):
+            groups = merge_groups(groups, near.edges)
+            notes += [] if self._given else [_describe_groups(near, groups)]
         where = (self._paths, self._labels, good, groups, rule.fractions, rule.seed)
         if self._given:
             split = complete_given(self._given, *where)
+            parts = ((Split.VAL, self._given.has_val), (Split.TEST, self._given.has_test))
+            taken = [part.name.lower() for part, given in parts if not given and (split == part).any()]
+            if taken:
+                notes.append(f"the given split has no {' and no '.join(taken)}: taken out of train, in whole groups")
         else:
             split = assign_splits(self._paths, self._labels, good, rule.fractions, rule.seed, groups)
             misfits = describe_misfits(self._classes, audit_splits(self._labels, good, split, rule.fractions, groups))
             notes += [misfits] if misfits else []
+        notes += _describe_empty(split[good], rule, len(np.unique(groups[good])))
         leaks = 0 if near is None else len(leaks_among(near, split).pairs)
         if leaks:
             notes.append(
@@ -207,10 +236,21 @@ class Splitter:
         return Assignment(groups, split, tuple(notes))
 
 
+def _describe_empty(split: npt.NDArray[np.uint8], rule: SplitRule, num_groups: int) -> list[str]:
+    wanted = [part for part in (Split.VAL, Split.TEST) if rule.fractions[part] and not (split == part).any()]
+    if not wanted or len(split) < MIN_CLASS_CLIPS:
+        return []
+    names = " and ".join(part.name.lower() for part in wanted)
+    return [
+        f"no clip is in {names}, though it was asked for: {plural(num_groups, 'group')} of "
+        f"{plural(len(split), 'clip')} cannot be divided better. Group less: --near-duplicates report, or another --by"
+    ]
+
+
 def _describe_groups(near: NearPairs, groups: npt.NDArray[np.int32]) -> str:
-    clips = np.unique(near.rows)
+    clips = np.unique(near.edges)
     sizes = np.bincount(groups)[np.unique(groups[clips])]
     return (
-        f"{plural(len(near.rows), 'pair')} of clips look alike (copies, or cuts of one still scene) and stay together: "
-        f"{plural(len(clips), 'clip')} in {plural(len(sizes), 'group')}, the largest of {sizes.max():,}"
+        f"{plural(len(near.edges), 'pair')} of clips look alike (copies, or cuts of one still scene) and stay "
+        f"together: {plural(len(clips), 'clip')} in {plural(len(sizes), 'group')}, the largest of {sizes.max():,}"
     )

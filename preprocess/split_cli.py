@@ -65,6 +65,7 @@ def split_options(command: Callable[..., Any]) -> Callable[..., Any]:
         [
             option(
                 "--split",
+                envvar="VIDCACHE_SPLIT_FRACTIONS",  # VIDCACHE_SPLIT says which clips videval takes
                 default=None,
                 show_default="as in CACHE, or else 70/15/15",
                 callback=parse_with(_parse_split),
@@ -73,6 +74,7 @@ def split_options(command: Callable[..., Any]) -> Callable[..., Any]:
             option(
                 "--split-file",
                 "split_files",
+                envvar=None,
                 multiple=True,
                 metavar="FILE",
                 help="List that gives the split: CSV path,split; UCF101, HMDB51, Kinetics. Repeat it, or 'quote*.txt'.",
@@ -95,6 +97,7 @@ def split_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             option(
                 "--seed",
+                envvar="VIDCACHE_SPLIT_SEED",  # VIDCACHE_SEED is that of a run
                 type=click.IntRange(0, 2**63 - 1),
                 default=None,
                 show_default="as in CACHE, or else 0",

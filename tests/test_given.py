@@ -233,12 +233,10 @@ def test_notes_say_what_is_not_as_one_may_think() -> None:
     assert given.notes == (
         "2 lines of the lists (CSV, UCF101) name no video",
         "1 video is in no list: not used",
-        "the given split has no val: taken out of train, in whole groups",
     )
     assert () == Given(np.array([0, 1, 2, 3], np.uint8)).notes
     assert folder_splits([b"train/a/x", b"other/a/x", b"b/a/x"]).notes == (
         "2 videos are in no folder train, val or test: not used",
-        "the given split has no val and no test: taken out of train, in whole groups",
     )
 
 

@@ -82,7 +82,9 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_pairs_across_splits_are_found_the_nearest_first(clean: Path, leaky: Path) -> None:
     with CacheReader(leaky) as reader:
-        assert [[0, 8], [1, 17], [2, 3]] == find_duplicates(reader.columns).rows.tolist()
+        found = find_duplicates(reader.columns)
+        assert [[0, 8], [2, 3]] == found.rows.tolist()
+        assert [*range(17), 1, 18, 19] == found.same.tolist()
         leaks = find_leaks(reader)
     assert {(1, 17), (0, 8)} == {tuple(pair) for pair in leaks.pairs.tolist()}
     assert sorted(leaks.distances) == leaks.distances.tolist()
@@ -92,14 +94,42 @@ def test_pairs_across_splits_are_found_the_nearest_first(clean: Path, leaky: Pat
         assert "no clip looks like one of another split" == find_leaks(reader).in_words
 
 
-def test_clips_without_anything_to_see_are_found_by_their_bytes(tmp_path: Path) -> None:
-    black, grey = np.zeros(SPEC.clip_shape, np.uint8), np.full(SPEC.clip_shape, 99, np.uint8)
-    cache = write(tmp_path / "c.h5", [black, grey, black, None, black], [TRAIN, TRAIN, TEST, TEST, TRAIN])
+def test_blank_clips_look_like_nothing_and_dark_ones_like_their_copies(tmp_path: Path) -> None:
+    (room,) = scenes(1)
+    assert room is not None
+    black, dark = np.zeros(SPEC.clip_shape, np.uint8), room // 30
+    cache = write(tmp_path / "c.h5", [black, dark, black, None, dark], [TRAIN, TRAIN, TEST, TEST, TEST])
 
     with CacheReader(cache) as reader:
-        found = find_duplicates(reader.columns)
-        assert ([[0, 2], [0, 4]], [0, 0]) == (found.rows.tolist(), found.distances.tolist())
-        assert "1 test clip looks like clips of another split (1 pair)" == find_leaks(reader).in_words
+        assert [0, 1, 2, 3, 1] == find_duplicates(reader.columns).same.tolist()
+        assert [[1, 4]] == find_leaks(reader).pairs.tolist()
+
+
+@pytest.mark.parametrize("copy", ["same", "noise"])
+@pytest.mark.parametrize(
+    ("splits", "leaking"),
+    [
+        ((UNUSED, TEST, TRAIN), {1, 2}),
+        ((TEST, TEST, TRAIN), {0, 1, 2}),
+        ((VAL, VAL, TEST), {0, 1, 2}),
+        ((UNUSED, UNUSED, TEST), set()),
+        ((TRAIN, VAL, TEST), {0, 1, 2}),
+    ],
+)
+def test_every_one_of_several_copies_leaks(
+    tmp_path: Path, copy: str, splits: tuple[Split, ...], leaking: set[int]
+) -> None:
+    """Also when the first of them is unused, and when another clip looks like all of them."""
+    (clip,) = scenes(1)
+    assert clip is not None
+    clips: list[Clip | None] = [clip, clip, clip if copy == "same" else COPIES["noise"](clip)]
+
+    with CacheReader(write(tmp_path / "c.h5", clips, list(splits))) as reader:
+        leaks = find_leaks(reader)
+
+    assert leaking == set(leaks.pairs.reshape(-1).tolist())
+    assert leaking == {row for split in (TRAIN, VAL, TEST) for row in leaks.rows_of(split).tolist()}
+    assert all(splits[first] != splits[second] for first, second in leaks.pairs.tolist())
 
 
 def test_unused_clips_leak_nothing(tmp_path: Path) -> None:
@@ -107,7 +137,7 @@ def test_unused_clips_leak_nothing(tmp_path: Path) -> None:
     cache = write(tmp_path / "c.h5", [clip, clip], [TRAIN, UNUSED])
 
     with CacheReader(cache) as reader:
-        assert 1 == len(find_duplicates(reader.columns).rows)
+        assert [[0, 1]] == find_duplicates(reader.columns).edges.tolist()
         assert 0 == len(find_leaks(reader).pairs)
 
 
@@ -149,6 +179,12 @@ def test_leaks_json_and_max_distance(leaky: Path, tmp_path: Path) -> None:
         "classes": ["a", "b"],
         "paths": ["a/video_0001.mp4", "b/video_0017.mp4"],
     } in said["pairs"]
+    short = vidcache("leaks", leaky, "--out", tmp_path / "p.png", "--num-pairs", 1)
+    assert "and 1 more: --num-pairs" in short.stdout
+    for out in (leaky, tmp_path / "best.pt"):
+        refused = vidcache("leaks", leaky, "--out", out)
+        assert 2 == refused.exit_code
+        assert "a picture is written there, expected a name that ends in .png" in refused.stderr.replace("\n", " ")
     wide = json.loads(vidcache("leaks", leaky, "--out", tmp_path / "p.png", "--json", "--max-distance", 0.1).stdout)
     assert wide["num_pairs"] >= 2
     assert all(pair["distance"] <= 0.1 for pair in wide["pairs"])

@@ -103,16 +103,18 @@ def test_clips_that_show_nothing_are_near_to_none() -> None:
     half = perceptual_hash(scene(7))
     half[:9] = 0
 
-    assert 0 == len(find_near_pairs(np.stack([black, black, grey, half, half])).rows)
-    assert 1 == len(find_near_pairs(np.stack([black, perceptual_hash(scene(7)), perceptual_hash(scene(7))])).rows)
+    found = find_near_pairs(np.stack([black, black, grey, half, half, half // 2]))
+
+    assert 0 == len(found.rows)
+    assert [0, 1, 2, 3, 3, 5] == found.same.tolist()  # half of it is dark, but it is not blank
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_there_is_nothing_to_find_among_fewer_than_two(count: int) -> None:
     found = find_near_pairs(np.repeat(perceptual_hash(scene(8))[None], count, axis=0))
 
-    assert (0, 2) == found.rows.shape
-    assert (0,) == found.distances.shape
+    assert ((0, 2), (0,), count) == (found.rows.shape, found.distances.shape, len(found.same))
+    assert (0, 2) == found.edges.shape
 
 
 def test_many_equal_clips_are_paired_with_the_first_only() -> None:
@@ -120,8 +122,9 @@ def test_many_equal_clips_are_paired_with_the_first_only() -> None:
 
     found = find_near_pairs(hashes)
 
-    assert [[1, row] for row in range(2, 301)] == found.rows.tolist()
-    assert (found.distances == 0).all()
+    assert 0 == len(found.rows)
+    assert [0, *[1] * 300] == found.same.tolist()
+    assert [[1, row] for row in range(2, 301)] == found.edges.tolist()
 
 
 def test_a_search_in_cells_finds_what_a_comparison_of_all_finds(rng: np.random.Generator) -> None:
@@ -166,6 +169,41 @@ def test_the_hash_is_the_mean_of_cells(frames: int, height: int, width: int, see
 
 def test_a_hash_of_equal_frames_is_their_colour() -> None:
     assert (200 == perceptual_hash(np.full((5, 33, 47, 3), 200, np.uint8))).all()
+
+
+def test_each_of_a_dozen_noisy_copies_is_paired_with_all_others(rng: np.random.Generator) -> None:
+    clip = perceptual_hash(scene(11)).astype(int)
+    others = [perceptual_hash(scene(seed, num_frames=16, size=24)) for seed in range(100, 140)]
+    copies = [(clip + rng.integers(-2, 3, clip.shape)).clip(0, 255).astype(np.uint8) for _ in range(12)]
+
+    found = find_near_pairs(np.stack([*others, *copies]))
+
+    assert [[a, b] for a in range(40, 52) for b in range(a + 1, 52)] == found.rows.tolist()
+
+
+def test_thousands_of_clips_that_are_almost_the_same_cost_no_more_than_others(rng: np.random.Generator) -> None:
+    """All in one cell of the search: each looks at a part of it, and finds neighbours there."""
+    vectors = np.repeat(np.ones((1, 8), np.float32), 3000, axis=0) / np.float32(8**0.5)
+    index = near._Index(vectors)
+    assert 3000 > index._part
+
+    pairs = np.concatenate(list(index.neighbours(vectors)))
+
+    assert set(range(3000)) == set(pairs[:, 0].tolist())
+    assert (np.abs(pairs[:, 0] - pairs[:, 1]) <= index._part).all()
+
+
+@pytest.mark.parametrize("num_real", [3, 16, 30])
+def test_padding_does_not_count(num_real: int) -> None:
+    """Two short videos that end on the same picture are not alike; in their clips it is most of the frames."""
+    ends = scene(20)[0]
+    clips = [scene(seed)[:num_real] for seed in (21, 22)]
+    for clip in clips:
+        clip[-1] = ends
+    padded = [np.concatenate([clip, ends[None].repeat(64 - num_real, axis=0)]) for clip in clips]
+
+    assert clip_distance(*map(perceptual_hash, padded)) <= NEAR
+    assert clip_distance(*map(perceptual_hash, clips)) > NEAR
 
 
 def test_candidates_do_not_need_more_than_the_stated_neighbours() -> None:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner, Result
@@ -17,6 +19,7 @@ from vidcache import cli
 from vidcache.cache.layout import Split
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import CacheError, InputError, LockedError
+from vidcache.preprocess import resplit
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.groups import Grouping
 from vidcache.preprocess.options import BuildOptions
@@ -286,7 +289,7 @@ def test_groups_from_a_file(cache: Path, tmp_path: Path) -> None:
         (("--split-file", "no.csv"), "no.csv: no such file, expected a list of videos"),
         (("--near-duplicates", "maybe"), "'maybe' is not one of"),
         (("--by", "regex", "(zzz)"), "matches none of 18 paths"),
-        (("--split", "folders"), "given splits: 0 train, 0 val, 0 test, 18 unused"),
+        (("--split", "folders"), "split: no path begins with train/ (for example jump/take0/s0_0.mkv)"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_done(
@@ -360,8 +363,9 @@ def test_an_interrupted_build_is_not_thrown_away(raw: Path, cache: Path, tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         build_cache(more, cache, BuildOptions(spec=SPEC, workers=1), stop)
-    with pytest.raises(InputError, match="an interrupted build has 1 video that are not in it yet"):
+    with pytest.raises(InputError, match="c.h5: a build of it was interrupted, expected none: what it has decoded"):
         split_cache(cache, SplitChoice(seed=1))
+    assert split_cache(cache, SplitChoice()).up_to_date
     report = build_cache(more, cache, BuildOptions(spec=SPEC, workers=1))
     assert 1 == report.num_decoded
     assert not split_cache(cache, SplitChoice(seed=1)).up_to_date
@@ -416,6 +420,111 @@ def test_ctrl_c_leaves_the_old_split(cache: Path) -> None:
     assert before == cache.read_bytes()
     assert not split_cache(cache, SplitChoice(seed=1)).up_to_date
     assert {"c.h5", "c.h5.lock"} == {file.name for file in cache.parent.iterdir()}
+
+
+def test_a_build_of_another_shape_is_not_thrown_away_either(raw: Path, cache: Path) -> None:
+    def stop(done: int, failed: int, total: int) -> None:
+        assert (0, 18) == (failed, total)
+        if done == 9:
+            raise KeyboardInterrupt
+
+    options = BuildOptions(spec=Spec(4, 16, 16), workers=1, overwrite=True)
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(raw, cache, options, stop)
+    with pytest.raises(InputError, match="a build of it was interrupted"):
+        split_cache(cache, SplitChoice(seed=1))
+    assert 9 == build_cache(raw, cache, options).num_reused
+
+
+def test_a_cache_that_was_replaced_meanwhile_is_not_overwritten(cache: Path, tmp_path: Path) -> None:
+    newer = make_cache(tmp_path / "newer.h5", {"a": 4, "b": 4})
+    inner = resplit.Splitter.assign
+
+    def assign(self: resplit.Splitter, *arguments: Any) -> Any:
+        newer.replace(cache)
+        return inner(self, *arguments)
+
+    with (
+        mock.patch.object(resplit.Splitter, "assign", assign),
+        pytest.raises(LockedError, match="c.h5: another build has replaced it meanwhile"),
+    ):
+        split_cache(cache, SplitChoice(seed=1))
+    with CacheReader(cache) as reader:
+        assert ("a", "b") == reader.classes
+
+
+def test_a_link_stays_a_link_and_permissions_stay(cache: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.h5"
+    link.symlink_to(cache)
+    cache.chmod(0o600)
+
+    assert not split_cache(link, SplitChoice(seed=1)).up_to_date
+
+    assert link.is_symlink()
+    assert 0o600 == cache.stat().st_mode & 0o777
+    assert split_cache(cache, SplitChoice(seed=1)).up_to_date
+
+
+def test_one_scene_leaves_nothing_to_test_on_and_says_what_to_do(raw: Path, cache: Path) -> None:
+    result = vidcache("split", cache, "--by", "regex", "/(t)")
+    assert (
+        "Note: no clip is in val and test, though it was asked for: 1 group of 18 clips cannot be divided better. "
+        "Group less: --near-duplicates report, or another --by"
+    ) in result.stderr
+
+
+def test_a_list_of_test_clips_only_is_refused_before_decoding(raw: Path, tmp_path: Path) -> None:
+    splits = write_list(tmp_path / "splits.csv", [("jump/take0/s0_0.mkv", "test")])
+
+    result = vidcache("build", raw, tmp_path / "c.h5", "--split-file", splits)
+
+    assert 2 == result.exit_code
+    assert "splits.csv: no video is for training, expected some" in result.stderr
+    assert ["splits.csv"] == [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")]
+
+
+def test_what_a_list_lacks_is_taken_out_of_train(cache: Path, tmp_path: Path) -> None:
+    with CacheReader(cache) as reader:
+        paths = [os.fsdecode(path) for path in reader.columns["path"].tolist()]
+    splits = write_list(
+        tmp_path / "splits.csv", [(path, "test" if row % 3 == 0 else "train") for row, path in enumerate(paths)]
+    )
+
+    result = vidcache("split", cache, "--split-file", splits)
+
+    assert "Note: the given split has no val: taken out of train, in whole groups" in result.stderr
+    assert 6 == len(read_split(cache, Split.TEST))
+    assert len(read_split(cache, Split.VAL)) >= 2
+    result = vidcache("split", cache, "--split-file", splits, "--split", "80/0/20")
+    assert "taken out of train" not in result.stderr
+    assert 0 == len(read_split(cache, Split.VAL))
+
+
+def test_names_that_are_no_text_are_kept_in_the_rule(cache: Path, tmp_path: Path) -> None:
+    with CacheReader(cache) as reader:
+        paths = [os.fsdecode(path) for path in reader.columns["path"].tolist()]
+    groups = os.fsencode(tmp_path) + b"/g\xff.csv"
+    with open(groups, "w") as file:
+        file.write("\n".join(["path,group", *(f"{path},{row % 5}" for row, path in enumerate(paths))]))
+
+    report = split_cache(cache, SplitChoice(grouping=Grouping("file", os.fsdecode(groups))))
+
+    assert 5 == report.num_groups
+    assert "split by         file g\\xff.csv" in vidcache("info", cache).stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"split_by": "regex ("}, "group by regex '\\(': missing"),
+        ({"split_source": "dice"}, "'dice' and 'group'"),
+        ({"split_fractions": [0.5, 0.5]}, "not enough values to unpack"),
+        ({"split_seed": None}, "int"),
+    ],
+)
+def test_a_cache_that_does_not_say_how_it_is_split(change: dict[str, Any], found: str) -> None:
+    with pytest.raises(CacheError, match=f"the cache does not say how it is split .*{found}.*expected a rule"):
+        SplitRule.from_attributes(SplitRule().attributes() | change)
 
 
 # --- the rule -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from vidcache.cli import Command, choose_device, echo_json, json_option, option
+from vidcache.cli import Command, beside, check_png, choose_device, echo_json, json_option, option
 from vidcache.errors import InputError, InterruptedRunError
 from vidcache.text import plural, printable
 
@@ -164,7 +164,9 @@ def main(
 @strength_options
 @option(
     "--out",
+    envvar="VIDCACHE_PREVIEW_OUT",
     type=click.Path(path_type=Path, dir_okay=False),
+    callback=check_png,
     default=None,
     show_default="cache.preview.png beside cache.h5",
     help="PNG to write.",
@@ -191,7 +193,7 @@ def preview(cache: Path, out: Path | None, split: str, num_clips: int, num_frame
         if not len(rows):
             raise InputError(f"{reader.name}: no {split} clips, expected at least one. Choose another --split")
         strips = augmented_strips(reader, rows, method, strength, num_frames=num_frames, seed=seed, epoch=epoch)
-    path = out or cache.with_suffix(".preview.png")
+    path = out or beside(cache, ".preview.png")
     draw_filmstrips(strips, path)
     click.echo(f"{printable(path)}: {plural(len(strips), 'clip')} before and after --augment {method}")
 
