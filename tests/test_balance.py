@@ -88,3 +88,14 @@ def test_the_audit_counts_draws_and_leaves_out_absent_classes() -> None:
         (entry.num_clips, entry.expected_draws, entry.loss_weight) for entry in entries
     ]
     assert 0 == entries[1].influence
+
+
+@pytest.mark.parametrize("balance", ["sampler", "none"])
+def test_the_audit_says_how_many_different_clips_an_epoch_draws(balance: str) -> None:
+    labels = np.repeat([0, 1], [40, 6])
+
+    entries = audit(["many", "few"], labels, balance)
+
+    drawn = [np.unique(epoch_rows(np.arange(46), labels, balance, 0, epoch)) for epoch in range(1, 301)]
+    means = [np.mean([(labels[rows] == label).sum() for rows in drawn]) for label in (0, 1)]
+    assert pytest.approx(means, rel=0.03) == [entry.expected_distinct for entry in entries]

@@ -356,7 +356,7 @@ def test_train_writes_a_run_and_says_what_it_did(built: Path, tmp_path: Path, mo
 def test_every_training_option_reaches_the_config(built: Path, tmp_path: Path) -> None:
     options = {
         "--freeze": "stem", "--num-frames-used": 4, "--epochs": 1, "--batch-size": 5, "--lr": 0.02, "--lr-schedule": "cosine", "--warmup-epochs": 0.5,
-        "--weight-decay": 0.1,
+        "--weight-decay": 0.1, "--label-smoothing": 0.1, "--clip-norm": 3.0,
         "--balance": "sampler", "--augment": "exact", "--flip": 0.25, "--brightness": 0.3, "--contrast": 0.4,
         "--saturation": 0.5, "--hue": 0.05, "--min-delta": 0.2, "--patience": 7, "--min-epochs": 3, "--amp": "off",
         "--seed": 9, "--reader-threads": 1, "--device": "cpu", "--weights": "none",

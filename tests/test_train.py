@@ -18,7 +18,7 @@ from torch import nn
 from tests.helpers import make_cache, tiny_models
 from vidcache import model as model_module
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.stream import stream_batches
+from vidcache.cache.stream import Batch, stream_batches
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, VidcacheError
 from vidcache.eval.evaluate import predict
@@ -30,6 +30,7 @@ from vidcache.train.augment import Strength
 from vidcache.train.config import TrainConfig
 from vidcache.train.loop import train
 from vidcache.train.precision import choose_precision
+from vidcache.train.preview import batch_strips, to_pictures
 from vidcache.train.results import EpochResult, Hooks, RunResult
 from vidcache.train.run import run_training
 
@@ -151,7 +152,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(tmp_path: Pa
         run_training([learnable], tmp_path / "best.pt", dataclasses.replace(TINY, lr=1e30), Hooks())
 
     assert {"best.run"} == {file.name for file in tmp_path.iterdir()}
-    assert ["config.json"] == [file.name for file in (tmp_path / "best.run").iterdir()]
+    assert {"config.json", "train_batch.png"} == {file.name for file in (tmp_path / "best.run").iterdir()}
 
 
 @pytest.mark.usefixtures("tiny")
@@ -186,7 +187,8 @@ def test_the_run_on_disk(tmp_path: Path, learnable: Path, monkeypatch: pytest.Mo
     assert (2, 5) == (result.best_epoch, len(result.epochs))
     assert "3 epochs in a row lowered the validation loss by no more than 0.01" == result.stopped_because
     folder = tmp_path / "out" / "best.run"
-    assert {"config.json", "metrics.csv", "curves.png", "last.pt"} == {file.name for file in folder.iterdir()}
+    files = {"config.json", "metrics.csv", "curves.png", "last.pt", "train_batch.png"}
+    assert files == {file.name for file in folder.iterdir()}
     best, last = Checkpoint.load(tmp_path / "out" / "best.pt"), Checkpoint.load(folder / "last.pt")
     assert (2, 5, {}) == (best.epoch, last.epoch, best.training)
     assert last.training["optimizer"]["state"]
@@ -311,3 +313,51 @@ def test_the_copy_that_is_tried_does_not_change_the_model(monkeypatch: pytest.Mo
 
     assert torch.equal(before, model.layer.weight)
     assert model.layer.weight.grad is None
+
+
+def test_what_the_model_sees_is_drawn(learnable: Path, tmp_path: Path) -> None:
+    """The pixels of the picture are those of the augmented batch."""
+    seen: list[tuple[torch.Tensor, Batch]] = []
+    hooks = Hooks(on_inputs=lambda inputs, batch: seen.append((inputs.clone(), dataclasses.replace(batch))))
+    with tiny_models():
+        run_training([learnable], tmp_path / "best.pt", dataclasses.replace(TINY, num_frames_used=2), hooks)
+
+    ((inputs, batch),) = seen
+    assert (4, 3, 2, 16, 16) == tuple(inputs.shape)
+    picture = imread(tmp_path / "best.run" / "train_batch.png")
+    assert picture.shape[0] > picture.shape[1]  # 4 clips under each other, 2 frames wide
+    with CacheReader(learnable) as reader:
+        strips = batch_strips(reader, batch, inputs)
+    assert 4 == len(strips)
+    for index, strip in enumerate(strips):
+        ((name, frames),) = strip.lines
+        assert name == ("a", "b")[int(batch.labels[index])]
+        assert (to_pictures(inputs)[index] == frames).all()
+
+
+def test_label_smoothing_and_clipping_change_the_run(learnable: Path, tiny: None) -> None:
+    plain, _ = run(learnable)
+    smooth, _ = run(learnable, dataclasses.replace(TINY, label_smoothing=0.3))
+    clipped, _ = run(learnable, dataclasses.replace(TINY, clip_norm=1e-4))
+    loose, _ = run(learnable, dataclasses.replace(TINY, clip_norm=1e6))
+
+    losses = [result.epochs[0].train_loss for result in (plain, smooth, clipped)]
+    assert len(set(losses)) == 3
+    assert plain.epochs[-1].val_loss == loose.epochs[-1].val_loss
+
+
+def test_gradients_are_no_longer_than_the_norm(learnable: Path, tiny: None) -> None:
+    norms: list[float] = []
+    inner = torch.optim.Adam.step
+
+    def step(self: torch.optim.Adam, *arguments: object) -> object:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.linalg.vector_norm(torch.cat([gradient.flatten() for gradient in gradients]))))
+        return inner(self, *arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", step)
+        run(learnable, dataclasses.replace(TINY, clip_norm=0.01))
+
+    assert norms
+    assert max(norms) <= 0.01 * 1.001

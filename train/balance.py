@@ -76,6 +76,7 @@ class ClassAudit:
         class_name: The class.
         num_clips: Training clips.
         expected_draws: Per epoch.
+        expected_distinct: Different clips among these.
         loss_weight: Of each of its clips in the loss.
         influence: Share of the total loss weight of an epoch, divided by an equal share.
     """
@@ -83,6 +84,7 @@ class ClassAudit:
     class_name: str
     num_clips: int
     expected_draws: float
+    expected_distinct: float
     loss_weight: float
     influence: float
 
@@ -97,13 +99,16 @@ def audit(classes: Sequence[str], labels: npt.NDArray[np.int64], balance: str) -
     """
     counts = np.bincount(labels, minlength=len(classes))
     present = counts > 0
-    draws = counts.astype(float)
+    draws = distinct = counts.astype(float)
     if balance in ("both", "sampler"):
         draws = np.where(present, len(labels) / present.sum(), 0.0)
+        # Each of all draws of an epoch hits a given clip of a class with this probability.
+        hit = 1 / (present.sum() * np.maximum(counts, 1))
+        distinct = counts * (1 - (1 - hit) ** len(labels))
     weights = class_weights(labels, len(classes)) if balance in ("both", "loss") else present.astype(float)
     shares = draws * weights
     influence = shares / shares.sum() * present.sum()
     return [
-        ClassAudit(name, int(counts[k]), float(draws[k]), float(weights[k]), float(influence[k]))
+        ClassAudit(name, int(counts[k]), float(draws[k]), float(distinct[k]), float(weights[k]), float(influence[k]))
         for k, name in enumerate(classes)
     ]

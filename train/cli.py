@@ -75,6 +75,14 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @option("--warmup-epochs", type=click.FloatRange(0), default=0, help="Epochs in which the learning rate rises.")
 @option("--weight-decay", type=click.FloatRange(0), default=5e-4, help="Of Adam.")
+@option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="In training only.")
+@option(
+    "--clip-norm",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    show_default="off",
+    help="Largest norm of all gradients together.",
+)
 @option(
     "--balance",
     type=click.Choice(["both", "sampler", "loss", "none"]),
@@ -224,17 +232,18 @@ def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "T
     """Return the config of the run to resume; what the command line says must not contradict it."""
     from vidcache.train.run import resumed_config
 
-    old, given = resumed_config(out), make_config(dict(values))
+    old = resumed_config(out)
+    there, here = (
+        dataclasses.asdict(config) | dataclasses.asdict(config.strength) for config in (old, make_config(dict(values)))
+    )
     said = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
     names = [name for name in values if ctx.get_parameter_source(name) in said]
     free = {name: values[name] for name in names if name in _FREE}
-    for name in set(names) - _FREE:
-        there, here = (getattr(config, name, None) or getattr(config.strength, name, None) for config in (old, given))
-        if there != here:
-            flag = f"--{name.replace('_', '-')}"
+    for name in sorted(set(names) - _FREE):
+        if there[name] != here[name]:
             raise click.UsageError(
-                f"{flag} {here}: the run in {printable(out.with_suffix('.run'))} has {there}, expected the same. "
-                "Leave it out, or train without --resume"
+                f"--{name.replace('_', '-')} {here[name]}: the run in {printable(out.with_suffix('.run'))} has "
+                f"{there[name]}, expected the same. Leave it out, or train without --resume"
             )
     return dataclasses.replace(old, **free)
 
@@ -291,28 +300,40 @@ class _Reporter:
     def hooks(self) -> "Hooks":
         from vidcache.train.results import Hooks
 
-        return Hooks(self._show_leaks, self._show_audit, self._show_start, self._show_step, self._show_epoch)
+        return Hooks(
+            on_leaks=self._show_leaks,
+            on_audit=self._show_audit,
+            on_start=self._show_start,
+            on_step=self._show_step,
+            on_epoch=self._show_epoch,
+        )
 
     def _show_leaks(self, leaks: "Leaks") -> None:
         advice = ": see vidcache leaks" if len(leaks.pairs) else ""
         self._console.print(f"leak guard: {leaks.in_words}{advice}", soft_wrap=True)
 
     def _show_audit(self, audit: "list[ClassAudit]") -> None:
-        table = Table("class", "clips", "draws/epoch", "loss weight", "influence")
+        table = Table("class", "clips", "draws/epoch", "distinct", "loss weight", "influence")
         for entry in audit:
             table.add_row(
                 Text(printable(entry.class_name)),
                 str(entry.num_clips),
                 f"{entry.expected_draws:.1f}",
+                f"{entry.expected_distinct:.1f}",
                 f"{entry.loss_weight:.2f}",
                 f"{entry.influence:.2f}",
             )
         self._console.print(table)
-        influences = [entry.influence for entry in audit if entry.num_clips]
-        ratio = max(influences) / min(influences)
+        present = sorted((entry for entry in audit if entry.num_clips), key=lambda entry: entry.influence)
+        least, most = present[0], present[-1]
+        ratio = most.influence / least.influence
         if ratio > 2:
             self._console.print(
-                f"The classes differ by a factor of {ratio:.1f} in what they weigh in training: see --balance."
+                Text(
+                    f"{printable(most.class_name)} ({plural(most.num_clips, 'clip')}) weighs {ratio:.1f} times as much "
+                    f"in training as {printable(least.class_name)} ({plural(least.num_clips, 'clip')}): see --balance"
+                ),
+                soft_wrap=True,
             )
 
     def _show_start(self, precision: "Choice") -> None:

@@ -20,6 +20,8 @@ class TrainConfig:
         lr_schedule: "none" or "cosine"; see `vidcache.train.schedule`.
         warmup_epochs: Epochs in which the learning rate rises to `lr`; may be a fraction.
         weight_decay: Of Adam.
+        label_smoothing: Share of the target that is spread over all classes, in training.
+        clip_norm: Largest norm of all gradients together; larger ones are scaled down. None: as they are.
         balance: "both", "sampler", "loss" or "none".
         augment: "linear", "exact" or "none".
         strength: Of the augmentation.
@@ -45,6 +47,8 @@ class TrainConfig:
     lr_schedule: str = "none"
     warmup_epochs: float = 0
     weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
     balance: str = "both"
     augment: str = "linear"
     strength: Strength = Strength()

@@ -71,7 +71,9 @@ def train(
     model = build_model(len(reader.classes), config.weights, config.freeze)
     model.to(device, memory_format=torch.channels_last_3d)
     weights = loss_weights(all_labels[rows], len(reader.classes), config.balance)
-    criterion = nn.CrossEntropyLoss(weight=None if weights is None else weights.to(device))
+    criterion = nn.CrossEntropyLoss(
+        weight=None if weights is None else weights.to(device), label_smoothing=config.label_smoothing
+    )
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # fused: one kernel for all parameters instead of a dozen for each (42 against 95 ms here).
     fused = device.type in ("cpu", "cuda")
@@ -104,6 +106,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "fp16")
     forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(model) if config.compile else model
     stepper = Stepper(forward, criterion, optimizer, scaler, precision.name, config, reader, device)
+    stepper.on_inputs = None if resume else hooks.on_inputs
     results: list[EpochResult] = []
     sums = EpochSums.zero(device)
     if resume:

@@ -5,6 +5,7 @@ import numpy.typing as npt
 import torch
 
 from vidcache.cache.reader import Reader
+from vidcache.cache.stream import Batch
 from vidcache.filmstrip import Filmstrip, Pictures
 from vidcache.pixels import MEAN, STD
 from vidcache.sampling import sample_indices
@@ -44,6 +45,24 @@ def augmented_strips(
             (("before", clips[index, frames]), ("after", after[index])),
         )
         for index, row in enumerate(rows.tolist())
+    ]
+
+
+def batch_strips(reader: Reader, batch: Batch, inputs_BCTHW: torch.Tensor, *, num_frames: int = 8) -> list[Filmstrip]:
+    """Show what a model is given: a row of frames of each clip.
+
+    Args:
+        reader: The cache that the batch came from.
+        batch: Which clips.
+        inputs_BCTHW: (B, 3, T', H, W), augmented and normalised.
+        num_frames: Frames of each clip to show, at most.
+    """
+    count = inputs_BCTHW.shape[2]
+    frames = sample_indices(count, min(num_frames, count))
+    pictures = to_pictures(inputs_BCTHW)[:, frames]
+    return [
+        Filmstrip(printable(reader.path_of(row)), ((printable(reader.classes[label])[:12], pictures[index]),))
+        for index, (row, label) in enumerate(zip(batch.rows.tolist(), batch.labels.tolist(), strict=True))
     ]
 
 

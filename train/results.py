@@ -3,7 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
+import torch
+
 from vidcache.cache.leaks import Leaks
+from vidcache.cache.stream import Batch
 from vidcache.checkpoint import Checkpoint
 from vidcache.train.balance import ClassAudit
 from vidcache.train.precision import Choice
@@ -68,6 +71,7 @@ class Hooks:
         on_leaks: With the clips that look like clips of another split, first of all.
         on_audit: With what balancing does to each class, before anything else happens.
         on_start: With the precision that was chosen.
+        on_inputs: With the first batch that a new run gives to the model, (B, 3, T', H, W), and where it came from.
         on_step: With epoch, steps done, steps in all.
         on_epoch: With the result, a function that makes the checkpoint without and one with what a
             resumed run needs. Called before the next epoch begins.
@@ -77,6 +81,7 @@ class Hooks:
     on_leaks: Callable[[Leaks], None] = lambda _: None
     on_audit: Callable[[list[ClassAudit]], None] = lambda _: None
     on_start: Callable[[Choice], None] = lambda _: None
+    on_inputs: Callable[[torch.Tensor, Batch], None] = lambda *_: None
     on_step: Callable[[int, int, int], None] = lambda *_: None
     on_epoch: Callable[[EpochResult, Callable[[bool], Checkpoint]], None] = lambda *_: None
     on_interrupt: Callable[[Checkpoint], None] = lambda _: None

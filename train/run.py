@@ -7,18 +7,25 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from vidcache.cache.joined import open_caches
 from vidcache.cache.leaks import find_leaks
 from vidcache.cache.reader import Reader
+from vidcache.cache.stream import Batch
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError
 from vidcache.eval.loading import check_match
 from vidcache.files import write_text_atomically
+from vidcache.filmstrip import draw_filmstrips
 from vidcache.text import plural, printable
 from vidcache.train.config import TrainConfig
 from vidcache.train.curves import draw_curves
 from vidcache.train.loop import check_config, train
+from vidcache.train.preview import batch_strips
 from vidcache.train.results import EpochResult, Hooks, RunResult
+
+_SHOWN = 16  # clips in train_batch.png
 
 
 def run_folder(out: Path) -> Path:
@@ -38,8 +45,9 @@ def run_training(
 ) -> RunResult:
     """Train, and write what happens as it happens.
 
-    `out` is the epoch with the lowest validation loss so far; the folder beside it gets
-    `config.json`, `metrics.csv`, `curves.png` and `last.pt`. Every file is replaced in one step.
+    `out` is the epoch with the lowest validation loss so far; the folder beside it gets `config.json`,
+    `metrics.csv`, `curves.png`, `last.pt` and `train_batch.png`: what the model really sees. Every file is
+    replaced in one step.
 
     Args:
         caches: The cache, or several that are used as one.
@@ -95,7 +103,12 @@ def run_training(
             checkpoint.save(folder / "last.pt")
             hooks.on_interrupt(checkpoint)
 
-        hooks_here = dataclasses.replace(hooks, on_epoch=on_epoch, on_interrupt=on_interrupt)
+        def on_inputs(inputs: torch.Tensor, batch: Batch) -> None:
+            shown = Batch(batch.clips[:_SHOWN], batch.labels[:_SHOWN], batch.rows[:_SHOWN])
+            draw_filmstrips(batch_strips(reader, shown, inputs[:_SHOWN]), folder / "train_batch.png")
+            hooks.on_inputs(inputs, batch)
+
+        hooks_here = dataclasses.replace(hooks, on_epoch=on_epoch, on_interrupt=on_interrupt, on_inputs=on_inputs)
         return train(reader, config, hooks_here, resume=last, should_stop=should_stop)
 
 

@@ -73,6 +73,7 @@ class Stepper:
     ) -> None:
         self.forward, self.criterion, self.optimizer, self.scaler = forward, criterion, optimizer, scaler
         self.precision, self.config, self.reader, self.device = precision, config, reader, device
+        self.on_inputs: Callable[[torch.Tensor, Batch], None] | None = None  # called once
         self._workspace = Workspace()
         # Looking at a loss waits for the device; on a CPU there is nothing to wait for.
         self.check_every = 1 if device.type == "cpu" else 25
@@ -144,11 +145,18 @@ class Stepper:
         inputs = augment(
             batch.clips, draws, config.augment, self.reader.columns["mean_rgb"][batch.rows], self._workspace
         )
+        if self.on_inputs:
+            self.on_inputs(inputs, batch)
+            self.on_inputs = None
         with autocast(self.precision, self.device):
             logits = self.forward(inputs)
             loss = self.criterion(logits, batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        if config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)  # stays on the device
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach(), logits.detach()
