@@ -23,13 +23,13 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(PIP_ARGS) -e . -C editable_mode=strict
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e . --config-settings editable_mode=strict
 	touch $@
 
 # Reinstalls every time: an editable install only links the files that were there.
 test:
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[dev]' -C editable_mode=strict
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[dev]' --config-settings editable_mode=strict
 	touch .venv/installed
 	$(MAKE) lint
 	$(BIN)/python -m pytest -q
@@ -37,7 +37,7 @@ test:
 # N random accidents of each kind (kills, power losses, mutated videos and caches, ...); see tests/test_torture.py.
 N ?= 1000
 torture: install
-	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[dev]' -C editable_mode=strict
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[dev]' --config-settings editable_mode=strict
 	VIDCACHE_TORTURE=$(N) $(BIN)/python -m pytest -q -s tests/test_torture.py tests/test_fuzz.py
 
 lint:
