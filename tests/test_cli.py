@@ -353,6 +353,19 @@ def test_train_writes_a_run_and_says_what_it_did(built: Path, tmp_path: Path, mo
         assert piece in result.stderr
 
 
+def test_init_starts_from_a_checkpoint_and_excludes_weights(built: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with tiny_models():
+        both = call(vidtrain, built, *QUICK, "--init", checkpoint, "--out", tmp_path / "x.pt")
+        assert 2 == both.exit_code
+        assert "--weights: means nothing with --init; choose one of them" in both.stderr
+        quick = [word for word in QUICK if word not in ("--weights", "none")]
+        result = call(vidtrain, built, *quick, "--init", checkpoint, "--out", tmp_path / "x.pt")
+    assert 0 == result.exit_code, result.stderr
+    assert f"starting from {checkpoint} (epoch" in result.stderr
+    config = json.loads((tmp_path / "x.run" / "config.json").read_text())["config"]
+    assert (str(checkpoint), "layer2") == (config["init"], config["freeze"])
+
+
 def test_every_training_option_reaches_the_config(built: Path, tmp_path: Path) -> None:
     options = {
         "--freeze": "stem", "--num-frames-used": 4, "--epochs": 1, "--batch-size": 5, "--lr": 0.02, "--lr-schedule": "cosine", "--warmup-epochs": 0.5,
@@ -369,7 +382,7 @@ def test_every_training_option_reaches_the_config(built: Path, tmp_path: Path) -
     config = json.loads((tmp_path / "x.run" / "config.json").read_text())["config"]
     flat = {**config, **config.pop("strength")}
     expected = {name.lstrip("-").replace("-", "_"): value for name, value in options.items()}
-    assert {**expected, "shuffle_labels": True, "verify": True, "compile": False} == {
+    assert {**expected, "shuffle_labels": True, "verify": True, "compile": False, "init": None} == {
         k: v for k, v in flat.items() if k != "strength"
     }
 

@@ -20,7 +20,7 @@ from vidcache import model as model_module
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import Batch, stream_batches
 from vidcache.checkpoint import Checkpoint
-from vidcache.errors import InputError, VidcacheError
+from vidcache.errors import InputError, MismatchError, VidcacheError
 from vidcache.eval.evaluate import predict
 from vidcache.eval.loading import load_model
 from vidcache.model import R3D18, build_model
@@ -361,3 +361,41 @@ def test_gradients_are_no_longer_than_the_norm(learnable: Path, tiny: None) -> N
 
     assert norms
     assert max(norms) <= 0.01 * 1.001
+
+
+# --- starting from another run -------------------------------------------------------------------
+
+
+def test_a_run_can_start_from_another(learnable: Path, tmp_path: Path, tiny: None) -> None:
+    run_training([learnable], tmp_path / "old.pt", dataclasses.replace(TINY, epochs=3), Hooks())
+    old = Checkpoint.load(tmp_path / "old.pt")
+    said: list[str] = []
+    still = dataclasses.replace(TINY, epochs=1, lr=1e-12, weight_decay=0, init=str(tmp_path / "old.pt"))
+
+    run_training([learnable], tmp_path / "new.pt", still, Hooks(on_init=said.append))
+    new = Checkpoint.load(tmp_path / "new.pt")
+    assert [f"starting from {tmp_path}/old.pt (epoch {old.epoch}), with its 2 classes"] == said
+    assert all(
+        torch.allclose(old.weights[name], new.weights[name], atol=1e-6) for name in ("fc.weight", "stem.0.weight")
+    )
+
+    other = make_cache(tmp_path / "o.h5", {"a": 9, "b": 9, "c": 9}, spec=Spec(4, 16, 16), learnable=True)
+    run_training([other], tmp_path / "other.pt", still, Hooks(on_init=said.append))
+    found = Checkpoint.load(tmp_path / "other.pt")
+    assert (
+        f"starting from {tmp_path}/old.pt (epoch {old.epoch}); its 2 classes are not the 3 of this cache: the head is new"
+        == said[1]
+    )
+    assert torch.allclose(old.weights["stem.0.weight"], found.weights["stem.0.weight"], atol=1e-6)
+    assert 3 == len(found.weights["fc.weight"])
+
+
+def test_a_checkpoint_to_start_from_must_be_one(learnable: Path, tmp_path: Path, tiny: None) -> None:
+    config = dataclasses.replace(TINY, init=str(tmp_path / "no.pt"))
+    with pytest.raises(MismatchError, match="no.pt: No such file or directory. Train first"):
+        run(learnable, config)
+    _, saved = run(learnable, dataclasses.replace(TINY, epochs=1))
+    strange = dataclasses.replace(saved[0], weights={"stem.0.weight": torch.zeros(1)})
+    strange.save(tmp_path / "no.pt")
+    with pytest.raises(MismatchError, match="no.pt: size mismatch for .*, expected the weights of an R3D-18"):
+        run(learnable, config)

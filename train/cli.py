@@ -57,6 +57,12 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @option("--weights", default="kinetics400", help="kinetics400, none, or the path of the Kinetics file.")
 @option(
+    "--init",
+    type=click.Path(dir_okay=False),
+    default=None,
+    help="Checkpoint of another run to start from; with other classes it gets a new head.",
+)
+@option(
     "--freeze",
     type=click.Choice(STAGES),
     default=None,
@@ -130,6 +136,9 @@ def main(
     """
     from vidcache.train.run import run_training
 
+    given = ctx.get_parameter_source("weights") is click.core.ParameterSource.COMMANDLINE
+    if values["init"] and given:
+        raise click.UsageError("--weights: means nothing with --init; choose one of them")
     config = _resumed_config(ctx, out, values) if resume else make_config(values)
     stderr = Console(stderr=True)
     with _Reporter(stderr) as reporter, _Stop() as stop:
@@ -219,7 +228,7 @@ def make_config(values: dict[str, Any]) -> "TrainConfig":
 
     strength = make_strength(values)
     if values["freeze"] is None:
-        values["freeze"] = "none" if values["weights"] == "none" else "layer2"
+        values["freeze"] = "none" if values["weights"] == "none" and not values["init"] else "layer2"
     values["device"] = choose_device(values["device"])
     return TrainConfig(strength=strength, **values)
 
@@ -303,6 +312,7 @@ class _Reporter:
         return Hooks(
             on_leaks=self._show_leaks,
             on_audit=self._show_audit,
+            on_init=self._show_init,
             on_start=self._show_start,
             on_step=self._show_step,
             on_epoch=self._show_epoch,
@@ -335,6 +345,9 @@ class _Reporter:
                 ),
                 soft_wrap=True,
             )
+
+    def _show_init(self, sentence: str) -> None:
+        self._console.print(Text(sentence), soft_wrap=True)
 
     def _show_start(self, precision: "Choice") -> None:
         self._console.print(

@@ -12,6 +12,7 @@ class TrainConfig:
 
     Attributes:
         weights: "kinetics400", "none", or a path.
+        init: Checkpoint of another run to start from, instead of `weights`.
         freeze: Last frozen stage; see `vidcache.model.R3D18`.
         num_frames_used: Frames of each clip, evenly spaced (T'); None for all.
         epochs: At most so many.
@@ -39,6 +40,7 @@ class TrainConfig:
     """
 
     weights: str = "kinetics400"
+    init: str | None = None
     freeze: str = "layer2"
     num_frames_used: int | None = None
     epochs: int = 30

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from vidcache.train.augment import Strength, augment, draw
 from vidcache.train.balance import audit, epoch_rows, loss_weights
 from vidcache.train.config import TrainConfig
 from vidcache.train.early_stopping import EarlyStopping
+from vidcache.train.initial import start_from
 from vidcache.train.precision import Choice, autocast, choose_precision
 from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
 from vidcache.train.step import EpochSums, Stepper
@@ -58,6 +60,7 @@ def train(
 
     Raises:
         InputError: The cache has no training or validation clips, or the weights are not usable.
+        MismatchError: The checkpoint to start from is not usable.
         InterruptedRunError: It was stopped. `hooks` has been given what a resumed run needs.
         VidcacheError: The loss is not finite. Nothing of that epoch has been reported.
         ValueError: A value of the config is none of those it can have.
@@ -68,7 +71,9 @@ def train(
     hooks.on_audit(audit(reader.classes, all_labels[rows], config.balance))
     frames = _used_frames(reader, config)
     torch.manual_seed(config.seed)  # the new fc, or with --weights none everything
-    model = build_model(len(reader.classes), config.weights, config.freeze)
+    model = build_model(len(reader.classes), "none" if config.init else config.weights, config.freeze)
+    if config.init and not resume:
+        hooks.on_init(start_from(model, Path(config.init), reader.classes))
     model.to(device, memory_format=torch.channels_last_3d)
     weights = loss_weights(all_labels[rows], len(reader.classes), config.balance)
     criterion = nn.CrossEntropyLoss(

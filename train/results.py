@@ -70,6 +70,7 @@ class Hooks:
     Attributes:
         on_leaks: With the clips that look like clips of another split, first of all.
         on_audit: With what balancing does to each class, before anything else happens.
+        on_init: With a sentence on the checkpoint that the run starts from, if there is one.
         on_start: With the precision that was chosen.
         on_inputs: With the first batch that a new run gives to the model, (B, 3, T', H, W), and where it came from.
         on_step: With epoch, steps done, steps in all.
@@ -80,6 +81,7 @@ class Hooks:
 
     on_leaks: Callable[[Leaks], None] = lambda _: None
     on_audit: Callable[[list[ClassAudit]], None] = lambda _: None
+    on_init: Callable[[str], None] = lambda _: None
     on_start: Callable[[Choice], None] = lambda _: None
     on_inputs: Callable[[torch.Tensor, Batch], None] = lambda *_: None
     on_step: Callable[[int, int, int], None] = lambda *_: None
