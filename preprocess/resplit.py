@@ -69,7 +69,8 @@ def split_cache(
         LockedError: It is being built, or has been replaced meanwhile.
         VidcacheError: The disk has no room.
     """
-    cache = Path(os.path.realpath(cache))  # a link stays one: what it leads to is replaced
+    if cache.is_symlink():
+        cache = cache.resolve()  # a link stays one: what it leads to is replaced
     with CacheReader(cache) as reader:
         rule = choice.applied_to(SplitRule.from_attributes(reader.attributes))
         columns, depth = reader.columns, int(reader.attributes["class_depth"])
