@@ -6,7 +6,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, cast
 
 import torch
 
@@ -66,7 +66,21 @@ class Checkpoint:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields |= {"format": FORMAT, "format_version": FORMAT_VERSION, "spec": self.spec.to_dict()}
         fields["classes"] = [os.fsencode(name) for name in self.classes]
-        write_atomically(path, lambda file: torch.save(fields, file))
+        written: list[_Remembering] = []
+
+        def write(file: BinaryIO) -> None:
+            written.append(_Remembering(file))
+            torch.save(fields, cast(BinaryIO, written[0]))
+
+        try:
+            write_atomically(path, write)
+        except RuntimeError:  # torch's writer makes one of whatever stops it: a full disk, Ctrl-C
+            cause = written[0].error if written else None
+            if isinstance(cause, OSError):
+                cause.filename = str(path)
+            if cause:
+                raise cause from None
+            raise
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -96,6 +110,24 @@ class Checkpoint:
             return cls(**fields)
         except (TypeError, KeyError, ValueError) as error:
             raise MismatchError(f"{where}: incomplete checkpoint ({error}). Train again: vidtrain CACHE") from None
+
+
+class _Remembering:
+    """A file that knows why a write failed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except BaseException as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _check_zip(path: Path) -> None:

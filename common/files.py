@@ -51,8 +51,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], scratch: P
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = str(path)  # a full disk does not say what it was full for
         raise
     sync_folder(path.parent)
 

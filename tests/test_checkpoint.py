@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import resource
 import zipfile
 from pathlib import Path
 
@@ -134,3 +135,22 @@ def test_a_checkpoint_holds_no_numpy_numbers(tmp_path: Path) -> None:
     buffer = io.BytesIO((tmp_path / "best.pt").read_bytes())
 
     assert 0.25 == torch.load(buffer, weights_only=True)["metrics"]["x"]
+
+
+@pytest.mark.parametrize("limit", [0, 3000, 100_000])
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, limit: int) -> None:
+    """At the first byte, in the middle, and in torch's own clean-up."""
+    checkpoint = make_checkpoint(weights={"w": torch.zeros(50_000)})
+    checkpoint.save(tmp_path / "x.pt")
+    before = (tmp_path / "x.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        with pytest.raises(OSError, match="File too large") as raised:
+            checkpoint.save(tmp_path / "x.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert str(tmp_path / "x.pt") == raised.value.filename
+    assert before == (tmp_path / "x.pt").read_bytes()
+    assert ["x.pt"] == [file.name for file in tmp_path.iterdir()]

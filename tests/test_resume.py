@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -104,6 +106,9 @@ def assert_same_run(golden: Path, out: Path) -> None:
         if path.name == "last.pt":
             for name in ("optimizer", "scaler", "stopping", "precision"):
                 assert equal(expected.training[name], found.training[name]), name
+            results = [[EpochResult(**fields) for fields in one.training["results"]] for one in (expected, found)]
+            assert plain(results[0]) == plain(results[1])
+            assert 0 == found.training["sums"]["num_steps"]
     tables = []
     for folder in (golden, out):
         with (folder.parent / "best.run" / "metrics.csv").open() as file:
@@ -229,13 +234,7 @@ def test_a_process_that_is_killed_or_asked_to_stop_goes_on(
             f"Error: train: stopped in epoch {after // 4 + 1}, after {after % 4 + 1} of its steps. Go on with:"
             in stderr
         )
-    if how == "KILL" and after < 4:  # not one epoch: nothing to go on from
-        result = call(cache, out, "--resume")
-        assert 2 == result.exit_code
-        assert "best.run/last.pt: not there, expected the last checkpoint of a run" in result.stderr
-        assert 0 == call(cache, out, *FLAGS).exit_code
-    else:
-        assert 0 == call(cache, out, "--resume").exit_code
+    assert 0 == call(cache, out, "--resume").exit_code
     assert_same_run(golden, out)
 
 
@@ -283,6 +282,100 @@ def test_resume_takes_the_options_of_the_run_and_refuses_others(cache: Path, gol
     assert 3 == json.loads(result.stdout)["num_epochs"]
     assert "precision: float32 (as before it was interrupted)" in result.stderr
     assert_same_run(golden, stopped)
+
+
+def test_nothing_can_be_resumed_where_nothing_was_begun(cache: Path, tmp_path: Path) -> None:
+    result = call(cache, tmp_path / "best.pt", "--resume")
+
+    assert 2 == result.exit_code
+    assert "best.run/last.pt: not there, expected the last checkpoint of a run" in result.stderr
+
+
+def test_a_new_run_over_an_old_one_is_the_one_that_goes_on(cache: Path, golden: Path, tmp_path: Path) -> None:
+    """Killed in its first epoch, when best.pt is still that of the old run."""
+    out = tmp_path / "best.pt"
+    run_training([cache], out, dataclasses.replace(CONFIG, seed=77), SILENT)
+
+    with pytest.raises(InterruptedRunError):
+        run_training([cache], out, CONFIG, SILENT, should_stop=StopAfter(2))
+    assert not (tmp_path / "best.run" / "metrics.csv").exists()
+    run_training([cache], out, resumed_config(out), SILENT, resume=True)
+
+    assert_same_run(golden, out)
+
+
+def test_a_run_killed_between_its_last_files_gets_them(cache: Path, golden: Path, tmp_path: Path) -> None:
+    out = tmp_path / "best.pt"
+    run_training([cache], out, CONFIG, SILENT)
+    table = tmp_path / "best.run" / "metrics.csv"
+    whole = table.read_text()
+    table.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    (tmp_path / "best.run" / "curves.png").unlink()
+
+    run_training([cache], out, resumed_config(out), SILENT, resume=True)
+
+    assert whole == table.read_text()
+    assert (tmp_path / "best.run" / "curves.png").exists()
+
+
+def test_a_checkpoint_in_memory_is_that_of_its_moment(cache: Path) -> None:
+    """Going on from one object twice gives the same run twice."""
+    saved: list[Checkpoint] = []
+    with CacheReader(cache) as reader:
+        whole = train(reader, CONFIG, Hooks(on_epoch=lambda _, checkpoint: saved.append(checkpoint(True))))
+        again = [train(reader, CONFIG, resume=saved[0]) for _ in range(2)]
+
+    for result in again:
+        assert plain(whole.epochs) == plain(result.epochs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shuffle_labels": True},
+        {"balance": "none", "augment": "exact", "num_frames_used": 2},
+        {"clip_norm": 0.1, "label_smoothing": 0.1, "freeze": "stem"},
+        {"amp": "bf16"},
+    ],
+)
+def test_other_options_go_on_too(cache: Path, changes: dict[str, Any]) -> None:
+    config = dataclasses.replace(CONFIG, epochs=2, **changes)
+    stopped: list[Checkpoint] = []
+    with CacheReader(cache) as reader:
+        whole = train(reader, config)
+        with pytest.raises(InterruptedRunError):
+            train(reader, config, Hooks(on_interrupt=stopped.append), should_stop=StopAfter(2))
+        rest = train(reader, config, resume=stopped[0])
+
+    assert plain(whole.epochs) == plain(rest.epochs)
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(cache: Path, stopped: Path) -> None:
+    last = stopped.parent / "best.run" / "last.pt"
+    before = last.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        result = call(cache, stopped, "--resume")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert 1 == result.exit_code
+    assert re.search(r"Error: \S+/best\.run/\S+: File too large", result.stderr)
+    assert before == last.read_bytes()
+    assert [] == list(stopped.parent.rglob("*.tmp"))
+
+
+def test_a_run_of_another_version_and_another_config_are_refused(cache: Path, stopped: Path) -> None:
+    with pytest.raises(InputError, match=r"last.pt: its run has batch_size 6, expected 4. Train without --resume"):
+        run_training([cache], stopped, dataclasses.replace(CONFIG, batch_size=4), SILENT, resume=True)
+    last = stopped.parent / "best.run" / "last.pt"
+    old = Checkpoint.load(last)
+    dataclasses.replace(old, config={**old.config, "magic": 1}).save(last)
+    with pytest.raises(
+        MismatchError, match="last.pt: options of another version of vidcache .*magic.*, expected those"
+    ):
+        resumed_config(stopped)
 
 
 def test_resume_needs_the_same_clips_the_best_checkpoint_and_the_state(

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 from matplotlib.image import imread
 from torch import nn
 
-from tests.helpers import make_cache, tiny_models
+from tests.helpers import TinyModel, make_cache, tiny_models
 from vidcache import model as model_module
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import Batch, stream_batches
@@ -152,7 +153,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(tmp_path: Pa
         run_training([learnable], tmp_path / "best.pt", dataclasses.replace(TINY, lr=1e30), Hooks())
 
     assert {"best.run"} == {file.name for file in tmp_path.iterdir()}
-    assert {"config.json", "train_batch.png"} == {file.name for file in (tmp_path / "best.run").iterdir()}
+    assert {"config.json", "last.pt", "train_batch.png"} == {file.name for file in (tmp_path / "best.run").iterdir()}
 
 
 @pytest.mark.usefixtures("tiny")
@@ -316,13 +317,22 @@ def test_the_copy_that_is_tried_does_not_change_the_model(monkeypatch: pytest.Mo
 
 
 def test_what_the_model_sees_is_drawn(learnable: Path, tmp_path: Path) -> None:
-    """The pixels of the picture are those of the augmented batch."""
+    """What is drawn is what the model is given first."""
     seen: list[tuple[torch.Tensor, Batch]] = []
+    taken: list[torch.Tensor] = []
     hooks = Hooks(on_inputs=lambda inputs, batch: seen.append((inputs.clone(), dataclasses.replace(batch))))
-    with tiny_models():
+    inner = TinyModel.forward
+
+    def forward(self: TinyModel, inputs: torch.Tensor) -> torch.Tensor:
+        taken.append(inputs.clone())
+        return inner(self, inputs)
+
+    with tiny_models(), mock.patch.object(TinyModel, "forward", forward):
         run_training([learnable], tmp_path / "best.pt", dataclasses.replace(TINY, num_frames_used=2), hooks)
 
     ((inputs, batch),) = seen
+    assert len(taken) >= 2
+    assert torch.equal(taken[0], inputs)
     assert (4, 3, 2, 16, 16) == tuple(inputs.shape)
     picture = imread(tmp_path / "best.run" / "train_batch.png")
     assert picture.shape[0] > picture.shape[1]  # 4 clips under each other, 2 frames wide
@@ -393,9 +403,14 @@ def test_a_run_can_start_from_another(learnable: Path, tmp_path: Path, tiny: Non
 def test_a_checkpoint_to_start_from_must_be_one(learnable: Path, tmp_path: Path, tiny: None) -> None:
     config = dataclasses.replace(TINY, init=str(tmp_path / "no.pt"))
     with pytest.raises(MismatchError, match="no.pt: No such file or directory. Train first"):
+        run_training([learnable], tmp_path / "new.pt", config, Hooks())
+    assert [] == list(tmp_path.iterdir())
+    with pytest.raises(MismatchError, match="no.pt: No such file or directory. Train first"):
         run(learnable, config)
     _, saved = run(learnable, dataclasses.replace(TINY, epochs=1))
     strange = dataclasses.replace(saved[0], weights={"stem.0.weight": torch.zeros(1)})
     strange.save(tmp_path / "no.pt")
+    with pytest.raises(InputError, match="no.pt: would be overwritten, expected another --out than what --init starts"):
+        run_training([learnable], tmp_path / "no.pt", config, Hooks())
     with pytest.raises(MismatchError, match="no.pt: size mismatch for .*, expected the weights of an R3D-18"):
         run(learnable, config)

@@ -1,6 +1,7 @@
 """`vidtrain`: options in, best.pt and best.run/ out."""
 
 import dataclasses
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -228,18 +229,17 @@ def make_config(values: dict[str, Any]) -> "TrainConfig":
 
     strength = make_strength(values)
     if values["freeze"] is None:
-        values["freeze"] = "none" if values["weights"] == "none" and not values["init"] else "layer2"
+        values["freeze"] = "none" if values["weights"] == "none" and not values.get("init") else "layer2"
     values["device"] = choose_device(values["device"])
+    for name in ("init", "weights"):  # a run may be resumed from another folder
+        if values.get(name) and values[name] not in ("kinetics400", "none"):
+            values[name] = os.path.abspath(values[name])
     return TrainConfig(strength=strength, **values)
-
-
-# What a resumed run may do otherwise, since it changes no result.
-_FREE = {"reader_threads", "verify"}
 
 
 def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "TrainConfig":
     """Return the config of the run to resume; what the command line says must not contradict it."""
-    from vidcache.train.run import resumed_config
+    from vidcache.train.run import FREE, resumed_config
 
     old = resumed_config(out)
     there, here = (
@@ -247,14 +247,14 @@ def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "T
     )
     said = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
     names = [name for name in values if ctx.get_parameter_source(name) in said]
-    free = {name: values[name] for name in names if name in _FREE}
-    for name in sorted(set(names) - _FREE):
+    free = {name: values[name] for name in names if name in FREE}
+    for name in sorted(set(names) - FREE):
         if there[name] != here[name]:
             raise click.UsageError(
                 f"--{name.replace('_', '-')} {here[name]}: the run in {printable(out.with_suffix('.run'))} has "
                 f"{there[name]}, expected the same. Leave it out, or train without --resume"
             )
-    return dataclasses.replace(old, **free)
+    return dataclasses.replace(old, **{**free, "device": choose_device(free.get("device", old.device))})
 
 
 class _Stop:

@@ -3,10 +3,12 @@
 Knows nothing of terminals and files' names: what happens leaves through callbacks.
 """
 
+import contextlib
+import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ def train(
     hooks.on_audit(audit(reader.classes, all_labels[rows], config.balance))
     frames = _used_frames(reader, config)
     torch.manual_seed(config.seed)  # the new fc, or with --weights none everything
-    model = build_model(len(reader.classes), "none" if config.init else config.weights, config.freeze)
+    model = build_model(len(reader.classes), "none" if config.init or resume else config.weights, config.freeze)
     if config.init and not resume:
         hooks.on_init(start_from(model, Path(config.init), reader.classes))
     model.to(device, memory_format=torch.channels_last_3d)
@@ -87,7 +89,7 @@ def train(
 
     ring = Workspace()
 
-    def batches(chosen: npt.NDArray[np.int64]) -> Iterator[Batch]:
+    def batches(chosen: npt.NDArray[np.int64]) -> Generator[Batch, None, None]:
         stream = stream_batches(
             reader,
             chosen,
@@ -115,7 +117,7 @@ def train(
     results: list[EpochResult] = []
     sums = EpochSums.zero(device)
     if resume:
-        optimizer.load_state_dict(resume.training["optimizer"])
+        optimizer.load_state_dict(copy.deepcopy(resume.training["optimizer"]))
         scaler.load_state_dict(resume.training["scaler"])
         stopping = EarlyStopping(**resume.training["stopping"])
         results = [EpochResult(**fields) for fields in resume.training["results"]]
@@ -123,7 +125,7 @@ def train(
 
     def checkpoint(resumable: bool) -> Checkpoint:
         state = {
-            "optimizer": optimizer.state_dict(),
+            "optimizer": copy.deepcopy(optimizer.state_dict()),
             "scaler": scaler.state_dict(),
             "stopping": dataclasses.asdict(stopping),
             "precision": precision.name,
@@ -132,17 +134,22 @@ def train(
         }
         return _checkpoint(model, reader, config, results, state if resumable else {})
 
+    if not resume:
+        hooks.on_begin(checkpoint(True))
     while not _is_over(len(results), config, stopping):
         epoch = len(results) + 1
         model.train()
         order = epoch_rows(rows, all_labels[rows], config.balance, config.seed, epoch)
         rest = order[sums.num_steps * config.batch_size :]
-        if not stepper.epoch(epoch, len(order), batches(rest), sums, hooks, should_stop):
+        with contextlib.closing(batches(rest)) as stream:
+            is_complete = stepper.epoch(epoch, len(order), stream, sums, hooks, should_stop)
+        if not is_complete:
             hooks.on_interrupt(checkpoint(True))
             raise InterruptedRunError(f"train: stopped in epoch {epoch}, after {sums.num_steps} of its steps")
         lr, start = optimizer.param_groups[0]["lr"], time.perf_counter()
         model.eval()
-        validated = predict(_validator(forward, precision.name, device), batches(val_rows))
+        with contextlib.closing(batches(val_rows)) as stream:
+            validated = predict(_validator(forward, precision.name, device), stream)
         if not math.isfinite(validated.mean_loss):
             raise VidcacheError(
                 f"train: validation loss became {validated.mean_loss} in epoch {epoch} (learning rate "
@@ -183,11 +190,13 @@ def _training_clips(reader: Reader, config: TrainConfig) -> tuple[npt.NDArray[np
 
 
 def check_config(reader: Reader, config: TrainConfig) -> None:
-    """Refuse a config that this cache cannot serve.
+    """Refuse a config that this cache or device cannot serve.
 
     Raises:
-        InputError: More frames than a clip has.
+        InputError: More frames than a clip has, or a precision that the device has not.
     """
+    if config.amp == "fp16" and config.device.startswith("cpu"):
+        raise InputError("--amp fp16: not on a CPU, expected a GPU. Use --amp auto")
     used, there = config.num_frames_used or 1, reader.spec.num_frames
     if not 1 <= used <= there:
         raise InputError(

@@ -72,6 +72,7 @@ class Hooks:
         on_audit: With what balancing does to each class, before anything else happens.
         on_init: With a sentence on the checkpoint that the run starts from, if there is one.
         on_start: With the precision that was chosen.
+        on_begin: With what a run needs that is resumed before its first epoch is done.
         on_inputs: With the first batch that a new run gives to the model, (B, 3, T', H, W), and where it came from.
         on_step: With epoch, steps done, steps in all.
         on_epoch: With the result, a function that makes the checkpoint without and one with what a
@@ -83,6 +84,7 @@ class Hooks:
     on_audit: Callable[[list[ClassAudit]], None] = lambda _: None
     on_init: Callable[[str], None] = lambda _: None
     on_start: Callable[[Choice], None] = lambda _: None
+    on_begin: Callable[[Checkpoint], None] = lambda _: None
     on_inputs: Callable[[torch.Tensor, Batch], None] = lambda *_: None
     on_step: Callable[[int, int, int], None] = lambda *_: None
     on_epoch: Callable[[EpochResult, Callable[[bool], Checkpoint]], None] = lambda *_: None

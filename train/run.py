@@ -14,7 +14,7 @@ from vidcache.cache.leaks import find_leaks
 from vidcache.cache.reader import Reader
 from vidcache.cache.stream import Batch
 from vidcache.checkpoint import Checkpoint
-from vidcache.errors import InputError
+from vidcache.errors import InputError, MismatchError
 from vidcache.eval.loading import check_match
 from vidcache.files import write_text_atomically
 from vidcache.filmstrip import draw_filmstrips
@@ -25,6 +25,8 @@ from vidcache.train.loop import check_config, train
 from vidcache.train.preview import batch_strips
 from vidcache.train.results import EpochResult, Hooks, RunResult
 
+# What a resumed run may do otherwise; on another device it is not the same bit for bit.
+FREE = {"reader_threads", "verify", "device"}
 _SHOWN = 16  # clips in train_batch.png
 
 
@@ -78,7 +80,9 @@ def run_training(
                 "keep them together: vidcache split CACHE --near-duplicates group"
             )
         folder = run_folder(out)
-        last = _last_checkpoint(folder / "last.pt", reader, out) if resume else None
+        last = _last_checkpoint(folder / "last.pt", reader, out, config) if resume else None
+        if config.init and not resume:
+            _check_init(Path(config.init), out, folder)
         folder.mkdir(parents=True, exist_ok=True)
         facts = {
             "caches": [str(path) for path in caches],
@@ -89,15 +93,28 @@ def run_training(
         write_text_atomically(folder / "config.json", text + "\n")
         results = [EpochResult(**fields) for fields in last.training["results"]] if last else []
 
+        def show_results() -> None:
+            write_text_atomically(folder / "metrics.csv", metrics_csv(results))
+            draw_curves(results, folder / "curves.png")
+
+        if results:  # the run may have been killed between two files
+            show_results()
+
         def on_epoch(result: EpochResult, checkpoint: Callable[[bool], Checkpoint]) -> None:
             results.append(result)
             # The checkpoint first: metrics.csv never names a best epoch that best.pt does not hold.
             if result.is_best:
                 checkpoint(False).save(out)
             checkpoint(True).save(folder / "last.pt")
-            write_text_atomically(folder / "metrics.csv", metrics_csv(results))
-            draw_curves(results, folder / "curves.png")
+            show_results()
             hooks.on_epoch(result, checkpoint)
+
+        def on_begin(checkpoint: Checkpoint) -> None:
+            # What an earlier run has left must not look like this one's.
+            checkpoint.save(folder / "last.pt")
+            (folder / "metrics.csv").unlink(missing_ok=True)
+            (folder / "curves.png").unlink(missing_ok=True)
+            hooks.on_begin(checkpoint)
 
         def on_interrupt(checkpoint: Checkpoint) -> None:
             checkpoint.save(folder / "last.pt")
@@ -108,7 +125,9 @@ def run_training(
             draw_filmstrips(batch_strips(reader, shown, inputs[:_SHOWN]), folder / "train_batch.png")
             hooks.on_inputs(inputs, batch)
 
-        hooks_here = dataclasses.replace(hooks, on_epoch=on_epoch, on_interrupt=on_interrupt, on_inputs=on_inputs)
+        hooks_here = dataclasses.replace(
+            hooks, on_begin=on_begin, on_epoch=on_epoch, on_interrupt=on_interrupt, on_inputs=on_inputs
+        )
         return train(reader, config, hooks_here, resume=last, should_stop=should_stop)
 
 
@@ -119,7 +138,26 @@ def resumed_config(out: Path) -> TrainConfig:
         InputError: There is none.
         MismatchError: Its checkpoint is damaged, or no checkpoint.
     """
-    return TrainConfig.from_dict(_load_last(run_folder(out) / "last.pt").config)
+    path = run_folder(out) / "last.pt"
+    return _config_of(_load_last(path), path)
+
+
+def _config_of(last: Checkpoint, path: Path) -> TrainConfig:
+    try:
+        return TrainConfig.from_dict(last.config)
+    except (TypeError, KeyError) as error:
+        raise MismatchError(
+            f"{printable(path)}: options of another version of vidcache ({error}), expected those of this one. Use the "
+            "vidcache that made it, or train without --resume"
+        ) from None
+
+
+def _check_init(init: Path, out: Path, folder: Path) -> None:
+    Checkpoint.load(init)  # before anything of an earlier run is replaced
+    if init.resolve() in (out.resolve(), (folder / "last.pt").resolve()):
+        raise InputError(
+            f"{printable(init)}: would be overwritten, expected another --out than what --init starts from"
+        )
 
 
 def _load_last(path: Path) -> Checkpoint:
@@ -128,10 +166,14 @@ def _load_last(path: Path) -> Checkpoint:
     return Checkpoint.load(path)
 
 
-def _last_checkpoint(path: Path, reader: Reader, out: Path) -> Checkpoint:
+def _last_checkpoint(path: Path, reader: Reader, out: Path, config: TrainConfig) -> Checkpoint:
     last = _load_last(path)
     check_match(last, reader, printable(path))
-    if not last.training:
+    for name, there in dataclasses.asdict(_config_of(last, path)).items():
+        here = dataclasses.asdict(config)[name]
+        if there != here and name not in FREE:
+            raise InputError(f"{printable(path)}: its run has {name} {there}, expected {here}. Train without --resume")
+    if not {"optimizer", "scaler", "stopping", "precision", "results", "sums"} <= set(last.training):
         raise InputError(f"{printable(path)}: holds no state of a run, expected one. Train without --resume")
     if last.epoch and not out.exists():
         raise InputError(

@@ -48,12 +48,12 @@ class EpochSums:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as tensors on the CPU and numbers."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return fields | {"loss": self.loss.cpu(), "num_correct": self.num_correct.cpu()}
+        return fields | {name: fields[name].to("cpu", copy=True) for name in ("loss", "num_correct")}
 
     @classmethod
     def of_dict(cls, fields: dict[str, Any], device: torch.device) -> Self:
         """Build them from what `to_dict` gave."""
-        tensors = {name: fields[name].to(device) for name in ("loss", "num_correct")}
+        tensors = {name: fields[name].to(device, copy=True) for name in ("loss", "num_correct")}
         return cls(**{**fields, **tensors})
 
 
