@@ -147,4 +147,14 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 def state_on_cpu(model: nn.Module) -> dict[str, Any]:
     """Copy the state dict to the CPU, so that what is saved does not change with the model."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    state: dict[str, Any] = copy_to_cpu(dict(model.state_dict()))
+    return state
+
+
+def copy_to_cpu(state: Any) -> Any:
+    """Copy dicts and lists, and the tensors in them to the CPU, so that nothing in them changes any more."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: copy_to_cpu(value) for key, value in state.items()}
+    return [copy_to_cpu(value) for value in state] if isinstance(state, list) else state

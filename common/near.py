@@ -17,7 +17,7 @@ import xxhash
 from vidcache.perceptual import SIDE
 
 # On 277 clips of one room under one camera, the hardest case at hand, this finds 95 to 100 % of the copies made in
-# eight ways; of pairs from different recordings 0.24 % are nearer (walks that leave the same empty room in half of
+# nine ways; of pairs from different recordings 0.24 % are nearer (walks that leave the same empty room in half of
 # their frames). Elsewhere there is more room: of 340 rendered clips no two are. See tests/benchmarks/bench_near.py.
 NEAR = 0.008
 

@@ -181,9 +181,10 @@ class Splitter:
                 f"{plural(grouped.num_alone, 'video')}: each is a group of its own"
             )
         if grouped.unknown:
+            verb = "names" if len(grouped.unknown) == 1 else "name"
             self._notes.append(
-                f"{plural(len(grouped.unknown), 'line')} of {printable(rule.grouping.argument)} "
-                f"name no video, for example {printable(grouped.unknown[0])}"
+                f"{plural(len(grouped.unknown), 'line')} of {printable(rule.grouping.argument)} {verb} no video, for "
+                f"example {printable(grouped.unknown[0])}"
             )
         self._given: Given | None = None
         if rule.source == "files":
@@ -207,7 +208,7 @@ class Splitter:
         """Split the videos.
 
         Args:
-            facts: Columns "status", "clip_hash" and "perceptual_hash", as for `find_duplicates`.
+            facts: Columns "status" and "perceptual_hash", as for `find_duplicates`.
             good: (N,) which have a clip.
         """
         rule, groups, notes = self._rule, self._groups, list(self._notes)

@@ -272,7 +272,7 @@ def test_groups_from_a_file(cache: Path, tmp_path: Path) -> None:
 
     assert 0 == result.exit_code, result.stderr
     assert "Note: --by file groups.csv says nothing about 3 videos: each is a group of its own" in result.stderr
-    assert f"Note: 1 line of {tmp_path}/groups.csv name no video, for example no/such.mkv" in result.stderr
+    assert f"Note: 1 line of {tmp_path}/groups.csv names no video, for example no/such.mkv" in result.stderr
     with CacheReader(cache) as reader:
         splits = reader.columns["split"]
         assert all(len(set(splits[group:15:5].tolist())) == 1 for group in range(5))

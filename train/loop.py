@@ -4,7 +4,6 @@ Knows nothing of terminals and files' names: what happens leaves through callbac
 """
 
 import contextlib
-import copy
 import dataclasses
 import math
 import time
@@ -24,7 +23,7 @@ from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, InterruptedRunError, VidcacheError
 from vidcache.eval.evaluate import Predictions, predict
 from vidcache.eval.metrics import compute_metrics
-from vidcache.model import R3D18, build_model, state_on_cpu
+from vidcache.model import R3D18, build_model, copy_to_cpu, state_on_cpu
 from vidcache.pixels import Workspace
 from vidcache.sampling import sample_indices
 from vidcache.train.augment import Strength, augment, draw
@@ -117,22 +116,24 @@ def train(
     results: list[EpochResult] = []
     sums = EpochSums.zero(device)
     if resume:
-        optimizer.load_state_dict(copy.deepcopy(resume.training["optimizer"]))
+        optimizer.load_state_dict(copy_to_cpu(resume.training["optimizer"]))
         scaler.load_state_dict(resume.training["scaler"])
         stopping = EarlyStopping(**resume.training["stopping"])
         results = [EpochResult(**fields) for fields in resume.training["results"]]
         sums = EpochSums.of_dict(resume.training["sums"], device)
 
     def checkpoint(resumable: bool) -> Checkpoint:
+        if not resumable:
+            return _checkpoint(model, reader, config, results, {})
         state = {
-            "optimizer": copy.deepcopy(optimizer.state_dict()),
+            "optimizer": copy_to_cpu(optimizer.state_dict()),
             "scaler": scaler.state_dict(),
             "stopping": dataclasses.asdict(stopping),
             "precision": precision.name,
             "results": [dataclasses.asdict(result) for result in results],
             "sums": sums.to_dict(),
         }
-        return _checkpoint(model, reader, config, results, state if resumable else {})
+        return _checkpoint(model, reader, config, results, state)
 
     if not resume:
         hooks.on_begin(checkpoint(True))
