@@ -145,8 +145,7 @@ class Header:
             fields[name] = value.encode("ascii") if isinstance(value, str) else value
         fields["format"], fields["format_version"], fields["complete"] = FORMAT, FORMAT_VERSION, 1
         fields["clip_bytes"] = self.clip_bytes
-        body = fields.tobytes().ljust(USER_BLOCK_BYTES - 8, b"\0")
-        return body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+        return seal(fields)
 
     @classmethod
     def from_bytes(cls, block: bytes, where: str) -> Self:
@@ -160,18 +159,7 @@ class Header:
             CacheError: It is not the user block of a finished, undamaged cache of this version.
         """
         rebuild = "Restore a copy, or build it again with --overwrite"
-        if block[: len(FORMAT)] != FORMAT:
-            raise CacheError(f"{where}: no vidcache file (it begins with {block[:8]!r}). {rebuild}")
-        if len(block) < USER_BLOCK_BYTES:
-            raise CacheError(f"{where}: {len(block)} bytes, expected {USER_BLOCK_BYTES} or more. {rebuild}")
-        fields = np.frombuffer(block, HEADER, count=1)[0]
-        body, digest = block[: USER_BLOCK_BYTES - 8], block[USER_BLOCK_BYTES - 8 : USER_BLOCK_BYTES]
-        found = int.from_bytes(digest, "little")
-        expected = xxhash.xxh3_64_intdigest(body)
-        if found != expected:
-            raise CacheError(
-                f"{where}: the header is damaged (checksum {found:016x}, expected {expected:016x}). {rebuild}"
-            )
+        fields = unseal(block, HEADER, where, rebuild)
         if fields["format_version"] != FORMAT_VERSION:
             raise CacheError(
                 f"{where}: format version {fields['format_version']}, but this vidcache reads "
@@ -180,6 +168,37 @@ class Header:
         values: dict[str, Any] = {field.name: fields[field.name].item() for field in dataclasses.fields(cls)}
         texts = {name: value.decode("ascii", "replace") for name, value in values.items() if isinstance(value, bytes)}
         return cls(**{**values, **texts})
+
+
+def seal(fields: np.ndarray[Any, Any]) -> bytes:
+    """Return a user block: fields, zeros, and a hash of both in the last eight bytes."""
+    body = fields.tobytes().ljust(USER_BLOCK_BYTES - 8, b"\0")
+    return body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+
+
+def unseal(block: bytes, dtype: np.dtype[Any], where: str, rebuild: str, magic: bytes = FORMAT) -> np.void:
+    """Read the fields of a user block back.
+
+    Args:
+        block: The first bytes of the file.
+        dtype: Of the fields.
+        where: The file's name, for messages.
+        rebuild: What to do when it is none.
+        magic: What it has to begin with, 8 bytes.
+
+    Raises:
+        CacheError: It is no whole, undamaged user block.
+    """
+    if block[: len(magic)] != magic:
+        raise CacheError(f"{where}: no {magic.decode()} file (it begins with {block[:8]!r}). {rebuild}")
+    if len(block) < USER_BLOCK_BYTES:
+        raise CacheError(f"{where}: {len(block)} bytes, expected {USER_BLOCK_BYTES} or more. {rebuild}")
+    body, digest = block[: USER_BLOCK_BYTES - 8], block[USER_BLOCK_BYTES - 8 : USER_BLOCK_BYTES]
+    found, expected = int.from_bytes(digest, "little"), xxhash.xxh3_64_intdigest(body)
+    if found != expected:
+        raise CacheError(f"{where}: the header is damaged (checksum {found:016x}, expected {expected:016x}). {rebuild}")
+    fields: np.void = np.frombuffer(block, dtype, count=1)[0]
+    return fields
 
 
 def hash_between(descriptor: int, gaps: Iterable[tuple[int, int]]) -> str:
@@ -292,14 +311,14 @@ def create_skeleton(
         }.items():
             file.attrs[name] = np.bytes_(os.fsencode(value)) if isinstance(value, str) else value
         width = max(len(name) for name in classes)
-        names = _create_dataset(file, "classes", np.dtype(f"S{width}"), (len(classes),))
+        names = create_dataset(file, "classes", np.dtype(f"S{width}"), (len(classes),))
         names.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(classes, f"S{width}"))
         videos = file.create_group("videos")
         for column in COLUMNS:
-            dataset = _create_dataset(videos, column.name, column_dtype(column, path_bytes), (num_clips, *column.shape))
+            dataset = create_dataset(videos, column.name, column_dtype(column, path_bytes), (num_clips, *column.shape))
             attribute = h5py.Dataset(dataset).attrs
             attribute["meaning"] = np.bytes_(column.meaning)
-        clips = _create_dataset(file, "clips", np.dtype("|u1"), (num_clips, *spec.clip_shape))
+        clips = create_dataset(file, "clips", np.dtype("|u1"), (num_clips, *spec.clip_shape))
         offsets = {column.name: file["videos"][column.name].id.get_offset() for column in COLUMNS}
         clips_offset = clips.get_offset()
     with path.open("xb") as out:
@@ -307,7 +326,8 @@ def create_skeleton(
     return Layout(offsets, clips_offset, image.num_bytes)
 
 
-def _create_dataset(group: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+def create_dataset(group: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+    """Add a contiguous dataset to an open file: allocated now, never filled, without a time stamp."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

@@ -108,6 +108,11 @@ class Reader(abc.ABC):
             self._read_clip(row, frame_list, clip, verify)
         return out
 
+    def shape_of(self, frames: npt.ArrayLike | None = None) -> tuple[int, ...]:
+        """(T', H, W, 3) of a clip with these frames; None for all."""
+        num_frames = self.spec.num_frames if frames is None else len(np.asarray(frames))
+        return (num_frames, self.spec.height, self.spec.width, 3)
+
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         """(N,) index into `classes`, failed rows included."""
@@ -145,8 +150,7 @@ class Reader(abc.ABC):
             raise ValueError(f"row {failed[0]} has no clip ({printable(self.path_of(int(failed[0])))} failed)")
         if frames is not None and not ((frames >= 0) & (frames < self.spec.num_frames)).all():
             raise ValueError(f"frames {frames.tolist()}, expected 0 to {self.spec.num_frames - 1}")
-        num_frames = self.spec.num_frames if frames is None else len(frames)
-        shape = (len(rows), num_frames, self.spec.height, self.spec.width, 3)
+        shape = (len(rows), *self.shape_of(frames))
         if out is None:
             return np.empty(shape, np.uint8)
         if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:

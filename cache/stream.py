@@ -6,17 +6,33 @@ Bytes go in, bytes come out: decoding, augmentation and normalisation are not do
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from vidcache.cache.reader import Reader
 from vidcache.pixels import Workspace
 
 Rows = npt.NDArray[np.int64]
+
+
+class Source(Protocol):
+    """What can be streamed: arrays of bytes, all of one shape, each with a label; a `Reader` of a cache is one."""
+
+    @property
+    def labels(self) -> Rows:
+        """(N,) one for each."""
+
+    def shape_of(self, frames: npt.ArrayLike | None) -> tuple[int, ...]:
+        """Return the shape of one, with only these frames where it has frames."""
+
+    def read(
+        self, rows: npt.ArrayLike, frames: npt.ArrayLike | None, out: npt.NDArray[np.uint8], *, verify: bool
+    ) -> npt.NDArray[np.uint8]:
+        """Read some into `out`, (B, *shape) uint8; may be called from several threads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +40,8 @@ class Batch:
     """Clips on the device.
 
     Attributes:
-        clips: (B, T', H, W, 3) uint8. On the CPU it is overwritten once the next batch is asked for.
+        clips: (B, T', H, W, 3) uint8, or of whatever shape the source gives. On the CPU it is overwritten once the
+            next batch is asked for.
         labels: (B,) int64, on the same device.
         rows: (B,) rows of the cache, on the host.
     """
@@ -35,7 +52,7 @@ class Batch:
 
 
 def stream_batches(
-    reader: Reader,
+    reader: Source,
     rows: Rows,
     batch_size: int,
     *,
@@ -46,7 +63,50 @@ def stream_batches(
     verify: bool = False,
     workspace: Workspace | None = None,
 ) -> Iterator[Batch]:
-    """Read clips in the given order, `prefetch` batches ahead of the consumer.
+    """Read clips in the given order, in batches of one size; the last is as short as it must be.
+
+    Args:
+        reader: The cache.
+        rows: (n,) rows to read, repetitions allowed; every one comes exactly once.
+        batch_size: Clips per batch (B). >= 1.
+        frames: As for `stream_chunks`, which all others are too.
+        device: Where the batches go.
+        num_threads: Reader threads. >= 1.
+        prefetch: Batches read ahead. >= 1.
+        verify: Compare each clip with its hash.
+        workspace: Holds the memory from one stream to the next.
+
+    Raises:
+        ValueError: A count is below 1, or a row has no clip.
+        CacheError: The file has become shorter, or a clip is not what was written.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}, expected 1 or more")
+    return stream_chunks(
+        reader,
+        [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)],
+        frames=frames,
+        device=device,
+        num_threads=num_threads,
+        prefetch=prefetch,
+        verify=verify,
+        workspace=workspace,
+    )
+
+
+def stream_chunks(
+    reader: Source,
+    chunks: Sequence[Rows],
+    *,
+    frames: npt.ArrayLike | None = None,
+    labels: Rows | None = None,
+    device: str | torch.device = "cpu",
+    num_threads: int = 2,
+    prefetch: int = 1,
+    verify: bool = False,
+    workspace: Workspace | None = None,
+) -> Iterator[Batch]:
+    """Read one batch for each chunk of rows, `prefetch` batches ahead of the consumer.
 
     The memory of `prefetch + 1` batches is allocated once (pinned, for CUDA) and reused; each batch
     is read by all threads together. Leaving the loop early stops the threads; what goes wrong in one
@@ -54,10 +114,9 @@ def stream_batches(
 
     Args:
         reader: The cache.
-        rows: (n,) rows to read, repetitions allowed; every one comes exactly once, the last batch
-            is as short as it must be.
-        batch_size: Clips per batch (B). >= 1.
+        chunks: (B,) rows of each batch, repetitions allowed; a chunk may be empty, and so is its batch.
         frames: (T',) frames of each clip; None for all.
+        labels: (N,) to hand out instead of the reader's.
         device: Where the batches go.
         num_threads: Reader threads. >= 1.
         prefetch: Batches read ahead. >= 1.
@@ -68,13 +127,15 @@ def stream_batches(
         ValueError: A count is below 1, or a row has no clip.
         CacheError: The file has become shorter, or a clip is not what was written.
     """
-    if min(batch_size, num_threads, prefetch) < 1:
-        raise ValueError(f"batch_size {batch_size}, num_threads {num_threads}, prefetch {prefetch}: all must be >= 1")
+    if min(num_threads, prefetch) < 1:
+        raise ValueError(f"num_threads {num_threads}, prefetch {prefetch}, expected both to be 1 or more")
     device = torch.device(device)
-    if not len(rows):
+    if not chunks:
         return
-    ring = _Ring(reader, min(batch_size, len(rows)), frames, device, prefetch + 1, verify, workspace or Workspace())
-    chunks = iter([rows[start : start + batch_size] for start in range(0, len(rows), batch_size)])
+    given = reader.labels if labels is None else labels
+    size = max(len(chunk) for chunk in chunks)
+    ring = _Ring(reader, given, size, frames, device, prefetch + 1, verify, workspace or Workspace())
+    coming = iter(chunks)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="vidcache-reader") as pool:
 
         def begin(chunk: Rows) -> _Filling:
@@ -84,14 +145,14 @@ def stream_batches(
             parts = [part for part in itertools.pairwise(edges) if part[0] < part[1]]
             return _Filling(buffer, chunk, [pool.submit(ring.fill, buffer, chunk, *part) for part in parts])
 
-        waiting = collections.deque(begin(chunk) for chunk in itertools.islice(chunks, prefetch))
+        waiting = collections.deque(begin(chunk) for chunk in itertools.islice(coming, prefetch))
         try:
             while waiting:
                 filled = waiting.popleft()
                 for part in filled.parts:
                     part.result()
                 # A buffer is free for this one: the ring has one more than are ever ahead.
-                waiting.extend(begin(chunk) for chunk in itertools.islice(chunks, 1))
+                waiting.extend(begin(chunk) for chunk in itertools.islice(coming, 1))
                 yield ring.hand_over(filled.buffer, filled.rows)
                 ring.give_back(filled.buffer)
         finally:
@@ -122,7 +183,8 @@ class _Ring:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Source,
+        labels: Rows,
         batch_size: int,
         frames: npt.ArrayLike | None,
         device: torch.device,
@@ -131,13 +193,11 @@ class _Ring:
         workspace: Workspace,
     ) -> None:
         self._reader, self._verify = reader, verify
-        self._labels = reader.labels
+        self._labels = labels
         self._frames = frames
         self._device = device
         self._is_cuda = device.type == "cuda"
-        spec = reader.spec
-        num_frames = spec.num_frames if frames is None else len(np.asarray(frames))
-        shape = (batch_size, num_frames, spec.height, spec.width, 3)
+        shape = (batch_size, *reader.shape_of(frames))
         host = torch.device("cpu")
         self._buffers = [
             _Buffer(
@@ -157,7 +217,7 @@ class _Ring:
         """Read a part of one batch; runs in a reader thread."""
         if buffer.copied is not None:
             buffer.copied.synchronize()  # the last copy out of this buffer: blocks this thread only
-        self._reader.read(rows[start:stop], self._frames, buffer.clips[start:stop].numpy(), verify=self._verify)
+        self._reader.read(rows[start:stop], self._frames, out=buffer.clips[start:stop].numpy(), verify=self._verify)
         buffer.labels[start:stop] = torch.from_numpy(self._labels[rows[start:stop]])
 
     def hand_over(self, buffer: _Buffer, rows: Rows) -> Batch:

@@ -26,7 +26,7 @@ from vidcache.cache.donors import Donor, Skeleton, build_folder
 from vidcache.cache.layout import COLUMNS, RECORD, Header, Layout, Stage, Status
 from vidcache.cache.plan import Plan
 from vidcache.errors import CacheError, LockedError, VidcacheError
-from vidcache.files import copy_range, pread_all, pwrite_all, sync_file, sync_folder
+from vidcache.files import copy_range, free_bytes, pread_all, pwrite_all, sync_file, sync_folder
 from vidcache.text import printable
 
 COMMIT_CLIPS = 32
@@ -59,7 +59,7 @@ class CacheWriter:
         self._broken = threading.Event()
         self._closing = threading.Lock()
         self._data = self._journal = -1
-        self._lock = _lock(output)
+        self._lock = lock_output(output)
         try:
             _check_space(output, self.folder, plan)
             self._layout = self._resume() or self._create()
@@ -310,7 +310,13 @@ class CacheWriter:
                 )
 
 
-def _lock(output: Path) -> int:
+def lock_output(output: Path) -> int:
+    """Make this process the only one that writes a file; the lock is gone when the descriptor is closed.
+
+    Raises:
+        LockedError: Another process has it.
+        VidcacheError: The folder cannot be written, or its file system cannot lock.
+    """
     where = printable(output)
     try:
         descriptor = os.open(output.with_name(f"{output.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -336,8 +342,16 @@ def _check_space(output: Path, folder: Path, plan: Plan) -> None:
         present = os.stat(folder / "data.h5").st_blocks * 512
     except OSError:
         present = 0
-    needed = plan.num_clips * (plan.spec.clip_bytes + 2 * journal.ENTRY_BYTES) - present
-    free = shutil.disk_usage(output.parent).free
+    check_space(output, plan.num_clips * (plan.spec.clip_bytes + 2 * journal.ENTRY_BYTES) - present)
+
+
+def check_space(output: Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Raises:
+        VidcacheError: Fewer bytes are free than are needed.
+    """
+    free = free_bytes(output.parent)
     if needed > free:
         raise VidcacheError(
             f"{printable(output)}: needs {needed:,} bytes, but its disk has {free:,} free. "
@@ -355,7 +369,7 @@ def clean_up(output: Path) -> None:
     """Remove what a killed build has left beside a finished cache; leave it to a build that still runs."""
     if build_folder(output).is_dir():
         try:
-            lock = _lock(output)
+            lock = lock_output(output)
         except LockedError:
             return
         try:

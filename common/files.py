@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], scratch: P
 def write_text_atomically(path: Path, text: str, scratch: Path | None = None) -> None:
     """Create or replace a text file in one step; undecodable bytes of names are kept as they were."""
     write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")), scratch)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return how much the disk of a folder has left for us, in bytes."""
+    return shutil.disk_usage(folder).free
 
 
 def pwrite_all(descriptor: int, data: memoryview, offset: int) -> None:

@@ -58,6 +58,17 @@ class R3D18(VideoResNet):  # type: ignore[misc]  # torchvision has no types
             getattr(self, stage).train(False)
         return self
 
+    def split(self) -> tuple[nn.Sequential, nn.Sequential]:
+        """Return the frozen stages and the rest, which share the weights of this model.
+
+        Returns:
+            From (B, 3, T, H, W) to features (B, C, T', H', W'), nothing where nothing is frozen; and from these
+            to logits (B, K).
+        """
+        first = len(self.frozen_stages)
+        stages = [getattr(self, stage) for stage in STAGES]
+        return nn.Sequential(*stages[:first]), nn.Sequential(*stages[first:], self.avgpool, nn.Flatten(1), self.fc)
+
 
 def frozen_stages(freeze: str) -> tuple[str, ...]:
     """Return the stages that `--freeze` names: it and all before it.

@@ -14,7 +14,13 @@ MAX_LABELLED = 60  # more class names than this cannot be read at any size
 
 
 def draw_confusion(metrics: Metrics, title: str, path: Path) -> None:
-    """Write the confusion matrix: rows are true classes and sum to 1, numbers are clips."""
+    """Write the confusion matrix as PNG."""
+    figure = confusion_figure(metrics, title)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=110, format="png"))
+
+
+def confusion_figure(metrics: Metrics, title: str) -> Figure:
+    """Draw the confusion matrix: rows are true classes and sum to 1, numbers are clips."""
     names = [_short(result.class_name) for result in metrics.per_class]
     counts = metrics.confusion
     totals = counts.sum(axis=1, keepdims=True)
@@ -33,7 +39,7 @@ def draw_confusion(metrics: Metrics, title: str, path: Path) -> None:
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, fontsize=10, parse_math=False)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=110, format="png"))
+    return figure
 
 
 def draw_per_class(per_class: Sequence[ClassResult], title: str, path: Path) -> None:

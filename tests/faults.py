@@ -467,9 +467,9 @@ class Suite:
             with ExitStack() as stack:
                 if self.mutant:
                     MUTANTS[self.mutant](stack)
-                descriptor = writer._lock(self.out / "c.h5")
+                descriptor = writer.lock_output(self.out / "c.h5")
                 try:
-                    os.close(writer._lock(self.out / "c.h5"))
+                    os.close(writer.lock_output(self.out / "c.h5"))
                     yield "two builders", ["the second has the lock too"]
                 except LockedError:
                     yield "two builders", []

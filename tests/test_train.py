@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from matplotlib.image import imread
 from torch import nn
 
-from tests.helpers import TinyModel, make_cache, tiny_models
+from tests.helpers import make_cache, tiny_models
 from vidcache import model as model_module
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import Batch, stream_batches
@@ -29,6 +30,7 @@ from vidcache.spec import Spec
 from vidcache.train import loop, precision
 from vidcache.train.augment import Strength
 from vidcache.train.config import TrainConfig
+from vidcache.train.forward import Forward
 from vidcache.train.loop import train
 from vidcache.train.precision import choose_precision
 from vidcache.train.preview import batch_strips, to_pictures
@@ -169,15 +171,16 @@ def scripted(losses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     real = loop.predict
     remaining = iter(losses)
 
-    def said(model: Callable[[torch.Tensor], torch.Tensor], batches: object) -> object:
-        return dataclasses.replace(real(model, batches), mean_loss=next(remaining))  # type: ignore[arg-type]
+    def said(*arguments: Any) -> object:
+        predicted = real(*arguments)
+        return dataclasses.replace(predicted, losses=np.full(len(predicted.rows), next(remaining)))
 
     monkeypatch.setattr(loop, "predict", said)
 
 
 @pytest.mark.usefixtures("tiny")
 def test_the_run_on_disk(tmp_path: Path, learnable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scripted([0.9, 0.5, 0.7, 0.6, 0.8, 0.4], monkeypatch)
+    scripted([0.875, 0.5, 0.75, 0.625, 0.8125, 0.375], monkeypatch)
     seen: list[EpochResult] = []
     config = dataclasses.replace(TINY, epochs=6, min_epochs=5, patience=3)
 
@@ -195,7 +198,7 @@ def test_the_run_on_disk(tmp_path: Path, learnable: Path, monkeypatch: pytest.Mo
     assert last.training["optimizer"]["state"]
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert ["0.9", "0.5", "0.7", "0.6", "0.8"] == [row["val_loss"] for row in rows]
+    assert ["0.875", "0.5", "0.75", "0.625", "0.8125"] == [row["val_loss"] for row in rows]
     assert ["1", "1", "0", "0", "0"] == [row["is_best"] for row in rows]
     assert str(best.epoch) == min(rows, key=lambda row: float(row["val_loss"]))["epoch"]
     assert [dataclasses.asdict(r) for r in result.epochs] == [dataclasses.asdict(r) for r in seen]
@@ -238,22 +241,38 @@ def test_kinetics_weights_are_fine_tuned(learnable: Path, tmp_path: Path, monkey
 
 
 class _Stub(nn.Module):
-    """One linear layer whose bf16 gradient can be made wrong."""
+    """Two linear layers, the first one frozen if asked for, whose bf16 gradient can be made wrong."""
 
-    def __init__(self, error: float = 0.0) -> None:
+    def __init__(self, error: float = 0.0, *, frozen: bool = False) -> None:
         super().__init__()
-        self.layer = nn.Linear(8, 2)
+        self.frozen, self.layer = nn.Linear(8, 8), _Wrong(error)
+        self.frozen.requires_grad_(False)
+        self.parts = ((self.frozen,), (self.layer,)) if frozen else ((), (self.frozen, self.layer))
+
+    def split(self) -> tuple[nn.Sequential, nn.Sequential]:
+        return nn.Sequential(*self.parts[0]), nn.Sequential(*self.parts[1])
+
+
+class _Wrong(nn.Linear):
+    def __init__(self, error: float) -> None:
+        super().__init__(8, 2)
         self.error = error
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = self.layer(inputs)
+        outputs: torch.Tensor = super().forward(inputs)
         if self.error and torch.is_autocast_enabled("cpu"):
             outputs.register_hook(lambda gradient: gradient * (1 + self.error))
         return outputs
 
 
 def choose(
-    amp: str, error: float, seconds: tuple[float, float], slowdown: float, monkeypatch: pytest.MonkeyPatch
+    amp: str,
+    error: float,
+    seconds: tuple[float, ...],
+    slowdown: float,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    frozen: bool = False,
 ) -> object:
     monkeypatch.setattr(precision, "_conv_slowdown", lambda _: slowdown)
     real = precision._timed_step
@@ -263,16 +282,22 @@ def choose(
         return next(remaining), real(*arguments)[1]  # type: ignore[arg-type]
 
     monkeypatch.setattr(precision, "_timed_step", timed)
-    return choose_precision(amp, _Stub(error), nn.CrossEntropyLoss(), torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))
+    return choose_precision(
+        amp,
+        _Stub(error, frozen=frozen),  # type: ignore[arg-type]
+        nn.CrossEntropyLoss(),
+        torch.randn(4, 8),
+        torch.tensor([0, 1, 0, 1]),
+    )
 
 
 @pytest.mark.parametrize(
     ("error", "seconds", "slowdown", "name", "reason"),
     [
-        (0.0, (2.0, 1.0), 0.5, "bf16", "measured x2.00 faster, gradients within"),
+        (0.0, (2.0, 1.0), 0.5, "bf16", "bf16: measured x2.00 faster, gradients within"),
         (0.0, (1.0, 1.0), 0.9, "off", "bf16 is not faster here"),
-        (0.5, (2.0, 1.0), 0.5, "off", r"bf16 gradients are wrong here \(off by 5\d%"),
-        (float("inf"), (2.0, 1.0), 0.5, "off", r"bf16 gradients are wrong here \(off by inf%"),
+        (0.5, (2.0, 1.0), 0.5, "off", r"bf16: gradients are wrong here \(off by 5\d%"),
+        (float("inf"), (2.0, 1.0), 0.5, "off", r"bf16: gradients are wrong here \(off by inf%"),
         (0.0, (2.0, 1.0), 40.0, "off", "one bf16 convolution takes 40 times as long here"),
     ],
 )
@@ -285,21 +310,31 @@ def test_auto_takes_bf16_only_when_it_is_faster_and_right(
     assert re.match(reason, choice.reason)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("error", "seconds", "name", "reason"),
+    [
+        (0.5, (3.0, 1.0, 2.0), "bf16-prefix", r"bf16: gradients are wrong .*; bf16 in the frozen stages alone: measured x1.50 faster"),
+        (0.5, (3.0, 1.0, 3.0), "off", r"bf16: gradients are wrong .*; bf16 in the frozen stages alone is not faster here \(x1.00\)"),
+        (0.0, (3.0, 1.0, 2.0), "bf16", "bf16: measured x3.00 faster"),
+        (0.0, (3.0, 3.0, 2.0), "bf16-prefix", r"bf16 is not faster here \(x1.00\); bf16 in the frozen stages alone: measured"),
+    ],
+)  # fmt: skip
+def test_where_bf16_does_not_do_the_frozen_stages_alone_may(
+    error: float, seconds: tuple[float, ...], name: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = choose("auto", error, seconds, 0.5, monkeypatch, frozen=True)
+
+    assert name == choice.name  # type: ignore[attr-defined]
+    assert re.match(reason, choice.reason)  # type: ignore[attr-defined]
+
+
 def test_a_precision_that_is_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for amp in ("off", "bf16"):
         assert amp == choose(amp, 0.5, (1, 1), 99, monkeypatch).name  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="amp 'fp16' needs a GPU, expected auto, off or bf16 on a CPU"):
         choose("fp16", 0, (1, 1), 1, monkeypatch)
-    with pytest.raises(ValueError, match="amp 'half', expected one of auto, off, bf16, fp16"):
+    with pytest.raises(ValueError, match="amp 'half', expected one of auto, off, bf16, fp16, bf16-prefix"):
         choose("half", 0, (1, 1), 1, monkeypatch)
-
-
-def test_bf16_changes_the_numbers() -> None:
-    model, inputs = _Stub(), torch.randn(4, 8)
-    with precision.autocast("bf16", inputs.device):
-        assert torch.bfloat16 == model(inputs).dtype
-    with precision.autocast("off", inputs.device):
-        assert torch.float32 == model(inputs).dtype
 
 
 def test_one_small_convolution_is_measured_for_real() -> None:
@@ -310,7 +345,13 @@ def test_the_copy_that_is_tried_does_not_change_the_model(monkeypatch: pytest.Mo
     model = _Stub()
     before = model.layer.weight.clone()
     monkeypatch.setattr(precision, "_conv_slowdown", lambda _: 0.1)
-    choose_precision("auto", model, nn.CrossEntropyLoss(), torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))
+    choose_precision(
+        "auto",
+        model,  # type: ignore[arg-type]
+        nn.CrossEntropyLoss(),
+        torch.randn(4, 8),
+        torch.tensor([0, 1, 0, 1]),
+    )
 
     assert torch.equal(before, model.layer.weight)
     assert model.layer.weight.grad is None
@@ -321,13 +362,13 @@ def test_what_the_model_sees_is_drawn(learnable: Path, tmp_path: Path) -> None:
     seen: list[tuple[torch.Tensor, Batch]] = []
     taken: list[torch.Tensor] = []
     hooks = Hooks(on_inputs=lambda inputs, batch: seen.append((inputs.clone(), dataclasses.replace(batch))))
-    inner = TinyModel.forward
+    inner = Forward.prefix
 
-    def forward(self: TinyModel, inputs: torch.Tensor) -> torch.Tensor:
+    def prefix(self: Forward, inputs: torch.Tensor) -> torch.Tensor:
         taken.append(inputs.clone())
         return inner(self, inputs)
 
-    with tiny_models(), mock.patch.object(TinyModel, "forward", forward):
+    with tiny_models(), mock.patch.object(Forward, "prefix", prefix):
         run_training([learnable], tmp_path / "best.pt", dataclasses.replace(TINY, num_frames_used=2), hooks)
 
     ((inputs, batch),) = seen

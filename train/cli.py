@@ -10,22 +10,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from vidcache.cli import Command, beside, check_png, choose_device, echo_json, json_option, option
 from vidcache.errors import InputError, InterruptedRunError
 from vidcache.text import plural, printable
+from vidcache.train.reporter import Reporter
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
-    from vidcache.cache.leaks import Leaks
-    from vidcache.checkpoint import Checkpoint
     from vidcache.train.augment import Strength
-    from vidcache.train.balance import ClassAudit
     from vidcache.train.config import TrainConfig
-    from vidcache.train.precision import Choice
-    from vidcache.train.results import EpochResult, Hooks
 
 STAGES = ("none", "stem", "layer1", "layer2", "layer3", "layer4", "all")
 
@@ -72,7 +66,10 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @option("--num-frames-used", type=click.IntRange(1), default=None, show_default="all", help="Frames of each clip (T').")
 @option("--epochs", type=click.IntRange(1), default=30, help="At most so many.")
-@option("--batch-size", type=click.IntRange(1), default=16, help="Clips per step.")
+@option("--batch-size", type=click.IntRange(1), default=16, help="Clips per step, on all processes together.")
+@option(
+    "--accumulate", type=click.IntRange(1), default=1, help="Put a step's clips through the model in so many parts."
+)
 @option("--lr", type=click.FloatRange(0, min_open=True), default=1e-4, help="Highest learning rate of Adam.")
 @option(
     "--lr-schedule",
@@ -102,16 +99,34 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @option("--min-epochs", type=click.IntRange(1), default=5, help="The earliest epoch that can be the last.")
 @option(
     "--amp",
-    type=click.Choice(["auto", "off", "bf16", "fp16"]),
+    type=click.Choice(["auto", "off", "bf16", "fp16", "bf16-prefix"]),
     default="auto",
-    help="Precision; auto measures a real step and compares its gradients.",
+    help="Precision; auto measures a real step and compares its gradients; bf16-prefix: of the frozen stages alone.",
 )
 @option("--compile", is_flag=True, help="Use torch.compile.")
+@option(
+    "--feature-cache",
+    "feature_views",
+    metavar="VIEWS",
+    type=click.IntRange(1),
+    default=None,
+    show_default="off",
+    help="Compute what the frozen stages give once, for so many augmentations of each clip, and train on that.",
+)
+@option(
+    "--feature-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    show_default="cache.features.h5 beside cache.h5",
+    help="Where to keep it.",
+)
+@option("--deterministic", is_flag=True, help="The same bits again on the same GPU; slower. (On a CPU always.)")
 @option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of everything that is random.")
 @option("--reader-threads", type=click.IntRange(1), default=2, help="Threads that read clips.")
 @option("--verify", is_flag=True, help="Compare each clip with its hash whenever it is read.")
 @option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
 @click.option("--resume", is_flag=True, help="Go on with the run of best.run/last.pt, with its options.")
+@click.option("--tensorboard", is_flag=True, help="Write a TensorBoard log to best.run/tensorboard.")
 @click.option("--strict-splits", is_flag=True, help="Stop when clips look like clips of another split.")
 @click.option("--shuffle-labels", is_flag=True, help="Control run with permuted labels: must end at chance.")
 @json_option()
@@ -123,38 +138,48 @@ def main(
     out: Path,
     resume: bool,
     strict_splits: bool,
+    feature_file: Path | None,
+    tensorboard: bool,
     as_json: bool,
     **values: Any,
 ) -> None:
     """Fine-tune R3D-18 on CACHE; the best epoch's model goes to best.pt, the rest to best.run/.
 
     Several caches of the same shape and classes are used as one. A run that was interrupted or killed goes on with
-    --resume, and ends with the same weights as one that was not.
+    --resume, and ends with the same weights as one that was not. torchrun trains on several GPUs or machines.
 
     \b
     vidtrain cache.h5
     vidtrain cache.h5 --resume
+    torchrun --nproc-per-node 2 -m vidcache.train cache.h5
     """
+    from vidcache.train.ranks import join_ranks
     from vidcache.train.run import run_training
 
     given = ctx.get_parameter_source("weights") is click.core.ParameterSource.COMMANDLINE
     if values["init"] and given:
         raise click.UsageError("--weights: means nothing with --init; choose one of them")
     config = _resumed_config(ctx, out, values) if resume else make_config(values)
-    stderr = Console(stderr=True)
-    with _Reporter(stderr) as reporter, _Stop() as stop:
+    with join_ranks(config.device) as ranks, _Stop() as stop:
+        stderr = Console(stderr=True, quiet=not ranks.is_first)
         try:
-            result = run_training(
-                caches,
-                out,
-                config,
-                reporter.hooks(),
-                strict_splits=strict_splits,
-                resume=resume,
-                should_stop=lambda: stop.asked,
-            )
+            with Reporter(stderr) as reporter:
+                result = run_training(
+                    caches,
+                    out,
+                    config,
+                    reporter.hooks(),
+                    strict_splits=strict_splits,
+                    resume=resume,
+                    should_stop=lambda: stop.asked,
+                    ranks=ranks,
+                    feature_file=feature_file,
+                    tensorboard=tensorboard,
+                )
         except InterruptedRunError as error:
             raise InterruptedRunError(f"{error}. Go on with: vidtrain ... --resume") from None
+    if not ranks.is_first:
+        return
     best = result.best
     stderr.print(
         Text(
@@ -279,91 +304,3 @@ class _Stop:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-
-
-class _Reporter:
-    """Shows a run on stderr: the audit, a bar per epoch on a terminal, a line per epoch anywhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._task = self._bar.add_task("starting", total=None)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def hooks(self) -> "Hooks":
-        from vidcache.train.results import Hooks
-
-        return Hooks(
-            on_leaks=self._show_leaks,
-            on_audit=self._show_audit,
-            on_init=self._show_init,
-            on_start=self._show_start,
-            on_step=self._show_step,
-            on_epoch=self._show_epoch,
-        )
-
-    def _show_leaks(self, leaks: "Leaks") -> None:
-        advice = ": see vidcache leaks" if len(leaks.pairs) else ""
-        self._console.print(f"leak guard: {leaks.in_words}{advice}", soft_wrap=True)
-
-    def _show_audit(self, audit: "list[ClassAudit]") -> None:
-        table = Table("class", "clips", "draws/epoch", "distinct", "loss weight", "influence")
-        for entry in audit:
-            table.add_row(
-                Text(printable(entry.class_name)),
-                str(entry.num_clips),
-                f"{entry.expected_draws:.1f}",
-                f"{entry.expected_distinct:.1f}",
-                f"{entry.loss_weight:.2f}",
-                f"{entry.influence:.2f}",
-            )
-        self._console.print(table)
-        present = sorted((entry for entry in audit if entry.num_clips), key=lambda entry: entry.influence)
-        least, most = present[0], present[-1]
-        ratio = most.influence / least.influence
-        if ratio > 2:
-            self._console.print(
-                Text(
-                    f"{printable(most.class_name)} ({plural(most.num_clips, 'clip')}) weighs {ratio:.1f} times as much "
-                    f"in training as {printable(least.class_name)} ({plural(least.num_clips, 'clip')}): see --balance"
-                ),
-                soft_wrap=True,
-            )
-
-    def _show_init(self, sentence: str) -> None:
-        self._console.print(Text(sentence), soft_wrap=True)
-
-    def _show_start(self, precision: "Choice") -> None:
-        self._console.print(
-            f"precision: {'float32' if precision.name == 'off' else precision.name} ({precision.reason})"
-        )
-
-    def _show_step(self, epoch: int, done: int, total: int) -> None:
-        self._bar.update(self._task, description=f"epoch {epoch}", completed=done, total=total)
-
-    def _show_epoch(self, result: "EpochResult", checkpoint: "Callable[[bool], Checkpoint]") -> None:  # noqa: ARG002
-        self._console.print(
-            Text(
-                f"epoch {result.epoch:3}  train loss {result.train_loss:.4f} acc {result.train_accuracy:6.1%}  "
-                f"val loss {result.val_loss:.4f} acc {result.val_accuracy:6.1%}  "
-                f"{result.clips_per_second:.1f} clips/s  "
-                f"waiting {result.data_wait_fraction:.1%}  {result.seconds:.1f} s{'  best' if result.is_best else ''}"
-            ),
-            soft_wrap=True,
-        )

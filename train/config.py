@@ -16,7 +16,8 @@ class TrainConfig:
         freeze: Last frozen stage; see `vidcache.model.R3D18`.
         num_frames_used: Frames of each clip, evenly spaced (T'); None for all.
         epochs: At most so many.
-        batch_size: Clips per step (B).
+        batch_size: Clips per step (B), on all processes together.
+        accumulate: Parts that a step's clips go through the model in, one after the other.
         lr: Highest learning rate of Adam.
         lr_schedule: "none" or "cosine"; see `vidcache.train.schedule`.
         warmup_epochs: Epochs in which the learning rate rises to `lr`; may be a fraction.
@@ -29,8 +30,10 @@ class TrainConfig:
         min_delta: Validation loss that counts as progress.
         patience: Epochs without progress before stopping.
         min_epochs: The earliest epoch that can be the last.
-        amp: "auto", "off", "bf16" or "fp16".
+        amp: "auto", "off", "bf16", "fp16" or "bf16-prefix"; see `vidcache.train.precision`.
         compile: Use torch.compile.
+        feature_views: Views of each training clip (K) whose features are computed once; None: anew in every epoch.
+        deterministic: Use only algorithms that give the same bits again, also on a GPU.
         seed: Of everything that is random.
         reader_threads: Threads that read clips.
         verify: Compare each clip with its hash whenever it is read.
@@ -45,6 +48,7 @@ class TrainConfig:
     num_frames_used: int | None = None
     epochs: int = 30
     batch_size: int = 16
+    accumulate: int = 1
     lr: float = 1e-4
     lr_schedule: str = "none"
     warmup_epochs: float = 0
@@ -59,6 +63,8 @@ class TrainConfig:
     min_epochs: int = 5
     amp: str = "auto"
     compile: bool = False
+    feature_views: int | None = None
+    deterministic: bool = False
     seed: int = 0
     reader_threads: int = 2
     verify: bool = False

@@ -5,35 +5,41 @@ Knows nothing of terminals and files' names: what happens leaves through callbac
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
+from vidcache.cache.features import FeatureReader
 from vidcache.cache.layout import Split
 from vidcache.cache.reader import Reader
-from vidcache.cache.stream import Batch, stream_batches
+from vidcache.cache.stream import Rows, rank_slice
 from vidcache.checkpoint import Checkpoint
-from vidcache.errors import InputError, InterruptedRunError, VidcacheError
-from vidcache.eval.evaluate import Predictions, predict
-from vidcache.eval.metrics import compute_metrics
-from vidcache.model import R3D18, build_model, copy_to_cpu, state_on_cpu
-from vidcache.pixels import Workspace
+from vidcache.errors import InputError, InterruptedRunError, MismatchError, VidcacheError
+from vidcache.eval.evaluate import Predictions, join_predictions, predict
+from vidcache.eval.metrics import Metrics, compute_metrics
+from vidcache.model import R3D18, build_model, copy_to_cpu, kinetics_path, state_on_cpu
 from vidcache.sampling import sample_indices
-from vidcache.train.augment import Strength, augment, draw
 from vidcache.train.balance import audit, epoch_rows, loss_weights
+from vidcache.train.batching import StepPlan, plan_steps
 from vidcache.train.config import TrainConfig
+from vidcache.train.device import backends, memory_advice
 from vidcache.train.early_stopping import EarlyStopping
+from vidcache.train.features import compute_features, in_words, open_features, plan_features
+from vidcache.train.forward import Forward
 from vidcache.train.initial import start_from
-from vidcache.train.precision import Choice, autocast, choose_precision
+from vidcache.train.inputs import ClipInputs, FeatureInputs, Inputs
+from vidcache.train.precision import Choice, choose_precision
+from vidcache.train.ranks import Ranks
 from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
-from vidcache.train.step import EpochSums, Stepper
+from vidcache.train.step import EpochSums, Loss, Stepper
+from vidcache.train.sync_norm import synchronise_norms
 
 
 def train(
@@ -43,6 +49,8 @@ def train(
     *,
     resume: Checkpoint | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks | None = None,
+    feature_file: Path | None = None,
 ) -> RunResult:
     """Train a model on a cache.
 
@@ -52,128 +60,264 @@ def train(
     Args:
         reader: The cache; needs training and validation clips.
         config: What to do.
-        hooks: Where to report to.
+        hooks: Where to report to; those of the first process are called.
         resume: Of a run of the same config on the same cache: goes on after it.
         should_stop: Asked after every step and every epoch; once it says so, the run is stopped.
+        ranks: This process among several; None is the only one.
+        feature_file: Where the feature cache is, or is to be, when the config has one.
 
     Returns:
         All epochs, and which was the best.
 
     Raises:
         InputError: The cache has no training or validation clips, or the weights are not usable.
-        MismatchError: The checkpoint to start from is not usable.
+        MismatchError: The checkpoint to start from is not usable, or the processes do not mean the same run.
         InterruptedRunError: It was stopped. `hooks` has been given what a resumed run needs.
-        VidcacheError: The loss is not finite. Nothing of that epoch has been reported.
+        VidcacheError: The loss is not finite (nothing of that epoch has been reported), the memory of the device is
+            full, or another process has died.
         ValueError: A value of the config is none of those it can have.
     """
-    device = torch.device(config.device)
-    rows, all_labels = _training_clips(reader, config)
-    val_rows = reader.rows("val")
-    hooks.on_audit(audit(reader.classes, all_labels[rows], config.balance))
+    ranks = ranks or Ranks(device=config.device)
     frames = _used_frames(reader, config)
-    torch.manual_seed(config.seed)  # the new fc, or with --weights none everything
-    model = build_model(len(reader.classes), "none" if config.init or resume else config.weights, config.freeze)
-    if config.init and not resume:
-        hooks.on_init(start_from(model, Path(config.init), reader.classes))
-    model.to(device, memory_format=torch.channels_last_3d)
-    weights = loss_weights(all_labels[rows], len(reader.classes), config.balance)
-    criterion = nn.CrossEntropyLoss(
-        weight=None if weights is None else weights.to(device), label_smoothing=config.label_smoothing
-    )
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # fused: one kernel for all parameters instead of a dozen for each (42 against 95 ms here).
-    fused = device.type in ("cpu", "cuda")
-    optimizer = torch.optim.Adam(trainable, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
-    stopping = EarlyStopping(config.min_delta, config.patience, config.min_epochs)
+    num_frames = reader.spec.num_frames if frames is None else len(frames)
+    with (
+        ranks.watch(),
+        memory_advice(config.batch_size, config.accumulate, ranks.count, num_frames),
+        backends(deterministic=config.deterministic),
+        contextlib.ExitStack() as opened,
+    ):
+        _check_agreement(ranks, reader, config, resume)
+        run = _Run(reader, config, hooks if ranks.is_first else SILENT, frames, resume, ranks, should_stop)
+        if config.feature_views is not None:
+            opened.enter_context(run.open_features(feature_file))
+        return run.through()
 
-    ring = Workspace()
 
-    def batches(chosen: npt.NDArray[np.int64]) -> Generator[Batch, None, None]:
-        stream = stream_batches(
-            reader,
-            chosen,
-            config.batch_size,
-            frames=frames,
-            device=device,
-            num_threads=config.reader_threads,
-            verify=config.verify,
-            workspace=ring,
+class _Run:
+    """A run from its beginning, or from where it was stopped."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        config: TrainConfig,
+        hooks: Hooks,
+        frames: npt.NDArray[np.int64] | None,
+        resume: Checkpoint | None,
+        ranks: Ranks,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.reader, self.config, self.hooks, self.ranks = reader, config, hooks, ranks
+        self.should_stop = should_stop
+        self.device = torch.device(ranks.device)
+        self.rows, self.labels = _training_clips(reader, config)
+        hooks.on_audit(audit(reader.classes, self.labels[self.rows], config.balance))
+        self.model = self._build_model(resume)
+        weights = loss_weights(self.labels[self.rows], len(reader.classes), config.balance)
+        self.class_weights = None if weights is None else weights.numpy()
+        self.loss = Loss(None if weights is None else weights.to(self.device), config.label_smoothing)
+        if resume:
+            self.precision = Choice(resume.training["precision"], "as before it was interrupted")
+        else:
+            # One process measures for all; before they are tied together, so that the others may wait.
+            self.precision = ranks.of_first(lambda: self._try_precision(frames))
+        hooks.on_start(self.precision)
+        if ranks.count > 1:
+            synchronise_norms(self.model)
+        self.forward = Forward(self.model, self.precision.name)
+        if ranks.count > 1:
+            self.forward.share_gradients()
+        if config.compile:
+            self.forward.compile()
+        self.clips = ClipInputs(reader, self.labels, config, frames, self.forward, self.device)
+        self.inputs: Inputs = self.clips
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # fused: one kernel for all parameters instead of a dozen for each (42 against 95 ms here).
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(trainable, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.name == "fp16")
+        self.stopping = EarlyStopping(config.min_delta, config.patience, config.min_epochs)
+        self.results: list[EpochResult] = []
+        self.sums = EpochSums()
+        if resume:
+            self.optimizer.load_state_dict(copy_to_cpu(resume.training["optimizer"]))
+            self.scaler.load_state_dict(resume.training["scaler"])
+            self.stopping = EarlyStopping(**resume.training["stopping"])
+            self.results = [EpochResult(**fields) for fields in resume.training["results"]]
+            self.sums = EpochSums(**resume.training["sums"])
+        elif ranks.is_first:
+            hooks.on_begin(self.checkpoint(True))
+
+    def open_features(self, path: Path | None) -> FeatureReader:
+        """Train on features that are computed once from now on, by the first process if they are not there."""
+        if path is None:
+            raise ValueError("feature_file is None, expected a path: the config has feature_views")
+        frozen = self.model.split()[0]
+        plan, entries = plan_features(self.reader, frozen, self.clips, self.config, self.forward.prefix_dtype)
+
+        def compute() -> bool:
+            found = open_features(path, plan)
+            self.hooks.on_features(in_words(path, plan, is_there=found is not None))
+            if found is None:
+                return compute_features(path, plan, self.clips, self.config, self.hooks.on_feature, self.should_stop)
+            found.close()
+            return True
+
+        if not self.ranks.of_first(compute):
+            raise InterruptedRunError("train: stopped while features were computed; those that are done are kept")
+        features = FeatureReader(path)
+        self.inputs = FeatureInputs(features, entries, self.labels, self.config, self.device)
+        return features
+
+    def through(self) -> RunResult:
+        """Go through all epochs that are left."""
+        stepper = Stepper(self.forward, self.loss, self.optimizer, self.scaler, self.config, self.inputs, self.ranks)
+        while not self._is_over():
+            epoch = len(self.results) + 1
+            self.model.train()
+            plans = self._plan(epoch)
+            rest = [part for plan in plans[self.sums.num_steps :] for part in plan.parts]
+            if epoch == 1 and not self.sums.num_steps:
+                self._show_first(rest[0])
+            with contextlib.closing(self.inputs.stream(rest, epoch)) as stream:
+                is_complete = stepper.epoch(epoch, plans, stream, self.sums, self.hooks.on_step, self.should_stop)
+            if not is_complete:
+                if self.ranks.is_first:
+                    self.hooks.on_interrupt(self.checkpoint(True))
+                raise InterruptedRunError(f"train: stopped in epoch {epoch}, after {self.sums.num_steps} of its steps")
+            lr, start = self.optimizer.param_groups[0]["lr"], time.perf_counter()
+            validated = self._validate()
+            if not math.isfinite(validated.mean_loss):
+                raise VidcacheError(
+                    f"train: validation loss became {validated.mean_loss} in epoch {epoch} (learning rate "
+                    f"{lr:g}), expected a finite number. Lower --lr"
+                )
+            is_best = self.stopping.update(epoch, validated.mean_loss)
+            seconds = self.sums.seconds + time.perf_counter() - start
+            metrics = compute_metrics(validated.labels, validated.probabilities, self.reader.classes)
+            self.results.append(_result(epoch, self.sums, lr, validated.mean_loss, metrics, seconds, is_best))
+            self.sums = EpochSums()
+            self.hooks.on_validation(epoch, metrics)
+            self.hooks.on_epoch(self.results[-1], self.checkpoint)
+            if self.ranks.any(self.should_stop()) and not self._is_over():
+                raise InterruptedRunError(f"train: stopped after epoch {epoch}")
+        return RunResult(tuple(self.results), self.stopping.best_epoch, self._why_over())
+
+    def checkpoint(self, resumable: bool) -> Checkpoint:
+        """Make the checkpoint of this moment; a resumable one has what a run needs that goes on from here."""
+        metrics = dataclasses.asdict(self.results[-1]) if self.results else {}
+        reader, config = self.reader, self.config
+        return Checkpoint(
+            weights=state_on_cpu(self.model),
+            classes=reader.classes,
+            spec=reader.spec,
+            num_frames_used=config.num_frames_used or reader.spec.num_frames,
+            fingerprint=reader.fingerprint,
+            split_hash=reader.split_hash,
+            config=dataclasses.asdict(config),
+            epoch=len(self.results),
+            metrics={name: float(value) for name, value in metrics.items()},
+            training=self._state() if resumable else {},
         )
-        for batch in stream:
-            true = torch.from_numpy(all_labels[batch.rows]).to(device, non_blocking=True)
-            yield dataclasses.replace(batch, labels=true)
 
-    if resume:
-        precision = Choice(resume.training["precision"], "as before it was interrupted")
-        model.load_state_dict(resume.weights)
-    else:
-        precision = _try_precision(config, model, criterion, batches, rows, reader)
-    hooks.on_start(precision)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "fp16")
-    forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(model) if config.compile else model
-    stepper = Stepper(forward, criterion, optimizer, scaler, precision.name, config, reader, device)
-    stepper.on_inputs = None if resume else hooks.on_inputs
-    results: list[EpochResult] = []
-    sums = EpochSums.zero(device)
-    if resume:
-        optimizer.load_state_dict(copy_to_cpu(resume.training["optimizer"]))
-        scaler.load_state_dict(resume.training["scaler"])
-        stopping = EarlyStopping(**resume.training["stopping"])
-        results = [EpochResult(**fields) for fields in resume.training["results"]]
-        sums = EpochSums.of_dict(resume.training["sums"], device)
-
-    def checkpoint(resumable: bool) -> Checkpoint:
-        if not resumable:
-            return _checkpoint(model, reader, config, results, {})
-        state = {
-            "optimizer": copy_to_cpu(optimizer.state_dict()),
-            "scaler": scaler.state_dict(),
-            "stopping": dataclasses.asdict(stopping),
-            "precision": precision.name,
-            "results": [dataclasses.asdict(result) for result in results],
-            "sums": sums.to_dict(),
+    def _state(self) -> dict[str, Any]:
+        return {
+            "optimizer": copy_to_cpu(self.optimizer.state_dict()),
+            "scaler": self.scaler.state_dict(),
+            "stopping": dataclasses.asdict(self.stopping),
+            "precision": self.precision.name,
+            "results": [dataclasses.asdict(result) for result in self.results],
+            "sums": dataclasses.asdict(self.sums),
         }
-        return _checkpoint(model, reader, config, results, state)
 
-    if not resume:
-        hooks.on_begin(checkpoint(True))
-    while not _is_over(len(results), config, stopping):
-        epoch = len(results) + 1
-        model.train()
-        order = epoch_rows(rows, all_labels[rows], config.balance, config.seed, epoch)
-        rest = order[sums.num_steps * config.batch_size :]
-        with contextlib.closing(batches(rest)) as stream:
-            is_complete = stepper.epoch(epoch, len(order), stream, sums, hooks, should_stop)
-        if not is_complete:
-            hooks.on_interrupt(checkpoint(True))
-            raise InterruptedRunError(f"train: stopped in epoch {epoch}, after {sums.num_steps} of its steps")
-        lr, start = optimizer.param_groups[0]["lr"], time.perf_counter()
-        model.eval()
-        with contextlib.closing(batches(val_rows)) as stream:
-            validated = predict(_validator(forward, precision.name, device), stream)
-        if not math.isfinite(validated.mean_loss):
-            raise VidcacheError(
-                f"train: validation loss became {validated.mean_loss} in epoch {epoch} (learning rate "
-                f"{lr:g}), expected a finite number. Lower --lr"
-            )
-        is_best = stopping.update(epoch, validated.mean_loss)
-        seconds = sums.seconds + time.perf_counter() - start
-        results.append(_result(epoch, sums, lr, validated, reader.classes, seconds, is_best))
-        sums = EpochSums.zero(device)
-        hooks.on_epoch(results[-1], checkpoint)
-        if should_stop() and not _is_over(len(results), config, stopping):
-            raise InterruptedRunError(f"train: stopped after epoch {epoch}")
-    return RunResult(tuple(results), stopping.best_epoch, _why_over(len(results), config, stopping))
+    def _build_model(self, resume: Checkpoint | None) -> R3D18:
+        config = self.config
+        torch.manual_seed(config.seed)  # the new fc, or with --weights none everything
+        weights = "none" if config.init or resume else config.weights
+        if weights == "kinetics400":
+            self.ranks.of_first(kinetics_path)  # one process downloads them
+        model = build_model(len(self.reader.classes), weights, config.freeze)
+        if resume:
+            model.load_state_dict(resume.weights)
+        elif config.init:
+            self.hooks.on_init(start_from(model, Path(config.init), self.reader.classes))
+        model.to(self.device, memory_format=torch.channels_last_3d)
+        return model
+
+    def _try_precision(self, frames: npt.NDArray[np.int64] | None) -> Choice:
+        config = self.config
+        clips = ClipInputs(self.reader, self.labels, config, frames, Forward(self.model, "off"), self.device)
+        sample = self.rows[: self._clips_at_once()]
+        with contextlib.closing(clips.stream([sample], None)) as stream:
+            batch = next(stream)
+            labels = batch.labels.clone()
+            inputs = clips.pixels(batch, None)
+            weight = plan_steps(sample, self.labels, self.class_weights, len(sample))[0].weight
+            criterion = functools.partial(self.loss, weight=weight)
+            return choose_precision(config.amp, self.model, criterion, inputs, labels)
+
+    def _plan(self, epoch: int) -> list[StepPlan]:
+        config = self.config
+        order = epoch_rows(self.rows, self.labels[self.rows], config.balance, config.seed, epoch)
+        return plan_steps(
+            order,
+            self.labels,
+            self.class_weights,
+            config.batch_size,
+            accumulate=config.accumulate,
+            rank=self.ranks.rank,
+            num_ranks=self.ranks.count,
+        )
+
+    def _clips_at_once(self) -> int:
+        return -(-self.config.batch_size // (self.config.accumulate * self.ranks.count))
+
+    def _show_first(self, rows: Rows) -> None:
+        """Report what the model is given first: also where its features are computed from it beforehand."""
+        if self.ranks.is_first:
+            with contextlib.closing(self.clips.stream([rows], 1)) as stream:
+                batch = next(stream)
+                self.hooks.on_inputs(self.clips.pixels(batch, 1), batch)
+
+    def _validate(self) -> Predictions:
+        """Predict all validation clips, each in one process; all get the whole."""
+        self.model.eval()
+        own = rank_slice(self.reader.rows("val"), self.ranks.rank, self.ranks.count)
+        size = self._clips_at_once()
+        chunks = [own[start : start + size] for start in range(0, len(own), size)]
+        part = None
+        if chunks:
+            with contextlib.closing(self.inputs.stream(chunks, None)) as stream:
+                part = predict(self.forward.predict, stream, functools.partial(self.inputs.features, epoch=None))
+        return join_predictions([found for found in self.ranks.gather(part) if found is not None])
+
+    def _is_over(self) -> bool:
+        done = len(self.results)
+        return done >= self.config.epochs or (done > 0 and self.stopping.should_stop(done))
+
+    def _why_over(self) -> str:
+        config = self.config
+        if self.stopping.should_stop(len(self.results)):
+            return f"{config.patience} epochs in a row lowered the validation loss by no more than {config.min_delta:g}"
+        return f"all {config.epochs} epochs are done"
 
 
-def _is_over(num_epochs: int, config: TrainConfig, stopping: EarlyStopping) -> bool:
-    return num_epochs >= config.epochs or (num_epochs > 0 and stopping.should_stop(num_epochs))
-
-
-def _why_over(num_epochs: int, config: TrainConfig, stopping: EarlyStopping) -> str:
-    if stopping.should_stop(num_epochs):
-        return f"{config.patience} epochs in a row lowered the validation loss by no more than {config.min_delta:g}"
-    return f"all {config.epochs} epochs are done"
+def _check_agreement(ranks: Ranks, reader: Reader, config: TrainConfig, resume: Checkpoint | None) -> None:
+    """Refuse processes that do not mean the same run: of other files, or other options."""
+    place = (resume.epoch, resume.training["sums"]["num_steps"]) if resume else None
+    facts = {
+        "cache": reader.fingerprint,
+        "split": reader.split_hash,
+        "options": dataclasses.asdict(config),
+        "place in the run": place,
+    }
+    first, *others = ranks.gather(facts)
+    for number, other in enumerate(others, 1):
+        for name, found in other.items():
+            if found != first[name]:
+                raise MismatchError(
+                    f"train: {name} of process {number} is {found}, expected {first[name]} as of process 0. Give all "
+                    "processes the same files and options"
+                )
 
 
 def _training_clips(reader: Reader, config: TrainConfig) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -194,10 +338,17 @@ def check_config(reader: Reader, config: TrainConfig) -> None:
     """Refuse a config that this cache or device cannot serve.
 
     Raises:
-        InputError: More frames than a clip has, or a precision that the device has not.
+        InputError: More frames than a clip has, a precision that the device has not, or what needs frozen stages
+            where nothing is frozen.
     """
     if config.amp == "fp16" and config.device.startswith("cpu"):
         raise InputError("--amp fp16: not on a CPU, expected a GPU. Use --amp auto")
+    for option, given in (
+        ("--amp bf16-prefix", config.amp == "bf16-prefix"),
+        ("--feature-cache", config.feature_views is not None),
+    ):
+        if given and config.freeze == "none":
+            raise InputError(f"{option}: nothing is frozen, expected --freeze stem or more. Leave it out")
     used, there = config.num_frames_used or 1, reader.spec.num_frames
     if not 1 <= used <= there:
         raise InputError(
@@ -213,46 +364,14 @@ def _used_frames(reader: Reader, config: TrainConfig) -> npt.NDArray[np.int64] |
     return sample_indices(reader.spec.num_frames, config.num_frames_used or 0)
 
 
-def _try_precision(
-    config: TrainConfig,
-    model: R3D18,
-    criterion: nn.Module,
-    batches: Callable[[npt.NDArray[np.int64]], Iterator[Batch]],
-    rows: npt.NDArray[np.int64],
-    reader: Reader,
-) -> Choice:
-    sample = rows[: config.batch_size]
-    batch = next(iter(batches(sample)))
-    unchanged = draw(sample, Strength(0, 0, 0, 0, 0), 0, 0)
-    inputs = augment(batch.clips, unchanged, "none", reader.columns["mean_rgb"][sample])
-    return choose_precision(config.amp, model, criterion, inputs, batch.labels)
-
-
-def _validator(
-    forward: Callable[[torch.Tensor], torch.Tensor], precision: str, device: torch.device
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    def run(inputs: torch.Tensor) -> torch.Tensor:
-        with autocast(precision, device):
-            return forward(inputs)
-
-    return run
-
-
 def _result(
-    epoch: int,
-    sums: EpochSums,
-    lr: float,
-    validated: Predictions,
-    classes: tuple[str, ...],
-    seconds: float,
-    is_best: bool,
+    epoch: int, sums: EpochSums, lr: float, val_loss: float, metrics: Metrics, seconds: float, is_best: bool
 ) -> EpochResult:
-    metrics = compute_metrics(validated.labels, validated.probabilities, classes)
     return EpochResult(
         epoch=epoch,
-        train_loss=float(sums.loss) / sums.num_clips,
-        train_accuracy=float(sums.num_correct) / sums.num_clips,
-        val_loss=validated.mean_loss,
+        train_loss=sums.loss / sums.num_clips,
+        train_accuracy=sums.num_correct / sums.num_clips,
+        val_loss=val_loss,
         val_accuracy=metrics.accuracy,
         val_balanced_accuracy=metrics.balanced_accuracy,
         lr=lr,
@@ -260,22 +379,4 @@ def _result(
         clips_per_second=sums.num_clips / sums.seconds,
         data_wait_fraction=sums.waited_seconds / sums.seconds,
         is_best=is_best,
-    )
-
-
-def _checkpoint(
-    model: R3D18, reader: Reader, config: TrainConfig, results: list[EpochResult], training: dict[str, Any]
-) -> Checkpoint:
-    metrics = dataclasses.asdict(results[-1]) if results else {}
-    return Checkpoint(
-        weights=state_on_cpu(model),
-        classes=reader.classes,
-        spec=reader.spec,
-        num_frames_used=config.num_frames_used or reader.spec.num_frames,
-        fingerprint=reader.fingerprint,
-        split_hash=reader.split_hash,
-        config=dataclasses.asdict(config),
-        epoch=len(results),
-        metrics={name: float(value) for name, value in metrics.items()},
-        training=training,
     )

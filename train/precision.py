@@ -1,6 +1,5 @@
 """Which precision to train in: measured with a real step on the real shapes, gradients compared."""
 
-import contextlib
 import copy
 import dataclasses
 import time
@@ -9,10 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-AMPS = ("auto", "off", "bf16", "fp16")
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from vidcache.model import R3D18
+from vidcache.train.forward import PRECISIONS, Forward
+
+AMPS = ("auto", *PRECISIONS)
 MAX_GRADIENT_ERROR = 0.05
 MAX_SLOWDOWN = 2.0
+MIN_SPEEDUP = 1.05
 _TIMED_STEPS = 2
 
 
@@ -21,7 +23,7 @@ class Choice:
     """A precision, and why.
 
     Attributes:
-        name: "off" (float32), "bf16" or "fp16".
+        name: One of `vidcache.train.forward.PRECISIONS`.
         reason: One line for people.
     """
 
@@ -29,16 +31,9 @@ class Choice:
     reason: str
 
 
-def autocast(name: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return the context in which forward and loss run."""
-    if name == "off":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=_DTYPES[name])
-
-
 def choose_precision(
     amp: str,
-    model: nn.Module,
+    model: R3D18,
     criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     inputs: torch.Tensor,
     labels: torch.Tensor,
@@ -47,7 +42,7 @@ def choose_precision(
 
     "auto" makes a forward and backward pass in float32 and in bf16 and takes bf16 only if it is
     faster and every parameter's gradient is finite and within 5 % of float32 (by norm): bf16
-    convolutions are wrong for some shapes on some CPUs.
+    convolutions are wrong for some shapes on some CPUs. Where they are, the frozen stages alone are tried in bf16.
 
     Args:
         amp: One of `AMPS`; everything but "auto" is taken as it is.
@@ -74,14 +69,20 @@ def choose_precision(
     trial = copy.deepcopy(model)
     trial.train()
     full_seconds, full = _timed_step(trial, criterion, inputs, labels, "off")
-    half_seconds, half = _timed_step(trial, criterion, inputs, labels, "bf16")
-    ratio = full_seconds / half_seconds
-    worst = max((_error(half[name], full[name]), name) for name in full)
-    if not worst[0] <= MAX_GRADIENT_ERROR:
-        return Choice("off", f"bf16 gradients are wrong here (off by {worst[0]:.0%} in {worst[1]})")
-    if ratio <= 1.05:
-        return Choice("off", f"bf16 is not faster here (x{ratio:.2f})")
-    return Choice("bf16", f"measured x{ratio:.2f} faster, gradients within {worst[0]:.1%}")
+    refused = []
+    for name in ("bf16", "bf16-prefix") if len(model.split()[0]) else ("bf16",):
+        seconds, gradients = _timed_step(trial, criterion, inputs, labels, name)
+        ratio = full_seconds / seconds
+        error, where = max((_error(gradients[name], full[name]), name) for name in full)
+        what = "bf16" if name == "bf16" else "bf16 in the frozen stages alone"
+        if not error <= MAX_GRADIENT_ERROR:
+            refused.append(f"{what}: gradients are wrong here (off by {error:.0%} in {where})")
+        elif ratio <= MIN_SPEEDUP:
+            refused.append(f"{what} is not faster here (x{ratio:.2f})")
+        else:
+            refused.append(f"{what}: measured x{ratio:.2f} faster, gradients within {error:.1%}")
+            return Choice(name, "; ".join(refused))
+    return Choice("off", "; ".join(refused))
 
 
 def _conv_slowdown(device: torch.device) -> float:
@@ -97,7 +98,7 @@ def _conv_slowdown(device: torch.device) -> float:
         for _ in range(3):
             _wait(device)
             start = time.perf_counter()
-            with torch.no_grad(), autocast(name, device):
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
                 layer(inputs)
             _wait(device)
             seconds[name] = min(time.perf_counter() - start, seconds.get(name, float("inf")))
@@ -105,20 +106,18 @@ def _conv_slowdown(device: torch.device) -> float:
 
 
 def _timed_step(
-    model: nn.Module,
+    model: R3D18,
     criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     inputs: torch.Tensor,
     labels: torch.Tensor,
     name: str,
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    seconds = []
+    seconds, forward = [], Forward(model, name)
     for _ in range(_TIMED_STEPS):
         model.zero_grad(set_to_none=True)
         _wait(inputs.device)
         start = time.perf_counter()
-        with autocast(name, inputs.device):
-            loss = criterion(model(inputs), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        criterion(forward(inputs), labels).backward()  # type: ignore[no-untyped-call]
         _wait(inputs.device)
         seconds.append(time.perf_counter() - start)
     gradients = {k: p.grad.detach().clone() for k, p in model.named_parameters() if p.grad is not None}

@@ -8,6 +8,7 @@ import torch
 from vidcache.cache.leaks import Leaks
 from vidcache.cache.stream import Batch
 from vidcache.checkpoint import Checkpoint
+from vidcache.eval.metrics import Metrics
 from vidcache.train.balance import ClassAudit
 from vidcache.train.precision import Choice
 
@@ -44,6 +45,29 @@ class EpochResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far an epoch is.
+
+    Attributes:
+        epoch: From 1.
+        num_done: Steps that are done.
+        num_steps: Steps of the epoch.
+        loss: Mean over the clips so far, as minimised; NaN before it is known. On a GPU it is looked at now and then.
+        accuracy: Of the clips so far, augmented; NaN before it is known.
+        clips_per_second: So far.
+        data_wait_fraction: Share of the time so far that was spent waiting for clips.
+    """
+
+    epoch: int
+    num_done: int
+    num_steps: int
+    loss: float
+    accuracy: float
+    clips_per_second: float
+    data_wait_fraction: float
+
+
+@dataclasses.dataclass(frozen=True)
 class RunResult:
     """How a run ended.
 
@@ -74,7 +98,10 @@ class Hooks:
         on_start: With the precision that was chosen.
         on_begin: With what a run needs that is resumed before its first epoch is done.
         on_inputs: With the first batch that a new run gives to the model, (B, 3, T', H, W), and where it came from.
-        on_step: With epoch, steps done, steps in all.
+        on_features: With what the feature cache is and costs, in words, before it is computed.
+        on_feature: With how many of its entries are there, of how many.
+        on_step: After every step.
+        on_validation: With epoch, and all numbers of its validation.
         on_epoch: With the result, a function that makes the checkpoint without and one with what a
             resumed run needs. Called before the next epoch begins.
         on_interrupt: With what a resumed run needs, when the run is stopped in the middle of an epoch.
@@ -86,7 +113,10 @@ class Hooks:
     on_start: Callable[[Choice], None] = lambda _: None
     on_begin: Callable[[Checkpoint], None] = lambda _: None
     on_inputs: Callable[[torch.Tensor, Batch], None] = lambda *_: None
-    on_step: Callable[[int, int, int], None] = lambda *_: None
+    on_features: Callable[[str], None] = lambda _: None
+    on_feature: Callable[[int, int], None] = lambda *_: None
+    on_step: Callable[[Progress], None] = lambda _: None
+    on_validation: Callable[[int, Metrics], None] = lambda *_: None
     on_epoch: Callable[[EpochResult, Callable[[bool], Checkpoint]], None] = lambda *_: None
     on_interrupt: Callable[[Checkpoint], None] = lambda _: None
 

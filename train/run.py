@@ -1,5 +1,6 @@
 """One run on disk: best.pt where the user wants it, everything else in best.run/ beside it."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -19,11 +20,14 @@ from vidcache.eval.loading import check_match
 from vidcache.files import write_text_atomically
 from vidcache.filmstrip import draw_filmstrips
 from vidcache.text import plural, printable
+from vidcache.train.board import TRAIN_BATCH, board
 from vidcache.train.config import TrainConfig
 from vidcache.train.curves import draw_curves
+from vidcache.train.features import feature_path
 from vidcache.train.loop import check_config, train
 from vidcache.train.preview import batch_strips
-from vidcache.train.results import EpochResult, Hooks, RunResult
+from vidcache.train.ranks import Ranks
+from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
 
 # What a resumed run may do otherwise; on another device it is not the same bit for bit.
 FREE = {"reader_threads", "verify", "device"}
@@ -44,91 +48,113 @@ def run_training(
     strict_splits: bool = False,
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks | None = None,
+    feature_file: Path | None = None,
+    tensorboard: bool = False,
 ) -> RunResult:
-    """Train, and write what happens as it happens.
+    """Train, and write what happens as it happens; of several processes, only the first one writes.
 
     `out` is the epoch with the lowest validation loss so far; the folder beside it gets `config.json`,
-    `metrics.csv`, `curves.png`, `last.pt` and `train_batch.png`: what the model really sees. Every file is
-    replaced in one step.
+    `metrics.csv`, `curves.png` and `last.pt`, with everything that a resumed run needs, and `train_batch.png`: what
+    the model sees first.
 
     Args:
-        caches: The cache, or several that are used as one.
+        caches: The cache, or several of the same shape and classes that are used as one.
         out: Checkpoint to write.
         config: What to do.
         hooks: Where else to report to.
         strict_splits: Refuse a cache in which clips look like clips of another split.
         resume: Go on with the run that `last.pt` is of; `config` is to be that of `resumed_config`.
         should_stop: Asked after every step; once it says so, `last.pt` is written and the run is stopped.
+        ranks: This process among several; None is the only one.
+        feature_file: Of the feature cache, if the config has one; None is beside the cache.
+        tensorboard: Write a TensorBoard log into the folder as well.
 
     Returns:
         How it ended.
 
     Raises:
         CacheError: The cache cannot be used.
-        InputError: It is not what the config or `strict_splits` needs, or there is nothing to resume.
+        InputError: It is not what the config or `strict_splits` needs, there is nothing to resume, or no TensorBoard.
         InterruptedRunError: It was stopped; the same call with `resume` goes on.
         MismatchError: `last.pt` is of another cache or split.
         OSError: The disk is full or not writable; the last good checkpoint is untouched.
     """
-    with open_caches(caches) as reader:
+    ranks = ranks or Ranks(device=config.device)
+    with open_caches(caches) as reader, ranks.watch(), contextlib.ExitStack() as opened:
         check_config(reader, config)  # before anything is written
-        leaks = find_leaks(reader)
-        hooks.on_leaks(leaks)
-        if strict_splits and len(leaks.pairs):
-            raise InputError(
-                f"{reader.name}: {leaks.in_words}, expected none with --strict-splits. See them: vidcache leaks CACHE; "
-                "keep them together: vidcache split CACHE --near-duplicates group"
-            )
-        folder = run_folder(out)
+        folder, features = run_folder(out), feature_file or feature_path(caches[0])
+        ranks.of_first(lambda: _check_splits(reader, hooks, strict_splits))
         last = _last_checkpoint(folder / "last.pt", reader, out, config) if resume else None
         if config.init and not resume:
             _check_init(Path(config.init), out, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        facts = {
-            "caches": [str(path) for path in caches],
-            "fingerprint": reader.fingerprint,
-            "split_hash": reader.split_hash,
-        }
-        text = json.dumps({**facts, "config": dataclasses.asdict(config)}, indent=2)
-        write_text_atomically(folder / "config.json", text + "\n")
-        results = [EpochResult(**fields) for fields in last.training["results"]] if last else []
+        if not ranks.is_first:
+            hooks = SILENT
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            if tensorboard:
+                first_epoch = 1 + (last.epoch if last else 0)
+                hooks = opened.enter_context(board(hooks, folder, first_epoch))
+            hooks = _write_files(hooks, folder, out, reader, last)
+            facts = {
+                "caches": [str(path) for path in caches],
+                "fingerprint": reader.fingerprint,
+                "split_hash": reader.split_hash,
+            }
+            text = json.dumps({**facts, "config": dataclasses.asdict(config)}, indent=2)
+            write_text_atomically(folder / "config.json", text + "\n")
+        return train(reader, config, hooks, resume=last, should_stop=should_stop, ranks=ranks, feature_file=features)
 
-        def show_results() -> None:
-            write_text_atomically(folder / "metrics.csv", metrics_csv(results))
-            draw_curves(results, folder / "curves.png")
 
-        if results:  # the run may have been killed between two files
-            show_results()
-
-        def on_epoch(result: EpochResult, checkpoint: Callable[[bool], Checkpoint]) -> None:
-            results.append(result)
-            # The checkpoint first: metrics.csv never names a best epoch that best.pt does not hold.
-            if result.is_best:
-                checkpoint(False).save(out)
-            checkpoint(True).save(folder / "last.pt")
-            show_results()
-            hooks.on_epoch(result, checkpoint)
-
-        def on_begin(checkpoint: Checkpoint) -> None:
-            # What an earlier run has left must not look like this one's.
-            checkpoint.save(folder / "last.pt")
-            (folder / "metrics.csv").unlink(missing_ok=True)
-            (folder / "curves.png").unlink(missing_ok=True)
-            hooks.on_begin(checkpoint)
-
-        def on_interrupt(checkpoint: Checkpoint) -> None:
-            checkpoint.save(folder / "last.pt")
-            hooks.on_interrupt(checkpoint)
-
-        def on_inputs(inputs: torch.Tensor, batch: Batch) -> None:
-            shown = Batch(batch.clips[:_SHOWN], batch.labels[:_SHOWN], batch.rows[:_SHOWN])
-            draw_filmstrips(batch_strips(reader, shown, inputs[:_SHOWN]), folder / "train_batch.png")
-            hooks.on_inputs(inputs, batch)
-
-        hooks_here = dataclasses.replace(
-            hooks, on_begin=on_begin, on_epoch=on_epoch, on_interrupt=on_interrupt, on_inputs=on_inputs
+def _check_splits(reader: Reader, hooks: Hooks, strict_splits: bool) -> None:
+    leaks = find_leaks(reader)
+    hooks.on_leaks(leaks)
+    if strict_splits and len(leaks.pairs):
+        raise InputError(
+            f"{reader.name}: {leaks.in_words}, expected none with --strict-splits. See them: vidcache leaks CACHE; "
+            "keep them together: vidcache split CACHE --near-duplicates group"
         )
-        return train(reader, config, hooks_here, resume=last, should_stop=should_stop)
+
+
+def _write_files(hooks: Hooks, folder: Path, out: Path, reader: Reader, last: Checkpoint | None) -> Hooks:
+    """Return hooks that write the files of a run before they report."""
+    results = [EpochResult(**fields) for fields in last.training["results"]] if last else []
+
+    def show_results() -> None:
+        write_text_atomically(folder / "metrics.csv", metrics_csv(results))
+        draw_curves(results, folder / "curves.png")
+
+    if results:  # the run may have been killed between two files
+        show_results()
+
+    def on_epoch(result: EpochResult, checkpoint: Callable[[bool], Checkpoint]) -> None:
+        results.append(result)
+        # The checkpoint first: metrics.csv never names a best epoch that best.pt does not hold.
+        if result.is_best:
+            checkpoint(False).save(out)
+        checkpoint(True).save(folder / "last.pt")
+        show_results()
+        hooks.on_epoch(result, checkpoint)
+
+    def on_begin(checkpoint: Checkpoint) -> None:
+        # What an earlier run has left must not look like this one's.
+        checkpoint.save(folder / "last.pt")
+        (folder / "metrics.csv").unlink(missing_ok=True)
+        (folder / "curves.png").unlink(missing_ok=True)
+        hooks.on_begin(checkpoint)
+
+    def on_interrupt(checkpoint: Checkpoint) -> None:
+        checkpoint.save(folder / "last.pt")
+        hooks.on_interrupt(checkpoint)
+
+    def on_inputs(inputs: torch.Tensor, batch: Batch) -> None:
+        shown = Batch(batch.clips[:_SHOWN], batch.labels[:_SHOWN], batch.rows[:_SHOWN])
+        draw_filmstrips(batch_strips(reader, shown, inputs[:_SHOWN]), folder / TRAIN_BATCH)
+        hooks.on_inputs(inputs, batch)
+
+    return dataclasses.replace(
+        hooks, on_begin=on_begin, on_epoch=on_epoch, on_interrupt=on_interrupt, on_inputs=on_inputs
+    )
 
 
 def resumed_config(out: Path) -> TrainConfig:

@@ -1,60 +1,76 @@
-"""The steps of one epoch: draw, augment, forward, backward, update; and what they add up to."""
+"""The steps of one epoch: features, forward, backward, update; and what they add up to."""
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import nn
 
-from vidcache.cache.reader import Reader
 from vidcache.cache.stream import Batch
 from vidcache.errors import VidcacheError
-from vidcache.pixels import Workspace
-from vidcache.train.augment import augment, draw
+from vidcache.train.batching import StepPlan
 from vidcache.train.config import TrainConfig
-from vidcache.train.precision import autocast
-from vidcache.train.results import Hooks
+from vidcache.train.forward import Forward
+from vidcache.train.inputs import Inputs
+from vidcache.train.ranks import Ranks
+from vidcache.train.results import Progress
 from vidcache.train.schedule import learning_rate
 
 
 @dataclasses.dataclass
 class EpochSums:
-    """What has been added up in an epoch so far.
+    """What has been added up in an epoch so far, over all processes.
 
     Attributes:
-        loss: () float32 on the device: the loss of each clip, added up.
-        num_correct: () float32 on the device.
+        loss: Of each step, times its clips.
+        num_correct: Clips that were recognised.
         num_steps: Steps that are done.
         num_clips: Clips that were in them.
         seconds: That they took.
         waited_seconds: Of these, waiting for clips.
     """
 
-    loss: torch.Tensor
-    num_correct: torch.Tensor
+    loss: float = 0.0
+    num_correct: float = 0.0
     num_steps: int = 0
     num_clips: int = 0
     seconds: float = 0.0
     waited_seconds: float = 0.0
 
-    @classmethod
-    def zero(cls, device: torch.device) -> Self:
-        """Return those of an epoch that has not begun."""
-        return cls(torch.zeros((), device=device), torch.zeros((), device=device))
+    def progress(self, epoch: int, num_steps: int, num_clips: int) -> Progress:
+        """Say how far the epoch is; `num_clips` are those that loss and hits are known of."""
+        return Progress(
+            epoch=epoch,
+            num_done=self.num_steps,
+            num_steps=num_steps,
+            loss=self.loss / num_clips if num_clips else math.nan,
+            accuracy=self.num_correct / num_clips if num_clips else math.nan,
+            clips_per_second=self.num_clips / self.seconds if self.seconds else math.nan,
+            data_wait_fraction=self.waited_seconds / self.seconds if self.seconds else math.nan,
+        )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as tensors on the CPU and numbers."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return fields | {name: fields[name].to("cpu", copy=True) for name in ("loss", "num_correct")}
 
-    @classmethod
-    def of_dict(cls, fields: dict[str, Any], device: torch.device) -> Self:
-        """Build them from what `to_dict` gave."""
-        tensors = {name: fields[name].to(device, copy=True) for name in ("loss", "num_correct")}
-        return cls(**{**fields, **tensors})
+class Loss:
+    """Cross-entropy with class weights and label smoothing, divided by the weights of a whole step.
+
+    As `torch.nn.CrossEntropyLoss`, whose mean divides by the weights of what it is given: with clips in parts and on
+    several processes, the parts of a step add up to the loss of the step.
+
+    Args:
+        class_weights: (K,) float32 on the device; None for 1.
+        label_smoothing: Share of the target that is spread over all classes.
+    """
+
+    def __init__(self, class_weights: torch.Tensor | None, label_smoothing: float) -> None:
+        self._weights, self._smoothing = class_weights, label_smoothing
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor, weight: float) -> torch.Tensor:
+        """Return the loss of some clips, divided by the loss weights of all clips of their step."""
+        total = torch.nn.functional.cross_entropy(
+            logits, labels, self._weights, label_smoothing=self._smoothing, reduction="sum"
+        )
+        return total / weight
 
 
 class Stepper:
@@ -62,73 +78,61 @@ class Stepper:
 
     def __init__(
         self,
-        forward: Callable[[torch.Tensor], torch.Tensor],
-        criterion: nn.Module,
+        forward: Forward,
+        loss: Loss,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
-        precision: str,
         config: TrainConfig,
-        reader: Reader,
-        device: torch.device,
+        inputs: Inputs,
+        ranks: Ranks,
     ) -> None:
-        self.forward, self.criterion, self.optimizer, self.scaler = forward, criterion, optimizer, scaler
-        self.precision, self.config, self.reader, self.device = precision, config, reader, device
-        self.on_inputs: Callable[[torch.Tensor, Batch], None] | None = None  # called once
-        self._workspace = Workspace()
+        self.forward, self.loss, self.optimizer, self.scaler = forward, loss, optimizer, scaler
+        self.config, self.inputs, self.ranks = config, inputs, ranks
         # Looking at a loss waits for the device; on a CPU there is nothing to wait for.
-        self.check_every = 1 if device.type == "cpu" else 25
+        self.check_every = 1 if torch.device(ranks.device).type == "cpu" else 25
 
     def epoch(
         self,
         epoch: int,
-        num_rows: int,
+        plans: Sequence[StepPlan],
         batches: Iterator[Batch],
         sums: EpochSums,
-        hooks: Hooks,
+        on_step: Callable[[Progress], None],
         should_stop: Callable[[], bool],
     ) -> bool:
-        """Step through one epoch, or what is left of it; sums stay on the device.
+        """Step through one epoch, or what is left of it.
 
         Args:
             epoch: From 1.
-            num_rows: Clips that the whole epoch draws.
-            batches: Of the steps that are not done yet.
-            sums: Of the steps that are; added to.
-            hooks: Where to report to.
+            plans: All steps of the epoch.
+            batches: One for each part of the steps that are not done yet.
+            sums: Of the steps that are done; added to.
+            on_step: Told after every step; loss and accuracy are those of the last look at the device.
             should_stop: Asked after every step.
 
         Returns:
             Whether the epoch is complete.
 
         Raises:
-            VidcacheError: A loss is not finite.
+            VidcacheError: A loss is not finite; on all processes.
         """
-        num_steps = math.ceil(num_rows / self.config.batch_size)
         unchecked: list[torch.Tensor] = []
-        asked = start = time.perf_counter()
-        for batch in batches:
-            sums.waited_seconds += time.perf_counter() - asked
-            self._set_learning_rate(epoch, sums.num_steps, num_steps)
-            loss, logits = self._step(batch, epoch)
-            unchecked.append(loss)
-            sums.loss += loss * len(batch.rows)
-            sums.num_correct += (logits.argmax(1) == batch.labels).sum()
-            sums.num_clips += len(batch.rows)
+        known_clips, before, start = sums.num_clips, sums.seconds, time.perf_counter()
+        for number in range(sums.num_steps, len(plans)):
+            plan = plans[number]
+            self._set_learning_rate(epoch, number, len(plans))
+            unchecked.append(self._step(plan, batches, epoch, sums))
+            sums.num_clips += plan.num_clips
             sums.num_steps += 1
-            done, stopped = sums.num_steps == num_steps, should_stop()
+            done, stopped = sums.num_steps == len(plans), self.ranks.any(should_stop())
             if done or stopped or len(unchecked) == self.check_every:
-                self._check(torch.stack(unchecked), epoch, (epoch - 1) * num_steps + sums.num_steps - len(unchecked))
+                self._look(unchecked, epoch, plans, sums)
+                known_clips = sums.num_clips
                 unchecked.clear()
-            hooks.on_step(epoch, sums.num_steps, num_steps)
+            sums.seconds = before + time.perf_counter() - start
+            on_step(sums.progress(epoch, len(plans), known_clips))
             if stopped and not done:
-                sums.seconds += time.perf_counter() - start
                 return False
-            asked = time.perf_counter()
-        if sums.num_clips != num_rows:
-            raise VidcacheError(
-                f"train: {sums.num_clips} clips came in epoch {epoch}, expected {num_rows}. Report this"
-            )
-        sums.seconds += time.perf_counter() - start
         return True
 
     def _set_learning_rate(self, epoch: int, step: int, num_steps: int) -> None:
@@ -139,34 +143,41 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def _step(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        config = self.config
-        draws = draw(batch.rows, config.strength, config.seed, epoch)
-        inputs = augment(
-            batch.clips, draws, config.augment, self.reader.columns["mean_rgb"][batch.rows], self._workspace
-        )
-        if self.on_inputs:
-            self.on_inputs(inputs, batch)
-            self.on_inputs = None
-        with autocast(self.precision, self.device):
-            logits = self.forward(inputs)
-            loss = self.criterion(logits, batch.labels)
+    def _step(self, plan: StepPlan, batches: Iterator[Batch], epoch: int, sums: EpochSums) -> torch.Tensor:
+        """Do one step; (2,) on the device: this process's part of its loss, and how many clips it recognised."""
+        found = torch.zeros(2, device=self.ranks.device)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        if config.clip_norm is not None:
+        for part, rows in enumerate(plan.parts):
+            asked = time.perf_counter()
+            batch = next(batches)
+            sums.waited_seconds += time.perf_counter() - asked
+            if len(batch.rows) != len(rows):
+                raise VidcacheError(f"train: {len(batch.rows)} clips came, expected {len(rows)}. Report this")
+            features = self.inputs.features(batch, epoch)
+            with self.forward.sharing(is_last=part == len(plan.parts) - 1):
+                logits = self.forward.rest(features)
+                loss = self.loss(logits, batch.labels, plan.weight)
+                # Gradients are averaged over the processes, but the loss is a sum over them.
+                self.scaler.scale(loss * self.ranks.count).backward()  # type: ignore[no-untyped-call]
+            correct = (logits.detach().argmax(1) == batch.labels).sum()
+            found += torch.stack([loss.detach(), correct])
+        if self.config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
-            torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)  # stays on the device
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)  # stays on the device
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.detach(), logits.detach()
+        return found
 
-    def _check(self, losses: torch.Tensor, epoch: int, num_before: int) -> None:
-        bad = ~torch.isfinite(losses)
-        if bool(bad.any()):
-            step = int(bad.nonzero()[0, 0])
-            raise VidcacheError(
-                f"train: loss became {float(losses[step])} at step {num_before + step + 1} "
-                f"(epoch {epoch}, learning rate {self.optimizer.param_groups[0]['lr']:g}), expected a finite number. "
-                "Lower --lr; nothing was saved from it"
-            )
+    def _look(self, unchecked: list[torch.Tensor], epoch: int, plans: Sequence[StepPlan], sums: EpochSums) -> None:
+        """Add up over all processes what the last steps gave, and take it to the host: all see the same."""
+        first = sums.num_steps - len(unchecked)
+        for number, (loss, correct) in enumerate(self.ranks.add_up(torch.stack(unchecked)).tolist(), first):
+            if not math.isfinite(loss):
+                raise VidcacheError(
+                    f"train: loss became {loss} at step {(epoch - 1) * len(plans) + number + 1} "
+                    f"(epoch {epoch}, learning rate {self.optimizer.param_groups[0]['lr']:g}), expected a finite "
+                    "number. Lower --lr; nothing was saved from it"
+                )
+            sums.loss += loss * plans[number].num_clips
+            sums.num_correct += correct
