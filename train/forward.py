@@ -6,6 +6,7 @@ stages in bf16, everything that trains in float32.
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -51,8 +52,9 @@ class Forward:
 
     def share_gradients(self) -> None:
         """Average the gradients of the second part over all processes; `predict` goes without them."""
-        # Every process computes the same statistics of BatchNorm: there is nothing to broadcast.
-        self._train = self._shared = DistributedDataParallel(self._rest, broadcast_buffers=False)
+        # Said of convolutions of 1 x 1 x 1, which have two names for one layout.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        self._train = self._shared = DistributedDataParallel(self._rest)
 
     def compile(self) -> None:
         """Let torch.compile make both parts faster."""

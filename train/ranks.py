@@ -87,8 +87,8 @@ class Ranks:
             if self.count == 1 or not _is_lost_connection(error):
                 raise
             raise VidcacheError(
-                f"train: another of the {self.count} processes of this run has ended ({str(error).splitlines()[0]}), "
-                "expected all to go on. Look at what it said; start all again with --resume"
+                f"train: another of the {self.count} processes of this run has ended, expected all to go on. "
+                "Look at what it said; start all of them again with --resume"
             ) from error
 
 

@@ -96,7 +96,8 @@ class Reporter:
 
     def _show_start(self, precision: "Choice") -> None:
         self._console.print(
-            f"precision: {'float32' if precision.name == 'off' else precision.name} ({precision.reason})"
+            f"precision: {'float32' if precision.name == 'off' else precision.name} ({precision.reason})",
+            soft_wrap=True,
         )
 
     def _show_features(self, sentence: str) -> None:
