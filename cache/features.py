@@ -192,22 +192,23 @@ class FeatureWriter:
         shutil.rmtree(self._folder)
 
     def _begin(self) -> None:
-        name = self._folder / "key"
-        is_same = name.exists() and name.read_bytes() == self.plan.key.encode()
-        present = (self._folder / "data.h5").stat().st_blocks * 512 if is_same else 0
+        name, data = self._folder / "key", self._folder / "data.h5"
+        # Without data, another process was killed after it had published them.
+        is_same = data.exists() and name.exists() and name.read_bytes() == self.plan.key.encode()
+        present = data.stat().st_blocks * 512 if is_same else 0
         if not is_same and self._folder.exists():
             shutil.rmtree(self._folder)
         check_space(self.path, len(self.plan.rows) * (self.plan.entry_bytes + _HASH_BYTES) - present)
         image, self._offsets, self._file_bytes = _skeleton(self.plan)
         if not is_same:
             self._folder.mkdir()
-            with (self._folder / "data.h5").open("xb") as file:
+            with data.open("xb") as file:
                 image.save(file.fileno())
                 os.fsync(file.fileno())
             name.write_bytes(self.plan.key.encode())  # the last one: without it, all of this is made again
             sync_folder(self._folder)
             sync_folder(self._folder.parent)
-        self._data = os.open(self._folder / "data.h5", os.O_RDWR | os.O_CLOEXEC)
+        self._data = os.open(data, os.O_RDWR | os.O_CLOEXEC)
         self._journal = os.open(self._folder / "journal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._count_done((self._folder / "journal").read_bytes())
 
