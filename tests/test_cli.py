@@ -368,7 +368,7 @@ def test_init_starts_from_a_checkpoint_and_excludes_weights(built: Path, checkpo
 
 def test_every_training_option_reaches_the_config(built: Path, tmp_path: Path) -> None:
     options = {
-        "--freeze": "stem", "--num-frames-used": 4, "--epochs": 1, "--batch-size": 5, "--lr": 0.02, "--lr-schedule": "cosine", "--warmup-epochs": 0.5,
+        "--freeze": "stem", "--num-frames-used": 4, "--epochs": 1, "--batch-size": 5, "--accumulate": 2, "--feature-cache": 3, "--lr": 0.02, "--lr-schedule": "cosine", "--warmup-epochs": 0.5,
         "--weight-decay": 0.1, "--label-smoothing": 0.1, "--clip-norm": 3.0,
         "--balance": "sampler", "--augment": "exact", "--flip": 0.25, "--brightness": 0.3, "--contrast": 0.4,
         "--saturation": 0.5, "--hue": 0.05, "--min-delta": 0.2, "--patience": 7, "--min-epochs": 3, "--amp": "off",
@@ -376,15 +376,20 @@ def test_every_training_option_reaches_the_config(built: Path, tmp_path: Path) -
     }  # fmt: skip
     with tiny_models():
         pairs = [str(word) for pair in options.items() for word in pair]
-        result = call(vidtrain, built, *pairs, "--shuffle-labels", "--verify", "--out", tmp_path / "x.pt")
+        flags = ("--shuffle-labels", "--verify", "--deterministic", "--tensorboard")
+        features = tmp_path / "f.h5"
+        result = call(vidtrain, built, *pairs, *flags, "--feature-file", features, "--out", tmp_path / "x.pt")
     assert 0 == result.exit_code, result.stderr
 
     config = json.loads((tmp_path / "x.run" / "config.json").read_text())["config"]
     flat = {**config, **config.pop("strength")}
     expected = {name.lstrip("-").replace("-", "_"): value for name, value in options.items()}
-    assert {**expected, "shuffle_labels": True, "verify": True, "compile": False, "init": None} == {
-        k: v for k, v in flat.items() if k != "strength"
-    }
+    expected["feature_views"] = expected.pop("feature_cache")
+    expected |= {"shuffle_labels": True, "verify": True, "deterministic": True, "compile": False, "init": None}
+    assert expected == {k: v for k, v in flat.items() if k != "strength"}
+    assert features.exists()
+    assert re.search(rf"features: computing \d+ entries of 0.0\d MB = 0.00 GB into {features}", result.stderr)
+    assert list((tmp_path / "x.run" / "tensorboard").iterdir())
 
 
 def test_freeze_depends_on_the_weights_unless_asked() -> None:
@@ -408,6 +413,10 @@ def test_freeze_depends_on_the_weights_unless_asked() -> None:
         (["--balance", "some"], "'some' is not one of 'both', 'sampler', 'loss', 'none'"),
         (["--lr", "0"], "0 is not in the range x>0"),
         (["--hue", "0.6"], "0.6 is not in the range 0<=x<=0.5"),
+        (["--accumulate", "0"], "0 is not in the range x>=1"),
+        (["--feature-cache", "0"], "0 is not in the range x>=1"),
+        (["--feature-cache", "2"], "--feature-cache: nothing is frozen, expected --freeze stem or more. Leave it out"),
+        (["--amp", "bf16-prefix"], "--amp bf16-prefix: nothing is frozen, expected --freeze stem or more"),
     ],
 )
 def test_bad_training_options_are_usage_errors(built: Path, arguments: list[str], message: str) -> None:

@@ -15,12 +15,16 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from tests.helpers import make_cache
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.stream import stream_batches
+from vidcache.cache.stream import Batch, stream_batches
 from vidcache.eval.evaluate import to_input
 from vidcache.model import R3D18
 from vidcache.pixels import Workspace
 from vidcache.spec import Spec
+from vidcache.train import forward as forward_module
 from vidcache.train.augment import METHODS, Strength, augment, draw
+from vidcache.train.forward import Forward
+from vidcache.train.inputs import FeatureInputs
+from vidcache.train.step import Loss
 
 
 @pytest.fixture
@@ -60,6 +64,47 @@ def test_a_training_forward_stays_on_the_device(method: str) -> None:
     assert inputs.is_contiguous(memory_format=torch.channels_last_3d)
     assert ("cuda", (3, 5)) == (logits.device.type, tuple(logits.shape))
     assert ("cuda", ()) == (loss.device.type, tuple(loss.shape))
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("precision", ["off", "bf16-prefix"])  # autocast asks for a real device
+def test_the_two_parts_of_a_model_stay_on_the_device(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    with device:  # a fake parameter cannot be moved
+        model = R3D18(5, "layer2")
+
+    class Folded:
+        def to(self, dtype: torch.dtype) -> torch.nn.Module:
+            """Nor can it be cast: made anew."""
+            torch.set_default_dtype(dtype)
+            try:
+                with device:
+                    return R3D18(5, "layer2").eval().split()[0]
+            finally:
+                torch.set_default_dtype(torch.float32)
+
+    monkeypatch.setattr(forward_module, "folded", lambda _: Folded())
+    forward = Forward(model.train(), precision)
+    inputs = torch.empty(3, 3, 8, 32, 48, device=device)
+
+    features = forward.prefix(inputs)
+    labels = torch.zeros(3, dtype=torch.int64, device=device)
+    loss = Loss(torch.ones(5, device=device), 0.1)(forward.rest(features), labels, 3.0)
+
+    low = torch.float32 if precision == "off" else torch.bfloat16
+    assert ("cuda", low, (3, 128, 4, 8, 12)) == (features.device.type, features.dtype, tuple(features.shape))
+    assert ("cuda", torch.float32, ()) == (loss.device.type, loss.dtype, tuple(loss.shape))
+
+
+@pytest.mark.usefixtures("fake")
+def test_features_from_a_file_are_not_copied_on_the_device() -> None:
+    clips = torch.empty(3, 4, 5, 6, 256, dtype=torch.uint8, device="cuda")
+    batch = Batch(clips, torch.zeros(3, dtype=torch.int64, device="cuda"), np.arange(3))
+
+    found = FeatureInputs.features(None, batch, None)  # type: ignore[arg-type]
+
+    assert ("cuda", torch.bfloat16, (3, 128, 4, 5, 6)) == (found.device.type, found.dtype, tuple(found.shape))
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @pytest.mark.usefixtures("fake")

@@ -295,8 +295,9 @@ def run(
         return train(reader, config, hooks, feature_file=path, **more), losses, said, done
 
 
-def test_r3d_18_learns_the_same_from_features(cache: Path, tmp_path: Path) -> None:
+def test_r3d_18_learns_the_same_from_features(tmp_path: Path) -> None:
     """To the 8 bits of bfloat16, for the views that the plain path draws in its first epochs."""
+    cache = make_cache(tmp_path / "c.h5", {"a": 8, "b": 8}, spec=Spec(4, 16, 16), learnable=True)
     config = dataclasses.replace(CONFIG, freeze="layer2", lr=1e-5, epochs=2)
 
     with_file, found, _, _ = run(cache, config, tmp_path / "f.h5")

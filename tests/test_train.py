@@ -34,8 +34,9 @@ from vidcache.train.forward import Forward
 from vidcache.train.loop import train
 from vidcache.train.precision import choose_precision
 from vidcache.train.preview import batch_strips, to_pictures
-from vidcache.train.results import EpochResult, Hooks, RunResult
+from vidcache.train.results import EpochResult, Hooks, Progress, RunResult
 from vidcache.train.run import run_training
+from vidcache.train.step import Loss, Stepper
 
 TINY = TrainConfig(weights="none", freeze="none", epochs=2, batch_size=4, amp="off", lr=1e-2, seed=3)
 
@@ -103,6 +104,7 @@ def test_the_same_seed_is_the_same_run_and_threads_change_nothing(
         {"lr": 2e-3},
         {"weight_decay": 0.1},
         {"batch_size": 8},
+        {"accumulate": 2},
         {"balance": "none"},
         {"augment": "none"},
         {"augment": "exact"},
@@ -412,6 +414,118 @@ def test_gradients_are_no_longer_than_the_norm(learnable: Path, tiny: None) -> N
 
     assert norms
     assert max(norms) <= 0.01 * 1.001
+
+
+class NormFree(nn.Module):
+    """A model without BatchNorm: what goes through it in parts is what goes through it at once."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3 * 4, num_classes)
+
+    def split(self) -> tuple[nn.Sequential, nn.Sequential]:
+        return nn.Sequential(), nn.Sequential(nn.AdaptiveAvgPool3d((4, 1, 1)), nn.Flatten(1), self.fc)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"balance": "both", "label_smoothing": 0.2}, {"clip_norm": 0.01}, {"batch_size": 7}]
+)
+def test_a_step_in_parts_is_the_step_at_once(learnable: Path, changes: dict[str, Any]) -> None:
+    config = dataclasses.replace(TINY, **{"batch_size": 6, **changes})
+    with mock.patch.object(loop, "build_model", lambda num_classes, *_: NormFree(num_classes)):
+        _, whole = run(learnable, config)
+        for accumulate in (2, 3, 100):
+            _, parts = run(learnable, dataclasses.replace(config, accumulate=accumulate))
+            for name, tensor in whole[-1].weights.items():
+                assert torch.allclose(tensor, parts[-1].weights[name], atol=1e-5), name
+            assert pytest.approx(whole[-1].metrics["train_loss"], rel=1e-5) == parts[-1].metrics["train_loss"]
+
+
+def test_parts_of_a_step_are_as_small_as_asked(learnable: Path, tiny: None) -> None:
+    sizes: list[int] = []
+    inner = Forward.prefix
+
+    def prefix(self: Forward, inputs: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(inputs))
+        return inner(self, inputs)
+
+    with mock.patch.object(Forward, "prefix", prefix):
+        run(learnable, dataclasses.replace(TINY, batch_size=8, accumulate=3, epochs=1))
+
+    assert 3 == max(sizes)
+
+
+def test_the_weighted_smoothed_loss_is_torchs(rng: np.random.Generator) -> None:
+    logits, labels = torch.randn(9, 4), torch.from_numpy(rng.integers(0, 4, 9))
+    for weights in (None, torch.tensor([0.5, 1.0, 2.0, 4.0])):
+        for smoothing in (0.0, 0.3):
+            expected = nn.CrossEntropyLoss(weights, label_smoothing=smoothing)(logits, labels)
+            total = float(len(labels) if weights is None else weights[labels].sum())
+            parts = [Loss(weights, smoothing)(logits[part], labels[part], total) for part in (slice(4), slice(4, 9))]
+            assert torch.allclose(expected, sum(parts, torch.zeros(())))
+
+
+def test_deterministic_reaches_torch_and_changes_nothing_on_a_cpu(learnable: Path, tiny: None) -> None:
+    seen: list[bool] = []
+    inner = torch.optim.Adam.step
+
+    def step(self: torch.optim.Adam, *arguments: object) -> object:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return inner(self, *arguments)  # type: ignore[arg-type]
+
+    with mock.patch.object(torch.optim.Adam, "step", step):
+        _, plain = run(learnable)
+        _, same = run(learnable, dataclasses.replace(TINY, deterministic=True))
+
+    half = len(seen) // 2
+    assert [False] * half + [True] * half == seen
+    assert all(torch.equal(plain[-1].weights[name], same[-1].weights[name]) for name in plain[-1].weights)
+
+
+def test_full_memory_in_a_step_names_the_batch_size_to_try(learnable: Path, tiny: None) -> None:
+    def prefix(self: Forward, inputs: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.06 GiB")
+
+    with (
+        mock.patch.object(Forward, "prefix", prefix),
+        pytest.raises(
+            VidcacheError, match=r"with 4 clips of 4 frames at once \(CUDA out .*Try --batch-size 2, or --acc"
+        ),
+    ):
+        run(learnable)
+
+
+def test_progress_says_what_the_epoch_says_in_the_end(learnable: Path, tiny: None) -> None:
+    seen: list[Progress] = []
+    with CacheReader(learnable) as reader:
+        result = train(reader, dataclasses.replace(TINY, epochs=2), Hooks(on_step=seen.append))
+
+    for epoch in result.epochs:
+        steps = [step for step in seen if step.epoch == epoch.epoch]
+        assert list(range(1, 7)) == [step.num_done for step in steps]
+        assert {6} == {step.num_steps for step in steps}
+        assert epoch.train_loss == steps[-1].loss
+        assert epoch.train_accuracy == steps[-1].accuracy
+        assert epoch.clips_per_second == steps[-1].clips_per_second
+        assert epoch.data_wait_fraction == steps[-1].data_wait_fraction
+
+
+def test_on_a_gpu_losses_are_looked_at_now_and_then(learnable: Path, tiny: None) -> None:
+    """Every look waits for the device."""
+    seen: list[Progress] = []
+    inner = Stepper.__init__
+
+    def init(self: Stepper, *arguments: Any) -> None:
+        inner(self, *arguments)
+        self.check_every = 4  # 25 on CUDA
+
+    with CacheReader(learnable) as reader, mock.patch.object(Stepper, "__init__", init):
+        result = train(reader, dataclasses.replace(TINY, epochs=1), Hooks(on_step=seen.append))
+        plain = run(learnable, dataclasses.replace(TINY, epochs=1))[0]
+
+    assert [True] * 3 + [False] * 3 == [math.isnan(step.loss) for step in seen]
+    assert seen[3].loss == seen[4].loss != seen[5].loss
+    assert plain.epochs[0].train_loss == result.epochs[0].train_loss
 
 
 # --- starting from another run -------------------------------------------------------------------
