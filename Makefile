@@ -52,7 +52,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench_build.py --data $(DATA) --scratch $(SCRATCH)
 	$(BIN)/python tests/benchmarks/bench_stream.py --data $(DATA) --scratch $(SCRATCH)
 	$(BIN)/python tests/benchmarks/bench_augment.py --cache $(SCRATCH)/stream.h5
-	$(BIN)/python tests/benchmarks/bench_step.py --cache $(SCRATCH)/stream.h5
+	$(BIN)/python tests/benchmarks/bench_train.py --cache $(SCRATCH)/stream.h5 --scratch $(SCRATCH)
 	$(BIN)/python -m tests.benchmarks.bench_near --data $(DATA) --scratch $(SCRATCH)
 	$(BIN)/python -m tests.benchmarks.bench_split --data $(DATA) --scratch $(SCRATCH)
 
