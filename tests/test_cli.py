@@ -385,6 +385,7 @@ def test_every_training_option_reaches_the_config(built: Path, tmp_path: Path) -
     flat = {**config, **config.pop("strength")}
     expected = {name.lstrip("-").replace("-", "_"): value for name, value in options.items()}
     expected["feature_views"] = expected.pop("feature_cache")
+    expected["feature_file"] = str(features)
     expected |= {"shuffle_labels": True, "verify": True, "deterministic": True, "compile": False, "init": None}
     assert expected == {k: v for k, v in flat.items() if k != "strength"}
     assert features.exists()

@@ -419,6 +419,25 @@ def test_a_run_that_is_stopped_while_it_computes_goes_on(cache: Path, tmp_path: 
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_resumed_run_may_keep_its_features_elsewhere(cache: Path, tmp_path: Path) -> None:
+    first, second = (dataclasses.replace(CONFIG, feature_file=str(tmp_path / name)) for name in ("1.h5", "2.h5"))
+    whole = run_training([cache], tmp_path / "whole.pt", first, SILENT)
+    asked = iter([*[False] * 15, True])  # 10 batches of features, an epoch of 4 steps and its end, a step
+    with pytest.raises(InterruptedRunError, match="in epoch 2"):
+        run_training([cache], tmp_path / "best.pt", second, SILENT, should_stop=lambda: next(asked))
+    (tmp_path / "2.h5").unlink()
+
+    moved = dataclasses.replace(second, feature_file=str(tmp_path / "3.h5"))
+    result = run_training([cache], tmp_path / "best.pt", moved, SILENT, resume=True)
+
+    assert [e.val_loss for e in whole.epochs] == [e.val_loss for e in result.epochs]
+    assert {"1.h5", "3.h5"} == {path.name for path in tmp_path.glob("?.h5")}
+    (tmp_path / "3.h5").unlink()
+    run_training([cache], tmp_path / "best.pt", moved, SILENT, resume=True)
+    assert not (tmp_path / "3.h5").exists()  # nothing is left to do
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_full_disk_ends_it_and_a_later_run_goes_on(cache: Path, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     path = tmp_path / "f.h5"

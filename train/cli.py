@@ -1,8 +1,10 @@
 """`vidtrain`: options in, best.pt and best.run/ out."""
 
 import dataclasses
+import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -115,7 +117,7 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @option(
     "--feature-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(dir_okay=False),
     default=None,
     show_default="cache.features.h5 beside cache.h5",
     help="Where to keep it.",
@@ -138,7 +140,6 @@ def main(
     out: Path,
     resume: bool,
     strict_splits: bool,
-    feature_file: Path | None,
     tensorboard: bool,
     as_json: bool,
     **values: Any,
@@ -173,7 +174,6 @@ def main(
                     resume=resume,
                     should_stop=lambda: stop.asked,
                     ranks=ranks,
-                    feature_file=feature_file,
                     tensorboard=tensorboard,
                 )
         except InterruptedRunError as error:
@@ -256,7 +256,7 @@ def make_config(values: dict[str, Any]) -> "TrainConfig":
     if values["freeze"] is None:
         values["freeze"] = "none" if values["weights"] == "none" and not values.get("init") else "layer2"
     values["device"] = choose_device(values["device"])
-    for name in ("init", "weights"):  # a run may be resumed from another folder
+    for name in ("init", "weights", "feature_file"):  # a run may be resumed from another folder
         if values.get(name) and values[name] not in ("kinetics400", "none"):
             values[name] = os.path.abspath(values[name])
     return TrainConfig(strength=strength, **values)
@@ -266,13 +266,11 @@ def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "T
     """Return the config of the run to resume; what the command line says must not contradict it."""
     from vidcache.train.run import FREE, resumed_config
 
-    old = resumed_config(out)
-    there, here = (
-        dataclasses.asdict(config) | dataclasses.asdict(config.strength) for config in (old, make_config(dict(values)))
-    )
+    old, new = resumed_config(out), make_config(dict(values))
+    there, here = (dataclasses.asdict(config) | dataclasses.asdict(config.strength) for config in (old, new))
     said = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
     names = [name for name in values if ctx.get_parameter_source(name) in said]
-    free = {name: values[name] for name in names if name in FREE}
+    free = {name: getattr(new, name) for name in names if name in FREE}
     for name in sorted(set(names) - FREE):
         if there[name] != here[name]:
             raise click.UsageError(
@@ -283,11 +281,19 @@ def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "T
 
 
 class _Stop:
-    """The first SIGINT or SIGTERM asks the run to stop after the step that it is in; the second stops it at once."""
+    """The first SIGINT or SIGTERM asks the run to stop after the step that it is in; a later one stops it at once.
+
+    One that comes within a second is the same one: torchrun and a batch system may both pass it on.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self._asked_at = math.inf
         self._before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether the run is to stop."""
+        return self._asked_at < math.inf
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -301,6 +307,7 @@ class _Stop:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:  # noqa: ARG002 -- signal's signature
-        if self.asked:
+        now = time.monotonic()
+        if now - self._asked_at > 1:
             raise KeyboardInterrupt
-        self.asked = True
+        self._asked_at = min(now, self._asked_at)

@@ -33,6 +33,7 @@ class TrainConfig:
         amp: "auto", "off", "bf16", "fp16" or "bf16-prefix"; see `vidcache.train.precision`.
         compile: Use torch.compile.
         feature_views: Views of each training clip (K) whose features are computed once; None: anew in every epoch.
+        feature_file: Where these features are kept; None is beside the cache.
         deterministic: Use only algorithms that give the same bits again, also on a GPU.
         seed: Of everything that is random.
         reader_threads: Threads that read clips.
@@ -64,6 +65,7 @@ class TrainConfig:
     amp: str = "auto"
     compile: bool = False
     feature_views: int | None = None
+    feature_file: str | None = None
     deterministic: bool = False
     seed: int = 0
     reader_threads: int = 2

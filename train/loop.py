@@ -88,7 +88,7 @@ def train(
     ):
         _check_agreement(ranks, reader, config, resume)
         run = _Run(reader, config, hooks if ranks.is_first else SILENT, frames, resume, ranks, should_stop)
-        if config.feature_views is not None:
+        if config.feature_views is not None and not run.is_over():
             opened.enter_context(run.open_features(feature_file))
         return run.through()
 
@@ -171,7 +171,7 @@ class _Run:
     def through(self) -> RunResult:
         """Go through all epochs that are left."""
         stepper = Stepper(self.forward, self.loss, self.optimizer, self.scaler, self.config, self.inputs, self.ranks)
-        while not self._is_over():
+        while not self.is_over():
             epoch = len(self.results) + 1
             self.model.train()
             plans = self._plan(epoch)
@@ -198,7 +198,7 @@ class _Run:
             self.sums = EpochSums()
             self.hooks.on_validation(epoch, metrics)
             self.hooks.on_epoch(self.results[-1], self.checkpoint)
-            if self.ranks.any(self.should_stop()) and not self._is_over():
+            if self.ranks.any(self.should_stop()) and not self.is_over():
                 raise InterruptedRunError(f"train: stopped after epoch {epoch}")
         return RunResult(tuple(self.results), self.stopping.best_epoch, self._why_over())
 
@@ -290,7 +290,8 @@ class _Run:
                 part = predict(self.forward.predict, stream, functools.partial(self.inputs.features, epoch=None))
         return join_predictions([found for found in self.ranks.gather(part) if found is not None])
 
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
+        """Whether there is no epoch left."""
         done = len(self.results)
         return done >= self.config.epochs or (done > 0 and self.stopping.should_stop(done))
 

@@ -30,7 +30,7 @@ from vidcache.train.ranks import Ranks
 from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
 
 # What a resumed run may do otherwise; on another device it is not the same bit for bit.
-FREE = {"reader_threads", "verify", "device"}
+FREE = {"reader_threads", "verify", "device", "feature_file"}
 _SHOWN = 16  # clips in train_batch.png
 
 
@@ -49,7 +49,6 @@ def run_training(
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
     ranks: Ranks | None = None,
-    feature_file: Path | None = None,
     tensorboard: bool = False,
 ) -> RunResult:
     """Train, and write what happens as it happens; of several processes, only the first one writes.
@@ -67,7 +66,6 @@ def run_training(
         resume: Go on with the run that `last.pt` is of; `config` is to be that of `resumed_config`.
         should_stop: Asked after every step; once it says so, `last.pt` is written and the run is stopped.
         ranks: This process among several; None is the only one.
-        feature_file: Of the feature cache, if the config has one; None is beside the cache.
         tensorboard: Write a TensorBoard log into the folder as well.
 
     Returns:
@@ -83,7 +81,8 @@ def run_training(
     ranks = ranks or Ranks(device=config.device)
     with open_caches(caches) as reader, ranks.watch(), contextlib.ExitStack() as opened:
         check_config(reader, config)  # before anything is written
-        folder, features = run_folder(out), feature_file or feature_path(caches[0])
+        folder = run_folder(out)
+        features = Path(config.feature_file) if config.feature_file else feature_path(caches[0])
         ranks.of_first(lambda: _check_splits(reader, hooks, strict_splits))
         last = _last_checkpoint(folder / "last.pt", reader, out, config) if resume else None
         if config.init and not resume:
