@@ -26,13 +26,15 @@ install: .venv/installed
 	$(BIN)/pip install --quiet $(PIP_ARGS) -e . --config-settings editable_mode=strict
 	touch $@
 
-# Reinstalls every time: an editable install only links the files that were there.
+# Reinstalls every time: an editable install only links the files that were there. One thread for each of JOBS
+# processes: two OpenMP teams on two cores wait for each other most of the time.
+JOBS ?= 2
 test:
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[dev]' --config-settings editable_mode=strict
 	touch .venv/installed
 	$(MAKE) lint
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 # N random accidents of each kind (kills, power losses, mutated videos and caches, ...); see tests/test_torture.py.
 N ?= 1000
