@@ -8,7 +8,7 @@ import pytest
 from vidcache import cli
 from vidcache.cache.layout import COLUMNS
 from vidcache.eval.cli import main as videval
-from vidcache.eval.cli import predict_main as vidpredict
+from vidcache.eval.predict_cli import main as vidpredict
 from vidcache.train.cli import main as vidtrain
 
 CHECKOUT = Path(__file__).parents[1]
