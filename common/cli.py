@@ -6,8 +6,8 @@ that `vidcache --help` is instant.
 
 import functools
 import importlib
-import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -17,6 +17,9 @@ from typing import Any
 import click
 
 from vidcache.errors import VidcacheError
+from vidcache.text import printable, to_json
+
+_TYPED = "vidcache.typed"
 
 # Sub-command: (where it lives, one line for --help).
 COMMANDS = {
@@ -55,6 +58,11 @@ class LazyGroup(click.Group):
 class Command(click.Command):
     """A command whose expected errors are one line on stderr and an exit code."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Remember what was typed, for `command_line`."""
+        ctx.meta[_TYPED] = shlex.join([*ctx.command_path.split(), *args])
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run it; `VIDCACHE_DEBUG=1` shows tracebacks of expected errors too."""
         signal.signal(signal.SIGTERM, _interrupt)
@@ -69,6 +77,11 @@ class Command(click.Command):
                 raise
             where = f"{error.filename}: " if error.filename else ""
             _fail(ctx, f"{where}{error.strerror or error}", 1)
+
+
+def command_line() -> str:
+    """Return what was typed, as a shell would take it, with the names of files printable."""
+    return printable(click.get_current_context().meta[_TYPED])
 
 
 def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001 -- signal's signature
@@ -95,18 +108,8 @@ json_option = functools.partial(
 
 
 def echo_json(value: dict[str, Any]) -> None:
-    """Print one JSON object on stdout; numbers that JSON lacks (NaN) become null."""
-    click.echo(json.dumps(_finite(value), ensure_ascii=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value
+    """Print one JSON object on stdout."""
+    click.echo(to_json(value))
 
 
 def check_png(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001

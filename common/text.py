@@ -1,7 +1,9 @@
 """Text that is safe to show: names of files are bytes that strangers chose."""
 
+import json
 import os
 import unicodedata
+from typing import Any
 
 # Category C: control, format (bidi overrides), undecodable bytes, unassigned; Zl, Zp: line separators.
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -42,3 +44,22 @@ def one_line(text: str, max_bytes: int) -> str:
     """Squeeze text into one printable line of at most `max_bytes` UTF-8 bytes."""
     line = printable(" ".join(text.split()))
     return line.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
+
+
+def to_json(value: dict[str, Any], indent: int | None = None) -> str:
+    """Return a JSON object; numbers that JSON lacks (NaN, infinity) become null.
+
+    >>> to_json({"loss": float("nan")})
+    '{"loss": null}'
+    """
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value

@@ -241,9 +241,12 @@ def test_a_process_that_is_killed_or_asked_to_stop_goes_on(
 def test_a_second_signal_stops_at_once(cache: Path, tmp_path: Path) -> None:
     process = start(cache, tmp_path / "best.pt", "KILL", 5)
     assert process.stdout is not None
+    assert process.stderr is not None
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)  # at once: the same wish, passed on twice
+    said = iter(process.stderr.readline, "")
+    assert "stopping after this step; another Ctrl-C or SIGTERM stops at once\n" in said  # it has been heard
     time.sleep(1.3)
     assert process.poll() is None
     begin = time.monotonic()

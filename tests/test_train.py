@@ -193,7 +193,7 @@ def test_the_run_on_disk(tmp_path: Path, learnable: Path, monkeypatch: pytest.Mo
     assert (2, 5) == (result.best_epoch, len(result.epochs))
     assert "3 epochs in a row lowered the validation loss by no more than 0.01" == result.stopped_because
     folder = tmp_path / "out" / "best.run"
-    files = {"config.json", "metrics.csv", "curves.png", "last.pt", "train_batch.png"}
+    files = {"config.json", "metrics.csv", "curves.png", "last.pt", "train_batch.png", "result.json"}
     assert files == {file.name for file in folder.iterdir()}
     best, last = Checkpoint.load(tmp_path / "out" / "best.pt"), Checkpoint.load(folder / "last.pt")
     assert (2, 5, {}) == (best.epoch, last.epoch, best.training)

@@ -1,5 +1,6 @@
 """`vidtrain`: options in, best.pt and best.run/ out."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -14,7 +15,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from vidcache.cli import Command, beside, check_png, choose_device, echo_json, json_option, option
+from vidcache.cli import Command, beside, check_png, choose_device, command_line, echo_json, json_option, option
 from vidcache.errors import InputError, InterruptedRunError
 from vidcache.text import plural, printable
 from vidcache.train.reporter import Reporter
@@ -161,10 +162,10 @@ def main(
     if values["init"] and given:
         raise click.UsageError("--weights: means nothing with --init; choose one of them")
     config = _resumed_config(ctx, out, values) if resume else make_config(values)
-    with join_ranks(config.device) as ranks, _Stop() as stop:
+    with join_ranks(config.device) as ranks:
         stderr = Console(stderr=True, quiet=not ranks.is_first)
         try:
-            with Reporter(stderr) as reporter:
+            with Reporter(stderr) as reporter, _Stop(reporter.show_stop) as stop:
                 result = run_training(
                     caches,
                     out,
@@ -175,6 +176,7 @@ def main(
                     should_stop=lambda: stop.asked,
                     ranks=ranks,
                     tensorboard=tensorboard,
+                    command=command_line(),
                 )
         except InterruptedRunError as error:
             raise InterruptedRunError(f"{error}. Go on with: vidtrain ... --resume") from None
@@ -284,9 +286,13 @@ class _Stop:
     """The first SIGINT or SIGTERM asks the run to stop after the step that it is in; a later one stops it at once.
 
     One that comes within a second is the same one: torchrun and a batch system may both pass it on.
+
+    Args:
+        on_asked: Told of the first one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_asked: Callable[[], None]) -> None:
+        self._on_asked = on_asked
         self._asked_at = math.inf
         self._before: dict[int, Any] = {}
 
@@ -307,7 +313,10 @@ class _Stop:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:  # noqa: ARG002 -- signal's signature
-        now = time.monotonic()
+        now, asked = time.monotonic(), self.asked
         if now - self._asked_at > 1:
             raise KeyboardInterrupt
         self._asked_at = min(now, self._asked_at)
+        if not asked:
+            with contextlib.suppress(RuntimeError):  # it came in the middle of a write to stderr
+                self._on_asked()

@@ -63,6 +63,10 @@ class Reporter:
             on_epoch=self._show_epoch,
         )
 
+    def show_stop(self) -> None:
+        """Say that the wish to stop was heard: a step may take minutes."""
+        self._console.print("stopping after this step; another Ctrl-C or SIGTERM stops at once", soft_wrap=True)
+
     def _show_leaks(self, leaks: "Leaks") -> None:
         advice = ": see vidcache leaks" if len(leaks.pairs) else ""
         self._console.print(f"leak guard: {leaks.in_words}{advice}", soft_wrap=True)

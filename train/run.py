@@ -16,13 +16,13 @@ from vidcache.cache.reader import Reader
 from vidcache.cache.stream import Batch
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, MismatchError
+from vidcache.eval.curves import draw_curves
 from vidcache.eval.loading import check_match
 from vidcache.files import write_text_atomically
 from vidcache.filmstrip import draw_filmstrips
 from vidcache.text import plural, printable
 from vidcache.train.board import TRAIN_BATCH, board
 from vidcache.train.config import TrainConfig
-from vidcache.train.curves import draw_curves
 from vidcache.train.features import feature_path
 from vidcache.train.loop import check_config, train
 from vidcache.train.preview import batch_strips
@@ -31,6 +31,7 @@ from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
 
 # What a resumed run may do otherwise; on another device it is not the same bit for bit.
 FREE = {"reader_threads", "verify", "device", "feature_file"}
+RESULT = "result.json"
 _SHOWN = 16  # clips in train_batch.png
 
 
@@ -50,12 +51,13 @@ def run_training(
     should_stop: Callable[[], bool] = lambda: False,
     ranks: Ranks | None = None,
     tensorboard: bool = False,
+    command: str = "",
 ) -> RunResult:
     """Train, and write what happens as it happens; of several processes, only the first one writes.
 
     `out` is the epoch with the lowest validation loss so far; the folder beside it gets `config.json`,
-    `metrics.csv`, `curves.png` and `last.pt`, with everything that a resumed run needs, and `train_batch.png`: what
-    the model sees first.
+    `metrics.csv`, `curves.png` and `last.pt`, with everything that a resumed run needs, `train_batch.png`: what
+    the model sees first, and in the end `result.json`: why it ended.
 
     Args:
         caches: The cache, or several of the same shape and classes that are used as one.
@@ -67,6 +69,7 @@ def run_training(
         should_stop: Asked after every step; once it says so, `last.pt` is written and the run is stopped.
         ranks: This process among several; None is the only one.
         tensorboard: Write a TensorBoard log into the folder as well.
+        command: What the user typed, for config.json.
 
     Returns:
         How it ended.
@@ -99,10 +102,24 @@ def run_training(
                 "caches": [str(path) for path in caches],
                 "fingerprint": reader.fingerprint,
                 "split_hash": reader.split_hash,
+                "command": _first_command(folder) if resume else command,
             }
             text = json.dumps({**facts, "config": dataclasses.asdict(config)}, indent=2)
             write_text_atomically(folder / "config.json", text + "\n")
-        return train(reader, config, hooks, resume=last, should_stop=should_stop, ranks=ranks, feature_file=features)
+            (folder / RESULT).unlink(missing_ok=True)
+        result = train(reader, config, hooks, resume=last, should_stop=should_stop, ranks=ranks, feature_file=features)
+        if ranks.is_first:
+            said = {"best_epoch": result.best_epoch, "stopped_because": result.stopped_because}
+            write_text_atomically(folder / RESULT, json.dumps(said, indent=2) + "\n")
+        return result
+
+
+def _first_command(folder: Path) -> str:
+    """Return what began a run; what resumes it does not repeat its options."""
+    try:
+        return str(json.loads((folder / "config.json").read_text())["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _check_splits(reader: Reader, hooks: Hooks, strict_splits: bool) -> None:
@@ -121,7 +138,7 @@ def _write_files(hooks: Hooks, folder: Path, out: Path, reader: Reader, last: Ch
 
     def show_results() -> None:
         write_text_atomically(folder / "metrics.csv", metrics_csv(results))
-        draw_curves(results, folder / "curves.png")
+        draw_curves([dataclasses.asdict(result) for result in results], folder / "curves.png")
 
     if results:  # the run may have been killed between two files
         show_results()
