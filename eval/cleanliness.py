@@ -8,7 +8,7 @@ from vidcache.cache.layout import Split
 from vidcache.cache.leaks import find_leaks
 from vidcache.cache.reader import Reader
 from vidcache.eval.evaluate import Predictions
-from vidcache.eval.metrics import wilson_interval
+from vidcache.eval.uncertainty import wilson_interval
 from vidcache.text import plural
 
 

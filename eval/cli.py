@@ -1,9 +1,5 @@
 """`videval`: options in, numbers and files out."""
 
-import csv
-import dataclasses
-import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,177 +8,177 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vidcache.cli import Command, choose_device, echo_json, json_option, option
-from vidcache.errors import InputError
+from vidcache.cli import Command, choose_device, command_line, echo_json, json_option, option
 from vidcache.files import write_text_atomically
 from vidcache.text import printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.cache.reader import Reader
-    from vidcache.eval.cleanliness import Cleanliness
-    from vidcache.eval.evaluate import Predictions
-    from vidcache.eval.metrics import Metrics
+    from vidcache.checkpoint import Checkpoint
+    from vidcache.eval.evaluation import Evaluation
+    from vidcache.model import R3D18
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("caches", metavar="CACHE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option("--ckpt", type=click.Path(path_type=Path, dir_okay=False), default="best.pt", help="Checkpoint of vidtrain.")
+@option(
+    "--compare",
+    metavar="CKPT",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Another checkpoint: is it better on the same clips?",
+)
 @option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="Which clips.")
+@option(
+    "--tta", type=click.Choice(["none", "flip"]), default="none", help="flip: average each clip and its mirror image."
+)
+@option("--views", "num_views", type=click.IntRange(1), default=1, help="Average so many shifted choices of frames.")
 @option("--batch-size", type=click.IntRange(1), default=16, help="Clips at a time.")
 @option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
+@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the bootstrap.")
 @option(
     "--out",
+    envvar="VIDCACHE_EVAL_OUT",
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
     show_default="best.eval beside best.pt",
     help="Folder of the results.",
 )
+@option("--explain", is_flag=True, help="Show in the report where the mistakes come from (Grad-CAM).")
 @option("--verify", is_flag=True, help="Compare each clip with its hash.")
 @click.option("--allow-mismatch", is_flag=True, help="Accept a cache with other content or another split.")
 @json_option()
 def main(
     caches: tuple[Path, ...],
     ckpt: Path,
+    compare: Path | None,
     split: str,
+    tta: str,
+    num_views: int,
     batch_size: int,
     device: str | None,
+    seed: int,
     out: Path | None,
+    explain: bool,
     allow_mismatch: bool,
     verify: bool,
     as_json: bool,
 ) -> None:
-    """Evaluate a checkpoint on the test clips of CACHE; results go to best.eval/.
+    """Evaluate a checkpoint on the test clips of CACHE; report.html, metrics.json and more go to best.eval/.
 
     Several caches of the same shape and classes are used as one.
 
     \b
     videval cache.h5 --ckpt best.pt
+    videval cache.h5 --ckpt best.pt --compare other.pt
     """
     from vidcache.cache.joined import open_caches
-    from vidcache.cache.stream import stream_batches
-    from vidcache.checkpoint import Checkpoint
-    from vidcache.eval.cleanliness import check_split
-    from vidcache.eval.evaluate import predict
-    from vidcache.eval.loading import check_match, load_model
-    from vidcache.eval.metrics import compute_metrics
-    from vidcache.sampling import sample_indices
+    from vidcache.eval.compare import compare as compare_predictions
+    from vidcache.eval.evaluation import EvalOptions, evaluate, predict_split
+    from vidcache.eval.examples import explainer
+    from vidcache.eval.history import read_history
+    from vidcache.eval.report import Subject, render_report
+    from vidcache.eval.results import changed_clips, to_csv, write_results
+    from vidcache.eval.summary import summarise, summarise_comparison
 
-    where = printable(ckpt)
+    chosen = choose_device(device)
+    options = EvalOptions(split, chosen, batch_size, num_views, tta == "flip", verify, seed)
+    folder, where = out or ckpt.with_suffix(".eval"), printable(ckpt)
+    comparison, changed = None, []
     with open_caches(caches) as reader:
-        checkpoint = Checkpoint.load(ckpt)
-        check_match(checkpoint, reader, where, allow_mismatch=allow_mismatch)
-        chosen = choose_device(device)
-        model = load_model(checkpoint, where, chosen)
-        rows = reader.rows(split)
-        if not len(rows):
-            raise InputError(f"{reader.name}: no {split} clips, expected at least one. Choose another --split")
-        frames = sample_indices(reader.spec.num_frames, checkpoint.num_frames_used)
-        predictions = predict(
-            model, stream_batches(reader, rows, batch_size, frames=frames, device=chosen, verify=verify)
-        )
-        metrics = compute_metrics(predictions.labels, predictions.probabilities, reader.classes)
-        cleanliness = check_split(reader, split, predictions)
-        folder = out or ckpt.with_suffix(".eval")
-        facts = {
+        checkpoint, model = _load(ckpt, reader, chosen, allow_mismatch)
+        other = _load(compare, reader, chosen, allow_mismatch) if compare else None  # before the work
+        found = evaluate(reader, checkpoint, model, options)
+        summary = {
             "cache": reader.name,
             "checkpoint": where,
             "fingerprint": reader.fingerprint,
             "split_hash": reader.split_hash,
             "epoch": checkpoint.epoch,
+            **summarise(reader, found),
         }
-        summary = {**summarise(split, metrics), **dataclasses.asdict(cleanliness), "report": printable(folder)}
-        write_results(folder, {**facts, **summary}, reader, predictions, metrics)
+        if compare and other:
+            predictions = predict_split(reader, *other, options)
+            first, second = _names(ckpt, compare)
+            comparison = summarise_comparison(
+                compare_predictions(found.predictions, predictions, seed=seed), first, second
+            )
+            changed = changed_clips(reader, found.predictions, predictions)
+            summary["comparison"] = comparison
+        summary["report"] = printable(folder / "report.html")
+        write_results(folder, summary, reader, found.predictions, found.metrics)
+        changed_csv = folder / "changed.csv"
+        if comparison:
+            header = ["path", "true", "first", "second", "change"]
+            write_text_atomically(changed_csv, to_csv(header, [list(row.values()) for row in changed]))
+        else:
+            changed_csv.unlink(missing_ok=True)  # of an earlier comparison
+        history = read_history(ckpt, checkpoint)
+        subject = Subject(
+            reader,
+            checkpoint,
+            where,
+            history,
+            commands=tuple(filter(None, (printable(history.command), command_line()))),
+            mismatch=(checkpoint.fingerprint, checkpoint.split_hash) != (reader.fingerprint, reader.split_hash),
+        )
+        page = render_report(
+            subject,
+            found,
+            summary,
+            explain=explainer(model, checkpoint, chosen) if explain else None,
+            comparison=comparison,
+            changed=changed,
+        )
+        write_text_atomically(folder / "report.html", page)
     if as_json:
         echo_json(summary)
     else:
-        _show(Console(), split, metrics, cleanliness, folder)
+        _show(Console(), summary, found)
 
 
-def summarise(split: str, metrics: "Metrics") -> dict[str, Any]:
-    """Return the numbers as JSON-ready values."""
-    return {
-        "split": split,
-        "num_clips": metrics.num_clips,
-        "accuracy": metrics.accuracy,
-        "accuracy_low": metrics.accuracy_low,
-        "accuracy_high": metrics.accuracy_high,
-        "top5_accuracy": metrics.top5_accuracy,
-        "balanced_accuracy": metrics.balanced_accuracy,
-        "macro_f1": metrics.macro_f1,
-        "majority_fraction": metrics.majority_fraction,
-        "per_class": [
-            {
-                "class": printable(result.class_name),
-                "num_clips": result.num_clips,
-                "num_correct": result.num_correct,
-                "accuracy": None if result.num_clips == 0 else result.accuracy,
-                "low": None if result.num_clips == 0 else result.low,
-                "high": None if result.num_clips == 0 else result.high,
-            }
-            for result in metrics.per_class
-        ],
-    }
+def _load(path: Path, reader: "Reader", device: str, allow_mismatch: bool) -> tuple["Checkpoint", "R3D18"]:
+    from vidcache.checkpoint import Checkpoint
+    from vidcache.eval.loading import check_match, load_model
+
+    checkpoint = Checkpoint.load(path)
+    check_match(checkpoint, reader, printable(path), allow_mismatch=allow_mismatch)
+    return checkpoint, load_model(checkpoint, printable(path), device)
 
 
-def write_results(
-    folder: Path, summary: dict[str, Any], reader: "Reader", predictions: "Predictions", metrics: "Metrics"
-) -> None:
-    """Write metrics.json, per_class.csv, predictions.csv, confusion.png and per_class.png."""
-    from vidcache.eval.metrics import TOP
-    from vidcache.eval.pictures import draw_confusion, draw_per_class
-
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {**summary, "confusion": metrics.confusion.tolist()}
-    write_text_atomically(folder / "metrics.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    names = [printable(name) for name in reader.classes]
-    per_class = [
-        [row["class"], row["num_clips"], row["num_correct"], row["accuracy"], row["low"], row["high"]]
-        for row in summary["per_class"]
-    ]
-    header = ["class", "num_clips", "num_correct", "accuracy", "low", "high"]
-    write_text_atomically(folder / "per_class.csv", _csv(header, per_class))
-    top = min(TOP, len(names))
-    header = ["path", "true", *(f"{what}{k}" for k in range(1, top + 1) for what in ("class", "probability"))]
-    table = []
-    for row, label, probabilities in zip(
-        predictions.rows.tolist(), predictions.labels.tolist(), predictions.probabilities, strict=True
-    ):
-        best = probabilities.argsort(kind="stable")[::-1][:top].tolist()
-        said = [value for k in best for value in (names[k], f"{probabilities[k]:.6f}")]
-        table.append([printable(reader.path_of(row)), names[label], *said])
-    write_text_atomically(folder / "predictions.csv", _csv(header, table))
-    title = (
-        f"{summary['split']}: {metrics.num_correct} of {metrics.num_clips} right = {metrics.accuracy:.1%} "
-        f"({metrics.accuracy_low:.1%} to {metrics.accuracy_high:.1%})"
-    )
-    draw_confusion(metrics, title, folder / "confusion.png")
-    draw_per_class(metrics.per_class, title, folder / "per_class.png")
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """Name two checkpoints as shortly as tells them apart."""
+    if first.name != second.name:
+        return printable(first.name), printable(second.name)
+    return printable(first), printable(second)
 
 
-def _csv(header: list[str], rows: list[list[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
-
-
-def _show(console: Console, split: str, metrics: "Metrics", cleanliness: "Cleanliness", folder: Path) -> None:
+def _show(console: Console, summary: dict[str, Any], found: "Evaluation") -> None:
     table = Table("class", "clips", "right", "accuracy", "95 % interval")
-    for result in metrics.per_class:
-        interval = f"{result.low:.1%} to {result.high:.1%}" if result.num_clips else "no clips"
-        accuracy = f"{result.accuracy:.1%}" if result.num_clips else ""
-        table.add_row(
-            Text(printable(result.class_name)), str(result.num_clips), str(result.num_correct), accuracy, interval
-        )
+    for row in summary["per_class"]:
+        interval = f"{row['low']:.1%} to {row['high']:.1%}" if row["num_clips"] else "no clips"
+        interval += ", too few to claim" if row["too_few_to_claim"] else ""
+        accuracy = f"{row['accuracy']:.1%}" if row["num_clips"] else ""
+        table.add_row(Text(row["class"]), str(row["num_clips"]), str(row["num_correct"]), accuracy, interval)
     console.print(table)
     lines = {
-        "clips": f"{metrics.num_clips} of the {split} split",
-        "accuracy": f"{metrics.accuracy:.1%} ({metrics.accuracy_low:.1%} to {metrics.accuracy_high:.1%})",
-        "top-5": f"{metrics.top5_accuracy:.1%}",
-        "balanced": f"{metrics.balanced_accuracy:.1%} (mean over classes)",
-        "macro F1": f"{metrics.macro_f1:.3f}",
-        "majority": f"{metrics.majority_fraction:.1%} would be right by always saying the most frequent class",
-        "leaks": cleanliness.in_words,
-        "results": printable(folder),
+        "clips": f"{summary['num_clips']} of the {summary['split']} split",
+        "accuracy": f"{_span(summary, 'accuracy')}; 95 % intervals",
+        "top-5": _span(summary, "top5", "top5_accuracy"),
+        "balanced": f"{_span(summary, 'balanced', 'balanced_accuracy')}; mean over classes",
+        "macro F1": f"{summary['macro_f1']:.3f} ({summary['macro_f1_low']:.3f} to {summary['macro_f1_high']:.3f})",
+        "majority": f"{summary['majority_fraction']:.1%} would be right by always saying the most frequent class",
+        "sureness": found.calibration.in_words,
+        "confused": "; ".join(summary["top_mistakes"][:3]) or "nothing",
+        "leaks": found.cleanliness.in_words,
+        **({"compared": summary["comparison"]["conclusion"]} if "comparison" in summary else {}),
+        "report": summary["report"],
     }
     for name, value in lines.items():
         console.print(Text(f"{name:9} {value}"), soft_wrap=True)
+
+
+def _span(summary: dict[str, Any], prefix: str, name: str = "") -> str:
+    low, high = summary[f"{prefix}_low"], summary[f"{prefix}_high"]
+    return f"{summary[name or prefix]:.1%} ({low:.1%} to {high:.1%})"

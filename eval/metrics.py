@@ -8,6 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import confusion_matrix, f1_score
 
+from vidcache.eval.uncertainty import FEW_CLIPS, wilson_interval
+from vidcache.text import plural, printable
+
 TOP = 5
 
 
@@ -31,6 +34,34 @@ class ClassResult:
     low: float
     high: float
 
+    @property
+    def is_too_few(self) -> bool:
+        """Whether there are clips, but too few to claim anything of the class."""
+        return 0 < self.num_clips < FEW_CLIPS
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """A class that is taken for another one.
+
+    Attributes:
+        true: Label of the clips.
+        predicted: Label that the model gives them.
+        num_clips: How many.
+        num_of_class: Of how many clips of the class.
+    """
+
+    true: int
+    predicted: int
+    num_clips: int
+    num_of_class: int
+
+    def in_words(self, classes: Sequence[str]) -> str:
+        """One line, printable."""
+        true, predicted = printable(classes[self.true]), printable(classes[self.predicted])
+        verb = "is" if self.num_clips == 1 else "are"
+        return f"{self.num_clips:,} of {plural(self.num_of_class, 'clip')} of {true} {verb} taken for {predicted}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
@@ -42,7 +73,8 @@ class Metrics:
         accuracy: Their ratio.
         accuracy_low: Lower end of its 95 % Wilson interval.
         accuracy_high: Upper end.
-        top5_accuracy: The true class is among the 5 (or all, if fewer) most probable.
+        num_top5: Clips whose true class is among the 5 (or all, if fewer) most probable.
+        top5_accuracy: Their ratio.
         balanced_accuracy: Mean accuracy over the classes that occur.
         macro_f1: Mean F1 over the classes that occur.
         majority_fraction: Accuracy of always saying the most frequent class of these clips.
@@ -55,6 +87,7 @@ class Metrics:
     accuracy: float
     accuracy_low: float
     accuracy_high: float
+    num_top5: int
     top5_accuracy: float
     balanced_accuracy: float
     macro_f1: float
@@ -62,21 +95,15 @@ class Metrics:
     per_class: tuple[ClassResult, ...]
     confusion: npt.NDArray[np.int64]
 
-
-def wilson_interval(num_correct: int, num_clips: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Return the 95 % score interval of a proportion; (NaN, NaN) for 0 clips.
-
-    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
-
-    >>> [round(end, 3) for end in wilson_interval(93, 98)]
-    [0.886, 0.978]
-    """
-    if num_clips == 0:
-        return math.nan, math.nan
-    p, n = num_correct / num_clips, num_clips
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    def mistakes(self, limit: int) -> list[Mistake]:
+        """Return what is most often taken for what: by clips, then by their share of the class."""
+        counts = self.confusion.sum(axis=1)
+        wrong = self.confusion - np.diag(self.confusion.diagonal())
+        found = [
+            Mistake(int(true), int(predicted), int(wrong[true, predicted]), int(counts[true]))
+            for true, predicted in np.argwhere(wrong)
+        ]
+        return sorted(found, key=lambda m: (-m.num_clips, m.num_of_class, m.true, m.predicted))[:limit]
 
 
 def compute_metrics(
@@ -116,13 +143,15 @@ def compute_metrics(
     )
     low, high = wilson_interval(int(correct.sum()), len(labels))
     top = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
+    num_top5 = int((top == labels[:, None]).any(axis=1).sum())
     return Metrics(
         num_clips=len(labels),
         num_correct=int(correct.sum()),
         accuracy=float(correct.sum() / len(labels)),
         accuracy_low=low,
         accuracy_high=high,
-        top5_accuracy=float((top == labels[:, None]).any(axis=1).mean()),
+        num_top5=num_top5,
+        top5_accuracy=num_top5 / len(labels),
         balanced_accuracy=float((correct[present] / counts[present]).mean()),
         macro_f1=float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0)),
         majority_fraction=float(counts.max() / len(labels)),

@@ -1,11 +1,16 @@
-"""Pictures of an evaluation: confusion matrix and per-class accuracy."""
+"""Pictures of an evaluation: confusion matrix, accuracy by class, reliability, strips of frames."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image
 
+from vidcache.eval.calibration import Calibration
 from vidcache.eval.metrics import ClassResult, Metrics
 from vidcache.files import write_atomically
 from vidcache.text import printable
@@ -61,3 +66,44 @@ def draw_per_class(per_class: Sequence[ClassResult], title: str, path: Path) -> 
 def _short(name: str) -> str:
     text = printable(name)
     return text if len(text) <= 28 else f"{text[:27]}…"
+
+
+def reliability_figure(calibration: Calibration, size: tuple[float, float] = (5.2, 4.4)) -> Figure:
+    """Draw how often the model is right against how sure it is; the area of a point is its clips."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    bins = [b for b in calibration.bins if b.num_clips]
+    sure, right = np.array([b.confidence for b in bins]), np.array([b.accuracy for b in bins])
+    spans = np.array([[b.accuracy - b.accuracy_low, b.accuracy_high - b.accuracy] for b in bins]).T.clip(0)
+    axes.plot([0, 1], [0, 1], "--", color="0.6", linewidth=1)
+    axes.errorbar(sure, right, yerr=spans, fmt="none", ecolor="0.6", elinewidth=1, capsize=2)
+    most = max(b.num_clips for b in bins)
+    axes.scatter(sure, right, s=[20 + 130 * b.num_clips / most for b in bins], zorder=3)
+    for b in bins:
+        axes.annotate(str(b.num_clips), (b.confidence, b.accuracy), (7, -11), textcoords="offset points", fontsize=8)
+    axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.03), xlabel="probability that it gives", ylabel="how often it is right")
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def matrix_png(values: npt.NDArray[np.float64]) -> bytes:
+    """Draw a matrix of values from 0 to 1 as a PNG with one pixel per cell, or several where it is small."""
+    shades = colormaps["Blues"](values, bytes=True)[..., :3]
+    scale = max(1, 400 // len(values))
+    return png_of(shades.repeat(scale, 0).repeat(scale, 1))
+
+
+def strip_png(frames: npt.NDArray[np.uint8], side: int) -> bytes:
+    """Draw frames (F, H, W, 3) side by side, the longer side of each at most `side` pixels."""
+    _, height, width, _ = frames.shape
+    scale = min(1.0, side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    shown = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames]
+    return png_of(np.concatenate(shown, axis=1))
+
+
+def png_of(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Encode (H, W, 3) RGB as PNG."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
+    return file.getvalue()

@@ -1,12 +1,9 @@
 """The page of an analysis: one file that holds everything it shows."""
 
-import base64
-import importlib.resources
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-
+from vidcache.page import data_uri, render_page
 from vidcache.preprocess.charts import Chart
 
 
@@ -20,10 +17,5 @@ def render(summary: dict[str, Any], charts: Sequence[Chart]) -> str:
     Returns:
         HTML that loads nothing from anywhere.
     """
-    # Escaped whatever it is: names of classes and videos are what strangers chose.
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = importlib.resources.files("vidcache.preprocess").joinpath("analysis.html").read_text("utf-8")
-    pictures = [base64.b64encode(chart.png).decode("ascii") for chart in charts]
-    return environment.from_string(template).render(s=summary, pictures=pictures)
+    pictures = [data_uri(chart.png) for chart in charts]
+    return render_page("vidcache.preprocess", "analysis.html", s=summary, pictures=pictures)

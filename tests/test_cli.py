@@ -343,6 +343,10 @@ def test_train_writes_a_run_and_says_what_it_did(built: Path, tmp_path: Path, mo
     assert {"checkpoint", "best_epoch", "num_epochs", "val_loss", "val_accuracy", "stopped_because"} == set(said)
     assert ("best.pt", 2, "all 2 epochs are done") == (said["checkpoint"], said["num_epochs"], said["stopped_because"])
     assert {"best.pt", "best.run"} == {file.name for file in tmp_path.iterdir()}
+    ended = json.loads((tmp_path / "best.run" / "result.json").read_text())
+    assert {"best_epoch": said["best_epoch"], "stopped_because": "all 2 epochs are done"} == ended
+    typed = json.loads((tmp_path / "best.run" / "config.json").read_text())["command"]
+    assert typed.endswith(f" {built} {' '.join(map(str, QUICK))} --json")
     for piece in (
         "draws/epoch",
         "rise <b>[red]",
@@ -462,14 +466,14 @@ def test_without_weights_the_way_out_is_named(built: Path, tmp_path: Path, monke
 
 def test_eval_writes_numbers_and_pictures_that_agree(built: Path, checkpoint: Path, tmp_path: Path) -> None:
     with tiny_models():
-        result = call(videval, built, "--ckpt", checkpoint, "--out", tmp_path / "x.eval", "--json")
         text = call(videval, built, "--ckpt", checkpoint, "--out", tmp_path / "x.eval")
+        result = call(videval, built, "--ckpt", checkpoint, "--out", tmp_path / "x.eval", "--json")
 
     assert 0 == result.exit_code, result.stderr
     said = json.loads(result.stdout)
-    assert ("test", 3, str(tmp_path / "x.eval")) == (said["split"], said["num_clips"], said["report"])
+    assert ("test", 3, str(tmp_path / "x.eval" / "report.html")) == (said["split"], said["num_clips"], said["report"])
     folder = tmp_path / "x.eval"
-    names = {"metrics.json", "per_class.csv", "predictions.csv", "confusion.png", "per_class.png"}
+    names = {"metrics.json", "per_class.csv", "predictions.csv", "confusion.png", "per_class.png", "report.html"}
     assert names == {file.name for file in folder.iterdir()}
     metrics = json.loads((folder / "metrics.json").read_text())
     assert said == {name: metrics[name] for name in said}
@@ -498,7 +502,7 @@ def test_eval_goes_beside_the_checkpoint_and_takes_a_split(built: Path, checkpoi
         }
 
     assert [12, 3, 3] == [said[split]["num_clips"] for split in ("train", "val", "test")]
-    assert str(checkpoint.with_suffix(".eval")) == said["test"]["report"]
+    assert str(checkpoint.with_suffix(".eval") / "report.html") == said["test"]["report"]
     assert (checkpoint.parent / "best.eval" / "metrics.json").exists()
     saved = Checkpoint.load(checkpoint)
     assert pytest.approx(saved.metrics["val_accuracy"]) == said["val"]["accuracy"]

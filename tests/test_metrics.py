@@ -1,15 +1,21 @@
 """Metrics against scikit-learn on random predictions, and against definitions."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score, top_k_accuracy_score
 
-from vidcache.eval.metrics import compute_metrics, wilson_interval
+from vidcache.eval.calibration import calibrate
+from vidcache.eval.compare import compare, mcnemar
+from vidcache.eval.evaluate import Predictions
+from vidcache.eval.metrics import compute_metrics
+from vidcache.eval.uncertainty import bootstrap_intervals, wilson_interval
 
 
 def predictions(
@@ -87,3 +93,210 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         compute_metrics(np.zeros(0, np.int64), np.zeros((0, 2), np.float32), ["a", "b"])
     with pytest.raises(ValueError, match=r"2 labels and probabilities \(2, 3\), expected \(n, 2\)"):
         compute_metrics(np.zeros(2, np.int64), np.zeros((2, 3), np.float32), ["a", "b"])
+
+
+def confused(n: int, k: int, seed: int) -> np.ndarray[object, np.dtype[np.int64]]:
+    labels, probabilities = predictions(n, k, seed)
+    return compute_metrics(labels, probabilities, [str(c) for c in range(k)]).confusion
+
+
+@pytest.mark.parametrize(("n", "k", "seed"), [(40, 3, 0), (90, 6, 1), (25, 5, 2)])
+def test_the_bootstrap_is_that_of_drawing_clips_class_by_class(n: int, k: int, seed: int) -> None:
+    """Against the slow way, with scikit-learn on the clips that were drawn."""
+    labels, probabilities = predictions(n, k, seed)
+    predicted = probabilities.argmax(1)
+    confusion = compute_metrics(labels, probabilities, [str(c) for c in range(k)]).confusion
+    rng = np.random.default_rng(9)
+    drawn: list[tuple[float, float]] = []
+    for _ in range(600):
+        rows = np.concatenate([rng.choice(own, len(own)) for own in (np.flatnonzero(labels == c) for c in range(k))])
+        recall = recall_score(labels[rows], predicted[rows], labels=np.unique(labels), average="macro", zero_division=0)
+        f1 = f1_score(labels[rows], predicted[rows], labels=np.unique(labels), average="macro", zero_division=0)
+        drawn.append((float(recall), float(f1)))
+
+    found = bootstrap_intervals(confusion)
+
+    for values, ends in zip(np.array(drawn).T, found, strict=True):
+        assert pytest.approx(np.percentile(values, [2.5, 97.5]), abs=0.025) == np.array(ends)
+
+
+def test_intervals_contain_the_number_repeat_and_depend_on_the_seed() -> None:
+    confusion = confused(60, 4, 3)
+    recall = confusion.diagonal() / confusion.sum(1)
+
+    (low, high), _ = bootstrap_intervals(confusion)
+
+    assert low < recall.mean() < high
+    assert bootstrap_intervals(confusion) == bootstrap_intervals(confusion)
+    assert bootstrap_intervals(confusion) != bootstrap_intervals(confusion, seed=1)
+
+
+def test_the_interval_of_balanced_accuracy_holds_the_truth_about_as_often_as_it_says() -> None:
+    rng, inside = np.random.default_rng(0), 0
+    right, sizes = np.array([0.9, 0.6, 0.3]), np.array([40, 30, 60])
+    for seed in range(300):
+        hits = rng.binomial(sizes, right)
+        confusion = np.diag(hits)
+        confusion[[0, 1, 2], [1, 2, 0]] = sizes - hits
+        (low, high), _ = bootstrap_intervals(confusion, resamples=400, seed=seed)
+        inside += low <= right.mean() <= high
+    assert 0.90 < inside / 300 < 0.98
+
+
+def test_classes_without_clips_take_no_part_in_the_bootstrap() -> None:
+    confusion = np.array([[3, 1, 0], [0, 0, 0], [1, 0, 4]])
+    smaller = np.array([[3, 1], [1, 4]])
+
+    assert 0 < bootstrap_intervals(confusion)[0][0] < bootstrap_intervals(confusion)[0][1] <= 1
+    assert pytest.approx(bootstrap_intervals(smaller)[0], abs=0.03) == bootstrap_intervals(confusion)[0]
+
+
+@given(st.integers(1, 80), st.integers(2, 9), st.integers(0, 10**6))
+def test_bins_equal_those_of_scikit_learn(n: int, k: int, seed: int) -> None:
+    labels, probabilities = predictions(n, k, seed)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+
+    found = calibrate(labels, probabilities)
+
+    filled = [b for b in found.bins if b.num_clips]
+    if 0 < right.sum() < n:  # scikit-learn wants both outcomes
+        accuracy, mean = calibration_curve(right, confidence, n_bins=10, strategy="uniform")
+        assert pytest.approx(accuracy) == [b.accuracy for b in filled]
+        assert pytest.approx(mean, rel=1e-5) == [b.confidence for b in filled]
+    assert n == sum(b.num_clips for b in found.bins)
+    expected = sum(b.num_clips * abs(b.accuracy - b.confidence) for b in filled) / n
+    assert pytest.approx(expected) == found.error
+    assert 10 == len(found.bins)
+    for b in filled:
+        assert b.low - 1e-6 <= b.confidence <= b.high + 1e-6
+        assert wilson_interval(round(b.accuracy * b.num_clips), b.num_clips) == (b.accuracy_low, b.accuracy_high)
+
+
+def test_a_model_that_is_too_sure_is_told_from_one_that_had_few_clips() -> None:
+    sure = np.tile(np.array([[0.95, 0.05]], np.float32), (400, 1))
+    rng = np.random.default_rng(0)
+    as_said, too_sure = (rng.random(400) < 0.05).astype(np.int64), (rng.random(400) < 0.4).astype(np.int64)
+    shy = np.tile(np.array([[0.55, 0.45]], np.float32), (400, 1))
+
+    honest, wrong, timid = calibrate(as_said, sure), calibrate(too_sure, sure), calibrate(as_said, shy)
+
+    assert re.fullmatch(
+        r"95.0% sure on average, 9\d.\d% right; expected calibration error 0.0\d\d, as a calibrated model may have "
+        r"with so few clips \(up to 0.02\d\)",
+        honest.in_words,
+    )
+    assert re.fullmatch(
+        r"95.0% sure on average, \d\d.\d% right; expected calibration error 0.3\d\d, more than chance explains "
+        r"\(0.02\d\): too sure",
+        wrong.in_words,
+    )
+    assert timid.in_words.endswith(": not sure enough")
+    assert calibrate(as_said, sure, seed=1).error_by_chance != honest.error_by_chance
+
+
+def test_the_most_frequent_confusions_come_in_words() -> None:
+    names = ["a", "b\x1b", "c"]
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    guesses = np.eye(3, dtype=np.float32)[[0, 1, 1, 2, 0, 1, 2, 2]]
+    found = compute_metrics(labels, guesses, names)
+
+    assert [
+        r"2 of 4 clips of a are taken for b\x1b",
+        r"1 of 2 clips of b\x1b is taken for a",
+        "1 of 4 clips of a is taken for c",
+    ] == [mistake.in_words(names) for mistake in found.mistakes(9)]
+    assert 1 == len(found.mistakes(1))
+
+
+def test_classes_with_fewer_than_5_clips_are_too_few() -> None:
+    labels = np.repeat([0, 1], [4, 5])
+    found = compute_metrics(labels, np.eye(3, dtype=np.float32)[labels], ["a", "b", "c"])
+
+    assert [True, False, False] == [result.is_too_few for result in found.per_class]
+
+
+# --- two models on the same clips ---------------------------------------------------------------
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_mcnemar_is_the_binomial_test_of_the_clips_they_differ_on(lost: int, won: int) -> None:
+    expected = binomtest(lost, lost + won, 0.5).pvalue if lost + won else 1
+
+    assert pytest.approx(expected) == mcnemar(lost, won)
+
+
+def found_by(labels: list[int], guesses: list[int], rows: list[int] | None = None) -> Predictions:
+    probabilities = np.eye(3, dtype=np.float32)[guesses]
+    return Predictions(
+        np.array(rows or range(len(labels))), np.array(labels), probabilities, np.zeros(len(labels), np.float32)
+    )
+
+
+def test_a_comparison_counts_clips_in_pairs() -> None:
+    labels = [0, 0, 1, 1, 2, 2]
+
+    found = compare(found_by(labels, [0, 1, 1, 0, 0, 0]), found_by(labels, [0, 0, 1, 1, 1, 2]))
+
+    assert (6, 2, 0, 3, 1, 4) == (
+        found.num_clips,
+        found.num_both,
+        found.num_only_first,
+        found.num_only_second,
+        found.num_neither,
+        found.num_changed,
+    )
+    assert 0.5 == found.difference
+    assert found.difference_low < 0.5 < found.difference_high
+    assert pytest.approx(0.25) == found.p_value
+
+
+def test_the_interval_of_a_difference_is_that_of_drawing_pairs() -> None:
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 3, 90)
+    first, second = (np.where(rng.random(90) < p, labels, rng.integers(0, 3, 90)) for p in (0.5, 0.7))
+    gain = (second == labels).astype(int) - (first == labels)
+    drawn = []
+    for _ in range(2000):
+        rows = np.concatenate([rng.choice(own, len(own)) for own in (np.flatnonzero(labels == c) for c in range(3))])
+        drawn.append(gain[rows].mean())
+
+    found = compare(found_by(labels.tolist(), first.tolist()), found_by(labels.tolist(), second.tolist()))
+
+    assert pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.02) == np.array(
+        [found.difference_low, found.difference_high]
+    )
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "sentence"),
+    [
+        (0, 0, "A and B have the same 20 clips right: nothing here tells them apart."),
+        (
+            2,
+            4,
+            "These 20 clips do not tell A and B apart: 4 that only B has right, 2 that only A has, a difference of "
+            r"\+10.0 points \(-\d+.0 to \+\d+.0\) that two equally good models would reach or exceed with a "
+            "probability of 0.69; that is no proof that they are equally good.",
+        ),
+        (
+            1,
+            10,
+            "B is the better of the two on clips like these 20: 10 that only B has right, 1 that only A has, a "
+            r"difference of \+45.0 points \(\+\d+.0 to \+\d+.0\) that two equally good models would reach or exceed "
+            "with a probability of 0.012; of other seeds and other data it says nothing.",
+        ),
+        (10, 1, "A is the better of the two on clips like these 20: 1 that only B has right, 10 that only A has, .*"),
+    ],
+)
+def test_the_conclusion_claims_what_the_clips_show(lost: int, won: int, sentence: str) -> None:
+    first = [0] * lost + [1] * won + [0] * (20 - lost - won)
+    second = [1] * lost + [0] * won + [0] * (20 - lost - won)
+
+    found = compare(found_by([0] * 20, first), found_by([0] * 20, second))
+
+    assert re.fullmatch(sentence, found.conclude("A", "B"))
+
+
+def test_predictions_of_other_clips_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="predictions of 2 and 2 clips, expected of the same ones"):
+        compare(found_by([0, 1], [0, 1]), found_by([0, 1], [0, 1], rows=[1, 2]))

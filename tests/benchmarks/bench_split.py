@@ -15,7 +15,7 @@ import numpy as np
 from vidcache.cache.layout import Split
 from vidcache.cache.leaks import find_leaks
 from vidcache.cache.reader import CacheReader
-from vidcache.eval.metrics import wilson_interval
+from vidcache.eval.uncertainty import wilson_interval
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.groups import Grouping
 from vidcache.preprocess.options import BuildOptions

@@ -1,0 +1,116 @@
+"""Everything that is known of a checkpoint on one split of a cache."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import torch
+
+from vidcache.cache.reader import Reader
+from vidcache.cache.stream import stream_batches
+from vidcache.checkpoint import Checkpoint
+from vidcache.errors import InputError
+from vidcache.eval.calibration import Calibration, calibrate
+from vidcache.eval.cleanliness import Cleanliness, check_split
+from vidcache.eval.evaluate import Predictions, predict
+from vidcache.eval.metrics import Metrics, compute_metrics
+from vidcache.eval.uncertainty import bootstrap_intervals
+from vidcache.eval.views import Views
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """How clips are shown to a model.
+
+    Attributes:
+        split: "train", "val" or "test".
+        device: Where the model is.
+        batch_size: Clips at a time.
+        num_views: Choices of frames of each clip to average.
+        flip: Average each with its mirror image.
+        verify: Compare each clip with its hash.
+        seed: Of the bootstrap and of the simulation behind the calibration.
+    """
+
+    split: str = "test"
+    device: str = "cpu"
+    batch_size: int = 16
+    num_views: int = 1
+    flip: bool = False
+    verify: bool = False
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a model makes of the clips of a split, and what that is worth.
+
+    Attributes:
+        options: How it was asked.
+        predictions: Clip by clip.
+        metrics: Of them.
+        balanced_interval: 95 % interval of the balanced accuracy.
+        macro_f1_interval: 95 % interval of the macro F1.
+        calibration: Whether the model is as often right as it says.
+        cleanliness: Whether clips look like clips of another split.
+        seconds: What reading and predicting all clips took.
+    """
+
+    options: EvalOptions
+    predictions: Predictions
+    metrics: Metrics
+    balanced_interval: tuple[float, float]
+    macro_f1_interval: tuple[float, float]
+    calibration: Calibration
+    cleanliness: Cleanliness
+    seconds: float
+
+
+def predict_split(
+    reader: Reader, checkpoint: Checkpoint, model: Callable[[torch.Tensor], torch.Tensor], options: EvalOptions
+) -> Predictions:
+    """Predict all clips of a split.
+
+    Args:
+        reader: The cache.
+        checkpoint: Says how many frames the model is shown.
+        model: Of the checkpoint, in evaluation mode, on the device.
+        options: Which clips, and how.
+
+    Raises:
+        InputError: There are no such clips, or not so many different views.
+        CacheError: A clip is not what it was, with `verify`.
+    """
+    rows = reader.rows(options.split)
+    if not len(rows):
+        raise InputError(f"{reader.name}: no {options.split} clips, expected at least one. Choose another --split")
+    length, used = reader.spec.num_frames, checkpoint.num_frames_used
+    try:
+        views = Views(model, length, used, num_views=options.num_views, flip=options.flip)
+    except ValueError as error:
+        raise InputError(f"--views: {error}. Lower it, or train with a lower --num-frames-used") from None
+    batches = stream_batches(
+        reader, rows, options.batch_size, frames=views.frames, device=options.device, verify=options.verify
+    )
+    return predict(views, batches, lambda batch: batch.clips)
+
+
+def evaluate(
+    reader: Reader, checkpoint: Checkpoint, model: Callable[[torch.Tensor], torch.Tensor], options: EvalOptions
+) -> Evaluation:
+    """Predict all clips of a split and say what that is worth; arguments and errors of `predict_split`."""
+    start = time.perf_counter()
+    predictions = predict_split(reader, checkpoint, model, options)
+    seconds = time.perf_counter() - start
+    metrics = compute_metrics(predictions.labels, predictions.probabilities, reader.classes)
+    balanced, macro_f1 = bootstrap_intervals(metrics.confusion, seed=options.seed)
+    return Evaluation(
+        options=options,
+        predictions=predictions,
+        metrics=metrics,
+        balanced_interval=balanced,
+        macro_f1_interval=macro_f1,
+        calibration=calibrate(predictions.labels, predictions.probabilities, seed=options.seed),
+        cleanliness=check_split(reader, options.split, predictions),
+        seconds=seconds,
+    )

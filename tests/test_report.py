@@ -1,0 +1,449 @@
+"""report.html: what it says, and how it behaves in a real browser (Debian's `chromium`, driven by Playwright)."""
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import make_cache
+from vidcache.cache.layout import Split
+from vidcache.cache.reader import CacheReader
+from vidcache.checkpoint import Checkpoint
+from vidcache.eval.compare import compare
+from vidcache.eval.evaluation import EvalOptions, Evaluation, evaluate, predict_split
+from vidcache.eval.history import History
+from vidcache.eval.report import Subject, render_report
+from vidcache.eval.results import changed_clips
+from vidcache.eval.summary import summarise, summarise_comparison
+
+MAX_BYTES = 5_000_000
+EVIL = "<script>alert(1)<script>"  # a folder name has no slash
+SECTIONS = [
+    "What was evaluated",
+    "Results",
+    "Data",
+    "Is the split clean?",
+    "Training",
+    "Class by class",
+    "Confusion matrix",
+    "Is it as often right as it says?",
+    "The most confident mistakes",
+    "The least confident hits",
+    "Imbalance",
+    "Speed",
+    "What this cannot say",
+]
+EPOCHS = tuple(
+    {
+        "epoch": float(n),
+        "train_loss": 2 / n,
+        "train_accuracy": 0.2 * n,
+        "val_loss": 1 / n,
+        "val_accuracy": 0.1 * n,
+        "val_balanced_accuracy": 0.1 * n,
+        "seconds": 12.5,
+        "clips_per_second": 8.0,
+        "data_wait_fraction": 0.01,
+    }
+    for n in (1, 2, 3)
+)
+
+
+def guesser(num_classes: int, seed: int = 0, *, skill: float = 3.0) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A model that is sometimes right about the caches of `make_cache`, whatever the clips are."""
+    rng = np.random.default_rng(seed)
+    labels = iter(range(10**9))
+
+    def model(inputs: torch.Tensor) -> torch.Tensor:
+        logits = rng.normal(size=(len(inputs), num_classes))
+        for line in logits:
+            line[next(labels) % num_classes] += skill
+        return torch.from_numpy(logits).float()
+
+    return model
+
+
+class Case:
+    """A cache, an evaluation of it, and the page."""
+
+    def __init__(self, folder: Path, classes: list[str], per_class: int, **changes: Any) -> None:
+        self.path = make_cache(folder / "c.h5", dict.fromkeys(classes, per_class))
+        with CacheReader(self.path) as reader:
+            self.options = EvalOptions()
+            used = changes.pop("num_frames_used", reader.spec.num_frames)
+            self.checkpoint = Checkpoint(
+                {}, reader.classes, reader.spec, used, reader.fingerprint, reader.split_hash, {"balance": "both"}, 2, {}
+            )
+            self.found = evaluate(reader, self.checkpoint, guesser(len(classes)), self.options)
+            self.html = self.render(reader, **changes)
+
+    def render(
+        self,
+        reader: CacheReader,
+        *,
+        found: Evaluation | None = None,
+        subject: dict[str, Any] | None = None,
+        **values: Any,
+    ) -> str:
+        found = found or self.found
+        settings: dict[str, Any] = {
+            "where": "best.pt",
+            "history": History(EPOCHS, "vidtrain c.h5 --epochs 3", "all 3 epochs are done"),
+            "commands": ("vidtrain c.h5 --epochs 3", "videval c.h5"),
+            **(subject or {}),
+        }
+        return render_report(Subject(reader, self.checkpoint, **settings), found, summarise(reader, found), **values)
+
+
+def text_of(html: str) -> str:
+    """What a page says, without tags and styles."""
+    body = re.sub(r"<(style|script)\b.*?</\1>", " ", html, flags=re.S)
+    return " ".join(re.sub(r"<[^>]*>", " ", body).split())
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    names = [EVIL, "push_up", "very_long_name_of_a_class_that_somebody_really_used_once", "squat", "平板支撑"]
+    return Case(tmp_path_factory.mktemp("small"), names, 40)
+
+
+# --- what it says --------------------------------------------------------------------------------
+
+
+def test_the_sections_come_in_their_order(small: Case) -> None:
+    assert SECTIONS == re.findall(r"<h2>(.*?)</h2>", small.html)
+
+
+def test_the_page_says_what_was_evaluated_and_how_to_repeat_it(small: Case) -> None:
+    text = text_of(small.html)
+
+    with CacheReader(small.path) as reader:
+        for piece in (
+            f"fingerprint {reader.fingerprint}",
+            f"test, of the split {reader.split_hash}",
+            "best.pt, epoch 2",
+            "To reproduce it: vidtrain c.h5 --epochs 3 videval c.h5",
+            f"torch {torch.__version__}",
+        ):
+            assert piece in text
+
+
+def test_the_numbers_are_those_of_the_evaluation(small: Case) -> None:
+    text, metrics = text_of(small.html), small.found.metrics
+
+    low, high = metrics.accuracy_low, metrics.accuracy_high
+    assert f"{metrics.accuracy:.1%} of {metrics.num_clips} test clips right" in text
+    assert (
+        f"accuracy {metrics.accuracy:.1%} {low:.1%} to {high:.1%}, {metrics.num_correct} of {metrics.num_clips}" in text
+    )
+    low, high = small.found.balanced_interval
+    assert f"balanced accuracy {metrics.balanced_accuracy:.1%} {low:.1%} to {high:.1%}" in text
+    low, high = small.found.macro_f1_interval
+    assert f"macro F1 {metrics.macro_f1:.3f} {low:.3f} to {high:.3f}" in text
+    for mistake in metrics.mistakes(10):
+        assert mistake.in_words(small.checkpoint.classes).replace("<", "&lt;").replace(">", "&gt;") in text
+    assert "The weights are those of epoch 2 of 3. It ended because all 3 epochs are done." in text
+    assert "No evaluated clip looks like a clip of another split." in text
+    assert small.found.calibration.in_words.capitalize() in text
+
+
+def test_the_classes_come_worst_first(small: Case) -> None:
+    section = small.html[small.html.index("<h2>Class by class") : small.html.index("<h2>Confusion matrix")]
+
+    rows = section[section.index("<tbody>") :].split("<tr>")[1:]
+    shown = [float(re.findall(r'data-value="([^"]*)"', row)[0]) for row in rows]
+    assert 5 == len(shown)
+    assert sorted(r.accuracy for r in small.found.metrics.per_class) == shown
+
+
+def test_names_of_strangers_are_text(small: Case) -> None:
+    assert "<script>alert" not in small.html
+    assert "&lt;script&gt;alert(1)&lt;script&gt;" in small.html
+    assert 1 == small.html.count("<script>")  # the one that sorts
+
+
+def test_nothing_is_loaded_from_anywhere(small: Case) -> None:
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', small.html)
+    assert policy
+    assert policy[1].startswith("default-src &#39;none&#39;; img-src data:")
+    for attribute in re.findall(r'(?:src|href)="([^"]*)"', small.html):
+        assert attribute.startswith(("data:image/png;base64,", "#")), attribute[:80]
+
+
+def test_mistakes_and_hits_are_shown_as_they_are(small: Case) -> None:
+    predictions = small.found.predictions
+    guesses, sure = predictions.probabilities.argmax(1), predictions.probabilities.max(1)
+    wrong, right = guesses != predictions.labels, guesses == predictions.labels
+    mistakes = re.findall(r"\(([\d.]+)%\)\n? *</figcaption>|taken for <strong>.*?</strong> \(([\d.]+)%\)", small.html)
+    hits = re.findall(r"</strong>, ([\d.]+)% sure", small.html)
+
+    assert [f"{100 * value:.1f}" for value in sorted(sure[wrong], reverse=True)[:8]] == [b for _, b in mistakes]
+    assert [f"{100 * value:.1f}" for value in sorted(sure[right])[:6]] == hits
+
+
+def test_explain_adds_a_picture_to_each_mistake(small: Case) -> None:
+    asked: list[int] = []
+
+    def explain(clip: np.ndarray[Any, Any], label: int) -> np.ndarray[Any, Any]:
+        asked.append(label)
+        return 255 - clip
+
+    with CacheReader(small.path) as reader:
+        html = small.render(reader, explain=explain)
+
+    wrong = int((small.found.predictions.probabilities.argmax(1) != small.found.predictions.labels).sum())
+    assert min(8, wrong) == len(asked)
+    assert small.html.count("<img") + len(asked) == html.count("<img")
+    assert "Grad-CAM of layer4" in text_of(html)
+    assert "Grad-CAM" not in text_of(small.html)
+
+
+def test_a_comparison_says_what_changed(small: Case) -> None:
+    with CacheReader(small.path) as reader:
+        other = predict_split(reader, small.checkpoint, guesser(5, seed=1, skill=0.5), small.options)
+        found = compare(small.found.predictions, other)
+        changed = changed_clips(reader, small.found.predictions, other)
+        html = small.render(reader, comparison=summarise_comparison(found, "best.pt", "other.pt"), changed=changed)
+
+    text = text_of(html)
+    assert "Compared with other.pt " + found.conclude("best.pt", "other.pt") in text
+    assert f"{found.num_changed} clips of which they say something else" in text
+    assert len(changed) == found.num_changed == len(re.findall(r"<td>(?:worse|better|other mistake)</td>", html))
+    before, after = (p.probabilities.argmax(1) == p.labels for p in (small.found.predictions, other))
+    said = [row["change"] for row in changed]
+    assert [int((before & ~after).sum()), int((~before & after).sum())] == [said.count(c) for c in ("worse", "better")]
+    assert sorted(said, key=("worse", "better", "other mistake").index) == said
+
+
+def limits(html: str) -> str:
+    return text_of(html[html.index("<h2>What this cannot say") :])
+
+
+def test_limits_depend_on_what_was_done(small: Case, tmp_path: Path) -> None:
+    plain = limits(small.html)
+    with CacheReader(small.path) as reader:
+        by_split = {
+            split: limits(
+                small.render(
+                    reader,
+                    found=evaluate(
+                        reader, small.checkpoint, guesser(5), dataclasses.replace(small.options, split=split)
+                    ),
+                )
+            )
+            for split in ("train", "val")
+        }
+        mismatch = limits(small.render(reader, subject={"mismatch": True}))
+    tiny = limits(Case(tmp_path, ["a", "b"], 16).html)
+
+    n = small.found.metrics.num_clips
+    width = 100 * (small.found.metrics.accuracy_high - small.found.metrics.accuracy_low)
+    assert f"{n} clips cannot place the accuracy better than within {width:.0f} points" in plain
+    assert "These clips stay honest as long as nothing is chosen by them" in plain
+    assert "too few to claim" not in plain
+    assert "2 of 2 classes have fewer than 5 clips here: too few to claim anything of them." in tiny
+    assert "The model was trained on these clips" in by_split["train"]
+    assert "The epoch was chosen by these clips" in by_split["val"]
+    assert "trained on another cache or another split (--allow-mismatch)" in mismatch
+    for sentence in ("The model was trained on these", "The epoch was chosen by", "--allow-mismatch"):
+        assert sentence not in plain
+
+
+def test_without_a_run_the_page_says_so(small: Case) -> None:
+    with CacheReader(small.path) as reader:
+        html = small.render(reader, subject={"history": History()})
+        open_end = small.render(reader, subject={"history": History(EPOCHS)})
+
+    assert "The weights are those of epoch 2. Nothing is known of the run" in text_of(html)
+    assert "Why it ended is not recorded, or it has not ended." in text_of(open_end)
+
+
+def test_leaks_and_groups_are_said(small: Case) -> None:
+    dirty = dataclasses.replace(
+        small.found.cleanliness, num_leaked=2, num_clean=3, num_clean_correct=1, clean_accuracy=1 / 3,
+        clean_low=0.06, clean_high=0.79,
+    )  # fmt: skip
+    with CacheReader(small.path) as reader:
+        reader.columns["group"][reader.rows("test")[:4]] = reader.columns["group"][reader.rows("test")[0]]
+        html = small.render(reader, found=dataclasses.replace(small.found, cleanliness=dirty))
+        test_rows = reader.columns["split"] == Split.TEST
+        num_groups = len(np.unique(reader.columns["group"][test_rows]))
+
+    said = "2 clips look like clips of another split (vidcache leaks); without them 1 of 3 right = 33.3%"
+    assert said in text_of(html)
+    assert f"Not all clips are new to the model: {said}" in limits(html)
+    assert f"come from {num_groups} groups. The intervals take clips for independent" in limits(html)
+
+
+def test_few_classes_have_names_in_the_matrix_and_many_a_picture(small: Case, many: Case) -> None:
+    assert 2 == small.html.count('<table class="matrix">')
+    assert 0 == many.html.count('<table class="matrix">')
+    assert 2 == many.html.count('<img class="pixels"')
+    assert "400 classes are too many for names" in text_of(many.html)
+
+
+def test_the_page_stays_small_even_with_clips_of_noise(many: Case, small: Case, tmp_path: Path) -> None:
+    from vidcache.spec import Spec
+
+    path = make_cache(tmp_path / "n.h5", dict.fromkeys("abcd", 40), spec=Spec(8, 96, 96))
+    with CacheReader(path) as reader:
+        checkpoint = dataclasses.replace(small.checkpoint, classes=reader.classes, spec=reader.spec, num_frames_used=8)
+        found = evaluate(reader, checkpoint, guesser(4), EvalOptions())
+        subject = Subject(reader, checkpoint, "x.pt", History(EPOCHS), ())
+        noise = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
+        html = render_report(subject, found, summarise(reader, found), explain=lambda clip, label: noise)  # noqa: ARG005
+
+    assert len(html) < MAX_BYTES
+    assert len(many.html) < MAX_BYTES
+
+
+# --- in a browser --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(tmp_path_factory.mktemp("two"), ["a", "b"], 30)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(tmp_path_factory.mktemp("many"), [f"class_{k:03}" for k in range(400)], 7)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium")
+    if not chromium:
+        assert "VIDCACHE_REQUIRE_CHROMIUM" not in os.environ
+        pytest.skip("no chromium on PATH; VIDCACHE_REQUIRE_CHROMIUM=1 makes this fail")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        flags = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+        yield playwright.chromium.launch(executable_path=chromium, args=flags.split())
+
+
+class Opened:
+    """A page in a browser, with everything that it complained about."""
+
+    def __init__(self, browser: Any, file: Path, width: int, scheme: str = "light") -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+        self.complaints: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self._requested(request.url))
+        self.page.goto(file.as_uri())
+
+    def _requested(self, url: str) -> None:
+        if not url.startswith(("file:", "data:")):
+            self.complaints.append(f"asked for {url}")
+
+
+@pytest.fixture(params=["two", "small", "many"])
+def case(request: pytest.FixtureRequest) -> Case:
+    made: Case = request.getfixturevalue(request.param)
+    (made.path.parent / "report.html").write_text(made.html)
+    return made
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_it_loads_without_a_complaint_and_nothing_overflows(browser: Any, case: Case, width: int) -> None:
+    opened = Opened(browser, case.path.parent / "report.html", width)
+
+    assert [] == opened.complaints
+    assert width == opened.page.evaluate("document.documentElement.scrollWidth")
+    # Whatever is wider than the page is in something that scrolls by itself.
+    spilled = opened.page.evaluate(
+        """() => [...document.querySelectorAll("body *")]
+            .filter((e) => !e.closest(".wide, svg, thead span") && e.getBoundingClientRect().right > innerWidth + 1)
+            .map((e) => e.outerHTML.slice(0, 80))"""
+    )
+    assert [] == spilled
+    assert opened.page.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
+    opened.page.close()
+
+
+def test_tables_sort_by_number_and_by_text_and_back(browser: Any, case: Case) -> None:
+    page = Opened(browser, case.path.parent / "report.html", 1200).page
+    table = page.locator("h2:has-text('Class by class') ~ .wide table.sortable")
+
+    def column(number: int) -> list[str]:
+        return [text.strip() for text in table.locator(f"tbody td:nth-child({number})").all_inner_texts()]
+
+    before = column(1)
+    table.get_by_role("button", name="clips", exact=True).click()
+    clips = [int(value) for value in column(2)]
+    assert sorted(clips, reverse=True) == clips
+    table.get_by_role("button", name="clips", exact=True).click()
+    assert sorted(clips) == [int(value) for value in column(2)]
+    assert "ascending" == table.locator("th").nth(1).get_attribute("aria-sort")
+    table.get_by_role("button", name="accuracy").click()
+    table.get_by_role("button", name="accuracy").click()
+    shown = [float(value.rstrip("%")) for value in column(4)]
+    assert sorted(shown) == shown
+    table.get_by_role("button", name="class").click()
+    assert sorted(before) == sorted(column(1))
+    names = [name.split(" too few")[0] for name in column(1)]
+    assert page.evaluate("(names) => [...names].sort((a, b) => a.localeCompare(b))", names) == names
+    page.close()
+
+
+CONTRAST = """() => {
+  const channels = (text) => {
+    const canvas = new OffscreenCanvas(1, 1).getContext("2d");
+    canvas.fillStyle = text; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = channels(getComputedStyle(e).backgroundColor);
+      if (colour[3] > 250) return colour.slice(0, 3);
+    }
+    return [255, 255, 255];
+  };
+  const bad = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || element.closest("script, style")) continue;
+    const style = getComputedStyle(element);
+    const text = channels(element.closest("svg") ? style.fill : style.color).slice(0, 3);
+    const [a, b] = [light(text), light(behind(element))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) bad.push(`${ratio.toFixed(2)} ${element.tagName} ${element.textContent.slice(0, 30)}`);
+  }
+  return bad;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_in_dark(browser: Any, small: Case, scheme: str) -> None:
+    """WCAG 2.1, level AA: contrast of at least 4.5."""
+    (small.path.parent / "report.html").write_text(small.html)
+    page = Opened(browser, small.path.parent / "report.html", 1200, scheme).page
+
+    colours = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+    assert (("rgb(26, 26, 26)", "rgb(255, 255, 255)") == tuple(colours)) == (scheme == "light")
+    assert [] == page.evaluate(CONTRAST)
+    page.close()
+
+
+def test_it_prints(browser: Any, small: Case, tmp_path: Path) -> None:
+    (small.path.parent / "report.html").write_text(small.html)
+    page = Opened(browser, small.path.parent / "report.html", 1200, "dark").page
+
+    page.pdf(path=tmp_path / "x.pdf", format="A4")
+
+    pages = (tmp_path / "x.pdf").read_bytes().count(b"/Type /Page\n")
+    assert 3 <= pages <= 15
+    page.close()
