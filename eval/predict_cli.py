@@ -1,57 +1,229 @@
 """`vidpredict`: options in, what is in video files out."""
 
+import contextlib
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vidcache.cli import Command, choose_device, echo_json, json_option, option
-from vidcache.errors import TooManyFailuresError
+from vidcache.cli import Command, choose_device, echo_json, json_option, num_cpus, option
+from vidcache.errors import InputError, TooManyFailuresError
+from vidcache.preprocess.decode import Limits
+from vidcache.preprocess.sources import list_videos
 from vidcache.text import plural, printable
+
+if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
+    from vidcache.eval.predict import VideoPrediction
+
+_NAME_BYTES = 150  # of the 255 that a file name may have
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("videos", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("videos", metavar="VIDEO...", type=click.Path(path_type=Path), nargs=-1, required=True)
 @option("--ckpt", type=click.Path(path_type=Path, dir_okay=False), default="best.pt", help="Checkpoint of vidtrain.")
+@option(
+    "--workers",
+    type=click.IntRange(1),
+    default=num_cpus,
+    show_default="all CPUs",
+    help="Videos decoded at a time.",
+)
+@option("--batch-size", type=click.IntRange(1), default=16, help="Videos at a time for the model.")
+@option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
+@click.option("--explain", is_flag=True, help="Draw where in the frames the most probable class was found (Grad-CAM).")
+@option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    show_default="best.predict beside best.pt",
+    help="Folder of these drawings.",
+)
 @option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
 @option("--timeout", type=click.FloatRange(min=0, min_open=True), default=900.0, help="Seconds for one video.")
-@option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
+@option("--max-pixels", type=click.IntRange(1), default=Limits.max_pixels, help="Largest width * height of a video.")
+@option(
+    "--keyed/--no-keyed",
+    default=True,
+    help="As in the build of the cache: skip what no sample of a long video needs.",
+)
 @json_option()
 def main(
-    videos: tuple[Path, ...], ckpt: Path, ffmpeg_dir: Path | None, timeout: float, device: str | None, as_json: bool
+    videos: tuple[Path, ...],
+    ckpt: Path,
+    workers: int,
+    batch_size: int,
+    device: str | None,
+    explain: bool,
+    out: Path | None,
+    ffmpeg_dir: Path | None,
+    timeout: float,
+    max_pixels: int,
+    keyed: bool,
+    as_json: bool,
 ) -> None:
-    """Say what is in each VIDEO: the five most probable classes.
+    """Say what is in each VIDEO, a file or a folder of them: the five most probable classes.
 
     \b
     vidpredict clip.mp4 --ckpt best.pt
     """
+    if out and not explain:
+        raise click.UsageError("--out: means nothing without --explain")
+    drawings = (out or ckpt.with_suffix(".predict")) if explain else None
+    if drawings:
+        check_outside(drawings, videos)
+    files, skipped = find_files(videos)
+
     from vidcache.checkpoint import Checkpoint
     from vidcache.eval.loading import load_model
-    from vidcache.eval.predict import predict_videos
-    from vidcache.preprocess.decode import Limits
+    from vidcache.eval.predict import PredictOptions, predict_videos
 
     checkpoint = Checkpoint.load(ckpt)
     chosen = choose_device(device)
     model = load_model(checkpoint, printable(ckpt), chosen)
-    console, failed = Console(), 0
-    predictions = []
-    for result in predict_videos(videos, checkpoint, model, Limits(timeout_seconds=timeout), ffmpeg_dir, chosen):
-        name = printable(result.video)
-        if result.failure:
-            failed += 1
-            click.echo(f"{name}: {result.failure}", err=True)
-        predictions.append(
-            {
-                "video": name,
-                "top": [{"class": printable(c), "probability": p} for c, p in result.top],
-                **({"error": result.failure} if result.failure else {}),
-            }
-        )
-        if not as_json and not result.failure:
-            said = "  ".join(f"{printable(c)} {p:.1%}" for c, p in result.top)
-            console.print(Text(f"{name}: {said}"), soft_wrap=True)
+    options = PredictOptions(batch_size, workers, chosen, Limits(timeout, max_pixels, keyed), ffmpeg_dir, explain)
+    with (
+        _Reporter(len(files), skipped, as_json=as_json, drawings=drawings) as reporter,
+        contextlib.closing(predict_videos(files, checkpoint, model, options)) as results,
+    ):
+        for result in results:
+            reporter.add(result)
     if as_json:
-        echo_json({"predictions": predictions})
-    if failed:
-        raise TooManyFailuresError(f"{failed} of {plural(len(videos), 'video')} could not be decoded, expected none")
+        echo_json({"checkpoint": printable(ckpt), "predictions": reporter.said, "num_failed": reporter.num_failed})
+    if reporter.num_failed:
+        raise TooManyFailuresError(
+            f"{reporter.num_failed} of {plural(len(files), 'video')} could not be decoded, expected none"
+        )
+
+
+def find_files(videos: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
+    """Put the videos below a folder in its place; what is no folder is tried, whatever it is.
+
+    Returns:
+        Files in the order in which they were named, and how many were left out of folders, by reason.
+
+    Raises:
+        InputError: A folder cannot be read or has no videos.
+    """
+    files: list[Path] = []
+    skipped: Counter[str] = Counter()
+    for video in videos:
+        if os.path.isdir(video):
+            found, left_out = list_videos(video)
+            files += found
+            skipped.update(left_out)
+        else:
+            files.append(video)
+    return files, skipped
+
+
+def check_outside(drawings: Path, videos: Sequence[Path]) -> None:
+    """Refuse to draw into a folder that was given: nothing is ever written among the videos.
+
+    Raises:
+        InputError: Names both folders.
+    """
+    place = drawings.resolve()
+    for video in videos:
+        if os.path.isdir(video) and place.is_relative_to(video.resolve()):
+            raise InputError(
+                f"{printable(drawings)}: lies in {printable(video)}, whose videos are to be predicted, expected a "
+                "folder outside of it. Choose one with --out"
+            )
+
+
+class _Reporter:
+    """Shows predictions as they come: a line each on stdout, failures and a bar on stderr."""
+
+    def __init__(self, num_videos: int, skipped: Counter[str], *, as_json: bool, drawings: Path | None) -> None:
+        self.said: list[dict[str, Any]] = []
+        self.num_failed = 0
+        self._as_json, self._drawings = as_json, drawings
+        self._names: set[str] = set()
+        self._stderr = Console(stderr=True)
+        stdout = Console()
+        # A bar and lines on one terminal must come from one console, which puts the lines above the bar.
+        self._stdout = self._stderr if stdout.is_terminal and self._stderr.is_terminal else stdout
+        self._skipped = skipped
+        self._bar = Progress(
+            TextColumn("predicting"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[failed]} failed"),
+            console=self._stderr,
+            disable=not self._stderr.is_terminal,
+            redirect_stdout=False,  # it would go to stderr
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=num_videos, failed=0)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if self._skipped and not error:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self._skipped.items()))
+            self._print(self._stderr, f"Files left out: {reasons}")
+
+    def add(self, result: "VideoPrediction") -> None:
+        """Show a prediction, and draw it if there is something to draw."""
+        name = printable(result.video)
+        entry: dict[str, Any] = {
+            "video": name,
+            "top": [{"class": printable(c), "probability": p} for c, p in result.top],
+        }
+        line = f"{name}: " + "  ".join(f"{printable(c)} {p:.1%}" for c, p in result.top)
+        if result.failure:
+            self.num_failed += 1
+            entry["error"] = result.failure
+            self._print(self._stderr, f"{name}: {result.failure}")
+        elif self._drawings and result.explanation:
+            from vidcache.filmstrip import draw_filmstrips
+
+            self._drawings.mkdir(parents=True, exist_ok=True)
+            path = self._drawings / drawing_name(result.video, self._names)
+            draw_filmstrips([result.explanation], path)
+            entry["explanation"] = printable(path)
+            line += f"  see {printable(path)}"
+        self.said.append(entry)
+        if not self._as_json and not result.failure:
+            self._print(self._stdout, line)
+        self._bar.update(self._task, advance=1, failed=self.num_failed)
+
+    @staticmethod
+    def _print(console: Console, line: str) -> None:
+        console.print(Text(line), soft_wrap=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} videos/s" if task.speed else "", style="progress.data.speed")
+
+
+def drawing_name(video: Path, taken: set[str]) -> str:
+    """Name the drawing of a video: letters, digits and `_.-`, and another one for each.
+
+    Args:
+        video: The file.
+        taken: Names that were given already; this one is added.
+    """
+    safe = re.sub(r"[^\w.-]", "_", printable(video.name)).lstrip(".")
+    safe = safe.encode()[:_NAME_BYTES].decode("utf-8", "ignore")
+    names = (f"{safe}{number}.png" for number in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
+    name = next(name for name in names if name.casefold() not in taken)  # some file systems ignore case
+    taken.add(name.casefold())
+    return name

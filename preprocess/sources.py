@@ -106,6 +106,27 @@ def find_videos(raw: Path, layout: str = "auto") -> Sources:
     return Sources(tuple(videos), dict(skipped), depth)
 
 
+def list_videos(folder: Path) -> tuple[tuple[Path, ...], dict[str, int]]:
+    """List the candidates anywhere below a folder, by the rules of `find_videos`, class folders apart.
+
+    Returns:
+        The candidates, sorted by path as bytes, and how many files were none, by reason.
+
+    Raises:
+        InputError: The folder cannot be read or holds no candidate.
+    """
+    skipped: Counter[str] = Counter()
+    root = os.fsencode(folder)
+    try:
+        found = sorted(_walk(root, b".", skipped))
+    except OSError as error:
+        raise InputError(f"{printable(folder)}: {error.strerror}, expected a folder with videos") from None
+    if not found:
+        left_out = "".join(f", {count} {reason}" for reason, count in sorted(skipped.items()))
+        raise InputError(f"{printable(folder)}: no videos found{left_out}, expected at least one in it or below")
+    return tuple(Path(os.fsdecode(os.path.join(root, path))) for path, _, _ in found), dict(skipped)
+
+
 def _class_depth(paths: list[bytes]) -> int:
     """Tell RAW/<split>/<class>/<video> from RAW/<class>/<video>."""
     parts = [path.split(b"/") for path in paths]
