@@ -6,6 +6,7 @@ from vidcache.cache.reader import Reader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import MismatchError
 from vidcache.model import R3D18
+from vidcache.pixels import MEAN, STD
 from vidcache.text import printable
 
 
@@ -49,8 +50,13 @@ def load_model(checkpoint: Checkpoint, where: str, device: str | torch.device) -
     """Build the model of a checkpoint, in evaluation mode.
 
     Raises:
-        MismatchError: Its weights are not those of an R3D-18 with these classes.
+        MismatchError: Its weights are not those of an R3D-18 with these classes, or it normalises otherwise.
     """
+    if (checkpoint.mean, checkpoint.std) != (MEAN, STD):
+        raise MismatchError(
+            f"{where}: trained on clips with mean {checkpoint.mean} and deviation {checkpoint.std}, but this vidcache "
+            f"normalises with {MEAN} and {STD}. Use the vidcache that made it, or train again"
+        )
     model = R3D18(len(checkpoint.classes))
     try:
         model.load_state_dict(checkpoint.weights)
