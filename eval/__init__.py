@@ -1,4 +1,4 @@
-"""Turns a cache and a checkpoint into a report, or a video file into a prediction.
+"""Turns a cache and a checkpoint into a report, a video file into a prediction, a checkpoint into a file for elsewhere.
 
 May import the package root, `vidcache.cache`, and `vidcache.preprocess` to predict a video file.
 Must not change weights or the cache.

@@ -42,6 +42,7 @@ _NAME_BYTES = 150  # of the 255 that a file name may have
 @click.option("--explain", is_flag=True, help="Draw where in the frames the most probable class was found (Grad-CAM).")
 @option(
     "--out",
+    envvar="VIDCACHE_PREDICT_OUT",
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
     show_default="best.predict beside best.pt",

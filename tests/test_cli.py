@@ -1,6 +1,7 @@
 """The commands as a user types them: output, JSON, exit codes, messages."""
 
 import csv
+import dataclasses
 import functools
 import json
 import os
@@ -80,7 +81,9 @@ def test_help_lists_every_command_without_importing_it() -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["analyze", "build", "demo", "info", "leaks", "preview", "split", "verify"])
+@pytest.mark.parametrize(
+    "command", ["analyze", "build", "demo", "export", "info", "leaks", "preview", "split", "verify"]
+)
 def test_every_sub_command_has_help_with_an_example(command: str) -> None:
     result = vidcache(command, "--help")
 
@@ -592,6 +595,16 @@ def test_a_missing_checkpoint_and_an_empty_split_are_errors(built: Path, tmp_pat
         result = call(videval, path, "--ckpt", tmp_path / "x.pt", "--split", "val")
     assert 2 == result.exit_code
     assert "c.h5: no val clips, expected at least one. Choose another --split" in result.stderr
+
+
+def test_another_normalisation_is_refused(built: Path, checkpoint: Path, tmp_path: Path) -> None:
+    dataclasses.replace(Checkpoint.load(checkpoint), mean=(0.5, 0.5, 0.5)).save(tmp_path / "x.pt")
+    with tiny_models():
+        result = call(videval, built, "--ckpt", tmp_path / "x.pt")
+
+    assert 5 == result.exit_code
+    assert "x.pt: trained on clips with mean (0.5, 0.5, 0.5) and deviation (0.22803, " in result.stderr
+    assert "but this vidcache normalises with (0.43216, 0.394666, 0.37645)" in result.stderr
 
 
 # --- vidpredict -------------------------------------------------------------------------------

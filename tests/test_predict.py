@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -257,6 +258,8 @@ def test_nothing_is_drawn_among_the_videos(raw: Path, checkpoint: Path) -> None:
 
 def test_out_needs_explain(raw: Path, checkpoint: Path, tmp_path: Path) -> None:
     result = call(raw, "--ckpt", checkpoint, "--out", tmp_path)
+    with mock.patch.dict(os.environ, {"VIDCACHE_PREDICT_OUT": str(tmp_path)}):
+        assert 2 == call(raw, "--ckpt", checkpoint).exit_code
 
     assert 2 == result.exit_code
     assert "--out: means nothing without --explain" in result.stderr
