@@ -26,6 +26,7 @@ COMMANDS = {
     "analyze": ("vidcache.preprocess.analyze_cli:analyze", "Say what is odd about a cache or a folder of videos."),
     "build": ("vidcache.preprocess.cli:build", "Decode a folder of videos into a cache."),
     "demo": ("vidcache.preprocess.cli:demo", "Render a small labelled set of motion videos."),
+    "doctor": ("vidcache.eval.doctor_cli:doctor", "Check this machine: packages, GPU, ffmpeg, weights, disk."),
     "export": ("vidcache.eval.export_cli:export", "Make a file of a checkpoint that runs without vidcache."),
     "info": ("vidcache.cache.cli:info", "Show what is in a cache."),
     "leaks": ("vidcache.cache.cli:leaks", "List clips of different splits that look alike."),
