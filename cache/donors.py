@@ -103,6 +103,8 @@ class Skeleton:
     def matches(self, descriptor: int) -> bool:
         """Whether an open data.h5 still is what was made."""
         made = self.layout
+        if {column.name for column in COLUMNS} != made.column_offsets.keys():
+            return False  # of a vidcache with other columns
         if os.fstat(descriptor).st_size != made.file_bytes:
             return False
         return skeleton_hash(descriptor, made, self.num_clips, self.path_bytes, self.spec) == self.skeleton_hash

@@ -92,6 +92,10 @@ class FeatureWriter:
 
     Entries are written in order. Those that were said to be safe are compared with their hashes before they count.
 
+    Args:
+        path: The file; what was there stays until `finish`.
+        plan: What it is to hold.
+
     Attributes:
         num_done: Entries that are written; the next one is this one.
 

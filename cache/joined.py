@@ -18,6 +18,9 @@ from vidcache.errors import CacheError
 class JoinedReader(Reader):
     """Caches of one spec and one list of classes, used as one.
 
+    Args:
+        paths: Of the caches, at least one.
+
     Attributes:
         readers: Of the caches, in the given order.
 

@@ -160,10 +160,12 @@ class Header:
         """
         rebuild = "Restore a copy, or build it again with --overwrite"
         fields = unseal(block, HEADER, where, rebuild)
-        if fields["format_version"] != FORMAT_VERSION:
+        version = int(fields["format_version"])
+        if version != FORMAT_VERSION:
+            older = "Use the vidcache that made it, or build it again with --overwrite"
             raise CacheError(
-                f"{where}: format version {fields['format_version']}, but this vidcache reads "
-                f"version {FORMAT_VERSION}. Use the vidcache that made it, or build it again with --overwrite"
+                f"{where}: format version {version}, but this vidcache reads version {FORMAT_VERSION}. "
+                f"{'Use a newer vidcache' if version > FORMAT_VERSION else older}"
             )
         values: dict[str, Any] = {field.name: fields[field.name].item() for field in dataclasses.fields(cls)}
         texts = {name: value.decode("ascii", "replace") for name, value in values.items() if isinstance(value, bytes)}

@@ -159,7 +159,10 @@ class Reader(abc.ABC):
 
 
 class CacheReader(Reader):
-    """A finished cache, open for reading.
+    """A finished cache, open for reading; may be shared by threads, forked and pickled.
+
+    Args:
+        path: The file.
 
     Attributes:
         path: The file.
@@ -302,6 +305,26 @@ class CacheReader(Reader):
         ):
             if found != expected:
                 raise CacheError(f"{where}: {name} is {found}, expected {expected}. Build it again with --overwrite")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """Refuse numbers that would be used as indices or in arithmetic, and cannot be meant."""
+        for name, highest in (
+            ("label", len(self.classes) - 1),
+            ("status", max(Status)),
+            ("split", max(Split)),
+            ("num_real", self.spec.num_frames),
+            ("mean_rgb", 255),
+        ):
+            values = self.columns[name].reshape(len(self), -1)
+            wrong = ~((values >= 0) & (values <= highest)).all(axis=1)  # NaN is wrong
+            if wrong.any():
+                row = int(np.flatnonzero(wrong)[0])
+                found = values[row].tolist()
+                raise CacheError(
+                    f"{self.name}: {name} of row {row} is {found[0] if len(found) == 1 else found}, expected 0 to "
+                    f"{highest}. Build it again with --overwrite"
+                )
 
     def _check_structure(self, file: Any) -> None:
         """Refuse everything that could make libhdf5 read other files or run filters."""

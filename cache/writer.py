@@ -38,6 +38,10 @@ class CacheWriter:
 
     `write_clip` may be called from many threads; everything else belongs to one.
 
+    Args:
+        output: The cache; an older one stays readable until `finish`.
+        plan: What is to be in it.
+
     Attributes:
         records: (N,) of dtype `RECORD`, what is known of every completed row.
         done: (N,) bool, which rows are completed.
@@ -131,6 +135,11 @@ class CacheWriter:
 
     def take_over(self, row: int, donor: Donor, donor_row: int) -> bool:
         """Complete a row with a clip of an earlier build.
+
+        Args:
+            row: The row to complete.
+            donor: The earlier build; has clips of this spec.
+            donor_row: The row of it that is taken.
 
         Returns:
             Whether the clip was still what had been written; if not, the row is not completed.

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
@@ -14,7 +15,7 @@ from vidcache.errors import MismatchError
 from vidcache.files import write_atomically
 from vidcache.pixels import MEAN, STD
 from vidcache.spec import Spec
-from vidcache.text import printable
+from vidcache.text import one_line, printable
 
 FORMAT = "vidcache-checkpoint"
 FORMAT_VERSION = 1
@@ -94,22 +95,26 @@ class Checkpoint:
         try:
             fields = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            reason = str(error).split("\n", 1)[0]
+            # Of torch's paragraphs the one that says what was found; the others advise to read it unsafely.
+            found = re.search(r"[Uu]nsupported [^\n]*", str(error))
+            reason = one_line(found[0] if found else str(error).split("\n", 1)[0], 200)
             raise MismatchError(f"{where}: cannot be read safely ({reason}), expected a vidcache checkpoint") from None
-        if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+        version = fields.pop("format_version", None) if isinstance(fields, dict) else None
+        if not isinstance(version, int) or fields.pop("format", None) != FORMAT:
             raise MismatchError(f"{where}: no vidcache checkpoint. Train one: vidtrain CACHE")
-        version = fields.pop("format_version", None)
         if version != FORMAT_VERSION:
+            older = "Use the vidcache that made it, or train again"
             raise MismatchError(
                 f"{where}: checkpoint version {version}, but this vidcache reads version {FORMAT_VERSION}. "
-                "Use the vidcache that made it, or train again"
+                f"{'Use a newer vidcache' if version > FORMAT_VERSION else older}"
             )
         try:
             fields["spec"] = Spec.from_dict(fields["spec"])
             fields["classes"] = tuple(os.fsdecode(name) for name in fields["classes"])
             return cls(**fields)
         except (TypeError, KeyError, ValueError) as error:
-            raise MismatchError(f"{where}: incomplete checkpoint ({error}). Train again: vidtrain CACHE") from None
+            reason = one_line(str(error), 200)
+            raise MismatchError(f"{where}: incomplete checkpoint ({reason}). Train again: vidtrain CACHE") from None
 
 
 class _Remembering:

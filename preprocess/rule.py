@@ -95,7 +95,16 @@ class SplitRule:
 
 @dataclasses.dataclass(frozen=True)
 class SplitChoice:
-    """What a command was told about the split; None: as it is in the cache, or else the default."""
+    """What a command was told about the split; None: as it is in the cache, or else the default.
+
+    Attributes:
+        grouping: Which videos are never parted.
+        source: Who says where a video goes: "fractions" (and the seed), "folders" or "files".
+        fractions: Of train, val and test; sum 1.
+        seed: Another seed gives another split.
+        near_duplicates: "group", "report" or "off".
+        files: Paths or glob patterns of lists.
+    """
 
     grouping: Grouping | None = None
     source: str | None = None

@@ -1,5 +1,6 @@
 """The cache file: what is written is read, what is not whole is refused, a killed build resumes."""
 
+import dataclasses
 import os
 import pickle
 import shutil
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import make_cache, make_clip, make_plan, make_record
 from vidcache.cache import journal, layout, writer
+from vidcache.cache.donors import Skeleton
 from vidcache.cache.layout import COLUMNS, Header, Split, Status, clip_hash_of
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
@@ -469,7 +471,7 @@ def test_another_plan_does_not_resume(tmp_path: Path) -> None:
         assert list(range(7)) == cache_writer.pending
 
 
-@pytest.mark.parametrize("damage", ["skeleton", "plan", "length", "gone"])
+@pytest.mark.parametrize("damage", ["skeleton", "plan", "length", "gone", "other columns"])
 def test_a_damaged_build_folder_is_begun_again(tmp_path: Path, damage: str) -> None:
     golden = build_small(tmp_path / "golden.h5").read_bytes()
     with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
@@ -481,6 +483,12 @@ def test_a_damaged_build_folder_is_begun_again(tmp_path: Path, damage: str) -> N
             raw.write(b"\xff")
     elif damage == "plan":
         (folder / "plan.json").write_text("{}")
+    elif damage == "other columns":  # as another version of vidcache leaves it
+        skeleton = Skeleton.load(folder)
+        assert skeleton
+        columns = {name: offset for name, offset in skeleton.layout.column_offsets.items() if name != "fps"}
+        made = dataclasses.replace(skeleton.layout, column_offsets=columns)
+        dataclasses.replace(skeleton, layout=made).save(folder)
     elif damage == "length":
         os.truncate(folder / "data.h5", 10_000)
     else:

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 from tests.helpers import make_cache
 from tests.test_cache import _forge, _link, _replace
+from vidcache.cache import layout
 from vidcache.cache.reader import CacheReader
 from vidcache.cli import main
 from vidcache.errors import CacheError
@@ -177,3 +178,41 @@ def test_plugins_of_the_process_are_as_before(cache: Path) -> None:
         assert before == [h5py.h5pl.get(index) for index in range(h5py.h5pl.size())]
     finally:
         h5py.h5pl.remove(h5py.h5pl.size() - 1)
+
+
+def forged(name: str, value: object) -> Callable[[h5py.File], None]:
+    """A number that no build writes, in row 3."""
+
+    def change(file: h5py.File) -> None:
+        file[f"videos/{name}"][3] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("label", 2, "label of row 3 is 2, expected 0 to 1"),
+        ("label", -1, "label of row 3 is -1, expected 0 to 1"),
+        ("label", 2**30, "label of row 3 is 1073741824, expected 0 to 1"),
+        ("status", 9, "status of row 3 is 9, expected 0 to 2"),
+        ("split", 77, "split of row 3 is 77, expected 0 to 3"),
+        ("num_real", 5, "num_real of row 3 is 5, expected 0 to 4"),
+        ("mean_rgb", [1, np.nan, 2], r"mean_rgb of row 3 is \[1.0, nan, 2.0\], expected 0 to 255"),
+        ("mean_rgb", [1, 256, 2], r"mean_rgb of row 3 is \[1.0, 256.0, 2.0\], expected 0 to 255"),
+    ],
+)
+def test_numbers_that_no_build_writes_are_refused(cache: Path, name: str, value: object, message: str) -> None:
+    """With fingerprint and split hash of the forged columns: nothing but the number is wrong."""
+    _forge(cache, forged(name, value))
+    header = layout.Header.from_bytes(cache.read_bytes()[: layout.USER_BLOCK_BYTES], "c.h5")
+    with h5py.File(cache) as file:
+        columns = {column: file["videos"][column][:] for column in file["videos"]}
+        names = [bytes(one) for one in file["classes"][:]]
+        fingerprint, split_hash = layout.fingerprint_of(SPEC, names, columns), layout.split_hash_of(columns)
+        values = {**header.__dict__, "fingerprint": fingerprint, "split_hash": split_hash}
+    with cache.open("r+b") as raw:
+        raw.write(layout.Header(**values).to_bytes())
+
+    with pytest.raises(CacheError, match=rf"c\.h5: {message}\. Build it again with --overwrite"):
+        CacheReader(cache)

@@ -47,6 +47,9 @@ def epoch_rows(
         seed: Of the run.
         epoch: From 1.
 
+    Returns:
+        (n,) of `rows`, in the order in which they are to be shown.
+
     Raises:
         ValueError: There is no such balance.
     """

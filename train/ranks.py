@@ -60,7 +60,11 @@ class Ranks:
         return values
 
     def of_first(self, make: Callable[[], Any]) -> Any:
-        """Return to all what the first process makes; if it fails there, all fail with the same error."""
+        """Return to all what the first process makes.
+
+        Raises:
+            Exception: What `make` raised there; in all processes.
+        """
         if self.count == 1:
             return make()
         box: list[Any] = [None]

@@ -1,0 +1,578 @@
+"""Files of format version 1 as they were when it was new, made by hand: every later reader has to read them.
+
+Names, dtypes, offsets and the order of what is hashed are literals here, and come from nowhere else. They never change:
+a new version gets its own. Only the two tests of what is written today move on to it.
+"""
+
+import io
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import click
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import xxhash
+from click.testing import CliRunner, Result
+
+from vidcache import cli
+from vidcache.cache.features import FeaturePlan, FeatureReader, FeatureWriter
+from vidcache.cache.layout import RECORD
+from vidcache.cache.plan import Plan
+from vidcache.cache.reader import CacheReader
+from vidcache.cache.writer import CacheWriter
+from vidcache.checkpoint import Checkpoint
+from vidcache.errors import CacheError, MismatchError
+from vidcache.eval.cli import main as videval
+from vidcache.eval.predict_cli import main as vidpredict
+from vidcache.preprocess.build import plan_attributes
+from vidcache.preprocess.groups import Grouping
+from vidcache.preprocess.rule import SplitRule
+from vidcache.spec import Spec
+from vidcache.train.cli import main as vidtrain
+from vidcache.train.features import open_features
+
+# --- a cache of format version 1 --------------------------------------------------------------
+
+USER_BLOCK = struct.Struct("<8sII QIIII QQQ 32s32s32s")  # without padding; zeros up to byte 4088, then the checksum
+N, T, H, W = 5, 2, 16, 20
+CLIP_BYTES = 1920
+
+SAMPLING, SCALING = b"uniform-with-endpoints", b"bicubic+accurate_rnd+full_chroma_int+bitexact"
+SPEC = (
+    b"[('height', 16), ('num_frames', 2), ('sampling', 'uniform-with-endpoints'), "
+    b"('scaling', 'bicubic+accurate_rnd+full_chroma_int+bitexact'), ('width', 20)]"
+)
+CLASSES = [b"Jump", b"run", b"\xe9t\xe9"]  # the last one is no UTF-8
+ATTRIBUTES: dict[str, bytes | int | list[float]] = {
+    "format": b"vidcache",
+    "format_version": 1,
+    "sampling": SAMPLING,
+    "scaling": SCALING,
+    "class_depth": 0,
+    "split_by": rb"regex _(\d+)",
+    "split_source": b"fractions",
+    "split_fractions": [0.6, 0.2, 0.2],
+    "split_seed": 7,
+    "split_near_duplicates": b"report",
+    "split_files_hash": b"",
+    "vidcache_version": b"0.1.0",
+    "ffmpeg_version": b"8.1",
+}
+
+# Row 1 is damaged, row 2 failed: it has no clip. Row 3 is in no part.
+COLUMNS: list[tuple[str, str, Any, str]] = [  # in the order of the file: name, dtype, values, meaning
+    (
+        "path",
+        "S18",
+        [b"Jump/a_1.mp4", b"Jump/b \xff_2.mkv", b"run/\xe2\x9c\x93_3.mov", b"run/z_3.mp4", b"\xe9t\xe9/<b>[red]_4.avi"],
+        "below the raw folder, bytes as the file system has them",
+    ),
+    ("label", "<i4", [0, 0, 1, 1, 2], "index into /classes"),
+    ("source_bytes", "<i8", [1000, 2**40, 7, 123456, 1], "size of the video file"),
+    ("source_mtime_ns", "<i8", [1700000000123456789, 0, 1, -5, 2**62], "modification time, ns since 1970"),
+    ("status", "|u1", [0, 1, 2, 0, 0], "0 ok, 1 damaged, 2 failed (no clip)"),
+    (
+        "error",
+        "S240",
+        [b"", b"truncated: 54 of 120 frames", b"no_frames: none of 3 packets could be decoded", b"", b""],
+        "reason code, colon, detail; empty when ok",
+    ),
+    (
+        "source_hash",
+        "S32",
+        [b"%032x" % 1, b"%032x" % 0xABCDEF, b"%032x" % 3, b"f" * 32, b"0123456789abcdef" * 2],
+        "xxh3-128 of the video file",
+    ),
+    (
+        "clip_hash",
+        "S32",
+        [
+            b"52dd37959ad45b761992ab4f775edf7e",
+            b"69d2f1f6c795b8e312d9dd6dced98c16",
+            b"",
+            b"7b4ed0cacbf58b55875b3a6411f769c6",
+            b"b19a8dce32f75f8d96d3a842cd61016f",
+        ],
+        "xxh3-128 of the clip",
+    ),
+    (
+        "perceptual_hash",
+        "|u1",
+        (np.arange(N * 16 * 12 * 12) * 7 % 256).reshape(N, 16, 12, 12),
+        "grey thumbnails of 16 evenly spaced frames",
+    ),
+    ("width", "<i4", [320, 1920, 0, 64, 7680], "pixels, as displayed (after rotation)"),
+    ("height", "<i4", [240, 1080, 0, 48, 4320], "pixels, as displayed (after rotation)"),
+    ("rotation", "<i2", [0, 90, 0, 180, 270], "degrees clockwise that the decoder turned: 0, 90, 180, 270"),
+    ("fps", "<f8", [25.0, 29.97, 0.0, 12.5, 0.1], "decoded frames per second of duration; 0 unknown"),
+    ("duration_seconds", "<f8", [0.08, 1.8018, 0.0, 0.16, 1e6], "last minus first timestamp plus one frame"),
+    ("num_frames", "<i8", [2, 54, 0, 1, 100000], "frames that really decoded; packets where only parts were"),
+    ("num_frames_from_header", "<i8", [2, 120, 3, -1, 2**33], "what the file claims; -1 unknown"),
+    ("num_real", "<i4", [2, 2, 0, 1, 2], "frames of the clip that are not padding"),
+    ("codec", "S24", [b"h264", b"hevc", b"", b"ffv1", b"a_codec_of_24_characters"], "as ffprobe names it"),
+    ("pixel_format", "S24", [b"yuv420p", b"yuv420p10le", b"", b"gray", b"rgb24"], "as ffprobe names it"),
+    (
+        "mean_rgb",
+        "<f4",
+        [[0.1, 127.5, 255], [1, 2, 3], [0, 0, 0], [1e-3, 99.99, 3.5], [250, 128, 6]],
+        "mean of all pixels of the clip, 0 to 255",
+    ),
+    ("group", "<i4", [0, 3, 1, 1, -2], "clips that belong together: a split by fractions parts none"),
+    ("split", "|u1", [0, 1, 0, 3, 2], "0 train, 1 val, 2 test, 3 unused"),
+]
+VALUES: dict[str, npt.NDArray[Any]] = {name: np.array(values, dtype) for name, dtype, values, _ in COLUMNS}
+CLIPS = (np.arange(N * CLIP_BYTES) * 31 % 251).astype("u1").reshape(N, T, H, W, 3)
+CLIPS[2] = 0  # the slot of the failed video
+FINGERPRINT = "72af5909cd128eba7f8bb96ed796c9ec"
+SPLIT_HASH = "dd04433f0d9baf0c56d935e8568034fb"
+
+
+def hash_columns(digest: Any, *names: str) -> bytes:
+    for name in names:
+        digest.update(VALUES[name].tobytes())
+    return bytes(digest.hexdigest().encode())
+
+
+def add_dataset(group: h5py.Group, name: str, values: npt.NDArray[Any]) -> h5py.Dataset:
+    """Contiguous, allocated at once, never filled, without a time stamp."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)
+    kind, space = h5py.h5t.py_create(values.dtype, logical=True), h5py.h5s.create_simple(values.shape)
+    dataset = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, properties))
+    dataset[...] = values
+    return dataset
+
+
+def make_hdf5(target: Any) -> int:
+    """Write everything but the user block; return where the clips begin."""
+    with h5py.File(
+        target,
+        "w",
+        libver="earliest",
+        userblock_size=4096,
+        alignment_threshold=N * CLIP_BYTES,  # 1 MiB where the clips are more
+        alignment_interval=4096,
+    ) as file:
+        for name, value in ATTRIBUTES.items():
+            file.attrs[name] = np.bytes_(value) if isinstance(value, bytes) else value
+        add_dataset(file, "classes", np.array(CLASSES, "S4"))
+        videos = file.create_group("videos")
+        for name, _, _, meaning in COLUMNS:
+            add_dataset(videos, name, VALUES[name]).attrs["meaning"] = np.bytes_(meaning)
+        return int(add_dataset(file, "clips", CLIPS).id.get_offset())
+
+
+def seal(fields: bytes) -> bytes:
+    body = fields.ljust(4088, b"\0")
+    return body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body))
+
+
+def user_block(hdf5: bytes, clips_offset: int) -> bytes:
+    around = hdf5[4096:clips_offset] + hdf5[clips_offset + N * CLIP_BYTES :]
+    classes = b"".join(struct.pack("<Q", len(name)) + name for name in CLASSES)
+    return seal(
+        USER_BLOCK.pack(
+            *(b"vidcache", 1, 1),  # format, format version, complete
+            *(N, T, H, W, 0),  # the zero is reserved
+            *(clips_offset, CLIP_BYTES, len(hdf5)),
+            xxhash.xxh3_128_hexdigest(around).encode(),
+            hash_columns(xxhash.xxh3_128(SPEC + classes), "path", "label", "source_hash", "clip_hash"),
+            hash_columns(xxhash.xxh3_128(), "path", "split"),
+        )
+    )
+
+
+def make_cache_1(path: Path, place: str = "memory") -> Path:
+    """Made in memory, libhdf5 puts the columns elsewhere than in a file: both are format version 1."""
+    memory = io.BytesIO()
+    clips_offset = make_hdf5(memory if place == "memory" else path)
+    hdf5 = memory.getvalue() if place == "memory" else path.read_bytes()
+    path.write_bytes(user_block(hdf5, clips_offset) + hdf5[4096:])
+    return path
+
+
+@pytest.fixture(params=["memory", "disk"])
+def cache(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return make_cache_1(tmp_path / "old.h5", request.param)
+
+
+def call(command: click.Command, *arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def test_a_cache_1_is_read(cache: Path) -> None:
+    with CacheReader(cache) as reader:
+        assert Spec(2, 16, 20, SAMPLING.decode(), SCALING.decode()) == reader.spec
+        assert ("Jump", "run", "\udce9t\udce9") == reader.classes
+        assert (FINGERPRINT, SPLIT_HASH) == (reader.fingerprint, reader.split_hash)
+        assert N == len(reader)
+        for name, values in VALUES.items():
+            assert values.dtype == reader.columns[name].dtype, name
+            assert np.array_equal(values, reader.columns[name]), name
+        assert COLUMNS[0][2] == [reader.path_of(row) for row in range(N)]
+        assert [0, 0, 1, 1, 2] == reader.labels.tolist()
+        expected = {name: value.decode() if isinstance(value, bytes) else value for name, value in ATTRIBUTES.items()}
+        assert expected == {name: reader.attributes[name] for name in ATTRIBUTES}
+
+
+def test_clips_of_a_cache_1_are_read_and_a_failed_one_is_refused(cache: Path) -> None:
+    with CacheReader(cache) as reader:
+        parts = {split: reader.rows(split).tolist() for split in (None, "train", "val", "test", "unused")}
+        assert {None: [0, 1, 3, 4], "train": [0], "val": [1], "test": [4], "unused": [3]} == parts
+        assert np.array_equal(CLIPS[[4, 0, 3, 1]], reader.read([4, 0, 3, 1], verify=True))
+        assert np.array_equal(CLIPS[[3, 1]][:, [1, 0, 1]], reader.read([3, 1], frames=[1, 0, 1]))
+        assert [] == reader.damaged_rows().tolist()
+        with pytest.raises(ValueError, match=r"row 2 has no clip \(run/✓_3\.mov failed\)"):
+            reader.read([0, 2])
+
+
+def test_the_rule_of_the_split_of_a_cache_1_is_read(cache: Path) -> None:
+    with CacheReader(cache) as reader:
+        rule = SplitRule.from_attributes(reader.attributes)
+
+    assert SplitRule(Grouping("regex", r"_(\d+)"), "fractions", (0.6, 0.2, 0.2), 7, "report") == rule
+
+
+def test_vidcache_info_describes_a_cache_1(cache: Path) -> None:
+    result = call(cli.main, "info", cache, "--json")
+
+    assert 0 == result.exit_code, result.stderr
+    expected = {
+        "cache": str(cache),
+        "fingerprint": FINGERPRINT,
+        "split_hash": SPLIT_HASH,
+        "num_videos": 5,
+        "num_clips": 4,
+        "num_failed": 1,
+        "num_damaged": 1,
+        "num_padded": 1,
+        "classes": {"Jump": 2, "run": 1, "\\xe9t\\xe9": 1},
+        "spec": {
+            "num_frames": 2,
+            "height": 16,
+            "width": 20,
+            "sampling": "uniform-with-endpoints",
+            "scaling": "bicubic+accurate_rnd+full_chroma_int+bitexact",
+        },
+        "splits": {
+            "train": {"Jump": 1, "run": 0, "\\xe9t\\xe9": 0},
+            "val": {"Jump": 1, "run": 0, "\\xe9t\\xe9": 0},
+            "test": {"Jump": 0, "run": 0, "\\xe9t\\xe9": 1},
+            "unused": {"Jump": 0, "run": 1, "\\xe9t\\xe9": 0},
+        },
+        "failures": {"no_frames": 1},
+        "attributes": {
+            "format_version": 1,
+            "class_depth": 0,
+            "split_by": r"regex _(\d+)",
+            "split_source": "fractions",
+            "split_fractions": [0.6, 0.2, 0.2],
+            "split_seed": 7,
+            "split_near_duplicates": "report",
+            "split_files_hash": "",
+            "vidcache_version": "0.1.0",
+            "ffmpeg_version": "8.1",
+        },
+    }
+    said = json.loads(result.stdout)
+    assert expected == {name: said[name] for name in expected}
+    assert "4 of 5 videos (1 failed, 1 damaged)" in call(cli.main, "info", cache).stdout
+
+
+def test_vidcache_verify_accepts_a_cache_1(cache: Path) -> None:
+    result = call(cli.main, "verify", cache)
+
+    assert (0, f"{cache}: 4 clips checked, 0 bad\n") == (result.exit_code, result.stdout)
+
+
+def test_vidcache_verify_finds_an_altered_clip_of_a_cache_1(cache: Path) -> None:
+    with cache.open("r+b") as file:
+        file.seek(struct.unpack("<Q", cache.read_bytes()[40:48])[0] + 3 * CLIP_BYTES + 100)
+        file.write(b"\xff")
+
+    result = call(cli.main, "verify", cache)
+
+    assert 4 == result.exit_code
+    assert result.stdout.startswith("row 3 (run/z_3.mp4): the clip does not match its hash\n")
+
+
+def test_what_is_written_today_is_the_same_cache_1_byte_for_byte(tmp_path: Path) -> None:
+    """A change that makes this fail makes another format, and needs another version; other words of a meaning do not."""
+    spec = Spec(2, 16, 20)
+    rule = SplitRule(Grouping("regex", r"_(\d+)"), fractions=(0.6, 0.2, 0.2), seed=7, near_duplicates="report")
+    plan = Plan(
+        spec=spec,
+        classes=tuple(CLASSES),
+        paths=tuple(COLUMNS[0][2]),
+        labels=tuple(VALUES["label"].tolist()),
+        source_bytes=tuple(VALUES["source_bytes"].tolist()),
+        source_mtime_ns=tuple(VALUES["source_mtime_ns"].tolist()),
+        attributes={**plan_attributes(spec, 0, rule, "8.1"), "vidcache_version": "0.1.0"},
+    )
+    with CacheWriter(tmp_path / "new.h5", plan) as writer:
+        for row in range(N):
+            record = np.zeros((), RECORD)
+            for name in RECORD.names or ():
+                record[name] = VALUES[name][row]
+            if row != 2:
+                writer.write_clip(row, CLIPS[row])
+            writer.complete(row, record[()])
+        writer.finish(VALUES["group"], VALUES["split"])
+
+    written, made = (tmp_path / "new.h5").read_bytes(), make_cache_1(tmp_path / "old.h5").read_bytes()
+
+    assert USER_BLOCK.unpack(made[: USER_BLOCK.size]) == USER_BLOCK.unpack(written[: USER_BLOCK.size])
+    assert made == written
+
+
+# --- a checkpoint of format version 1 ---------------------------------------------------------
+
+
+def one_number(value: float, *shape: int) -> torch.Tensor:
+    """A tensor that takes no room in a file: one number, seen everywhere."""
+    return torch.tensor(value).expand(shape)
+
+
+def norm(name: str, channels: int) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.weight": one_number(1.0, channels),
+        f"{name}.bias": one_number(0.0, channels),
+        f"{name}.running_mean": one_number(0.0, channels),
+        f"{name}.running_var": one_number(1.0, channels),
+        f"{name}.num_batches_tracked": torch.tensor(0),
+    }
+
+
+def weights() -> dict[str, torch.Tensor]:
+    """Every clip is of class 2: all convolutions are zero, and so is `fc` but for its bias."""
+    state = {"stem.0.weight": one_number(0.0, 64, 3, 3, 7, 7), **norm("stem.1", 64)}
+    before = 64
+    for layer, channels in enumerate((64, 128, 256, 512), 1):
+        for block in (0, 1):
+            name = f"layer{layer}.{block}"
+            for conv, inputs in (("conv1", before), ("conv2", channels)):
+                state[f"{name}.{conv}.0.weight"] = one_number(0.0, channels, inputs, 3, 3, 3)
+                state |= norm(f"{name}.{conv}.1", channels)
+            if before != channels:
+                state[f"{name}.downsample.0.weight"] = one_number(0.0, channels, before, 1, 1, 1)
+                state |= norm(f"{name}.downsample.1", channels)
+            before = channels
+    return {**state, "fc.weight": one_number(0.0, 3, 512), "fc.bias": torch.tensor([0.0, 1.0, 2.0])}
+
+
+def checkpoint_1() -> dict[str, Any]:
+    return {
+        "format": "vidcache-checkpoint",
+        "format_version": 1,
+        "weights": weights(),
+        "classes": [b"Jump", b"run", b"\xe9t\xe9"],
+        "spec": {
+            "num_frames": 2,
+            "height": 16,
+            "width": 20,
+            "sampling": "uniform-with-endpoints",
+            "scaling": "bicubic+accurate_rnd+full_chroma_int+bitexact",
+        },
+        "num_frames_used": 2,
+        "fingerprint": FINGERPRINT,
+        "split_hash": SPLIT_HASH,
+        "config": {"lr": 1e-4, "balance": "both", "strength": {"flip": 0.5}, "init": None, "epochs": 30},
+        "epoch": 3,
+        "metrics": {"val_loss": 0.5, "val_accuracy": 1.0},
+        "training": {"optimizer": {"state": {0: {"step": torch.tensor(4.0)}}, "param_groups": [{"lr": 1e-4}]}},
+        "mean": (0.43216, 0.394666, 0.37645),
+        "std": (0.22803, 0.22145, 0.216989),
+        "versions": {"vidcache": "0.1.0", "torch": "2.14.1+cpu"},
+    }
+
+
+def make_checkpoint(path: Path, **changes: Any) -> Path:
+    torch.save({**checkpoint_1(), **changes}, path)
+    return path
+
+
+def plain(value: Any) -> Any:
+    """What can be compared with `==`: for a tensor its form and the numbers that are kept of it."""
+    if isinstance(value, torch.Tensor):
+        numbers = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
+        return value.dtype, value.shape, value.stride(), numbers.tolist()
+    return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def test_a_checkpoint_1_is_loaded(tmp_path: Path) -> None:
+    loaded = Checkpoint.load(make_checkpoint(tmp_path / "old.pt"))
+
+    expected = checkpoint_1()
+    assert ("Jump", "run", "\udce9t\udce9") == loaded.classes
+    assert Spec(2, 16, 20, SAMPLING.decode(), SCALING.decode()) == loaded.spec
+    for name in expected.keys() - {"format", "format_version", "classes", "spec"}:
+        assert plain(expected[name]) == plain(getattr(loaded, name)), name
+
+
+def test_a_checkpoint_1_is_evaluated_on_its_cache_1(tmp_path: Path) -> None:
+    cache, checkpoint = make_cache_1(tmp_path / "old.h5"), make_checkpoint(tmp_path / "old.pt")
+
+    result = call(videval, cache, "--ckpt", checkpoint, "--device", "cpu", "--json")
+
+    assert 0 == result.exit_code, result.stderr
+    said = json.loads(result.stdout)
+    assert (FINGERPRINT, SPLIT_HASH, 3) == (said["fingerprint"], said["split_hash"], said["epoch"])
+    assert (1, 1.0) == (said["num_clips"], said["accuracy"])
+    predicted = (tmp_path / "old.eval" / "predictions.csv").read_text()
+    assert r"\xe9t\xe9/<b>[red]_4.avi" in predicted
+
+
+def test_what_is_saved_today_is_the_same_checkpoint_1(tmp_path: Path) -> None:
+    """A change that makes this fail makes another format, and needs another version."""
+    expected = checkpoint_1()
+    fields = {name: value for name, value in expected.items() if name not in ("format", "format_version")}
+    classes = tuple(os.fsdecode(name) for name in fields["classes"])
+    Checkpoint(**{**fields, "classes": classes, "spec": Spec(2, 16, 20)}).save(tmp_path / "new.pt")
+
+    assert plain(expected) == plain(torch.load(tmp_path / "new.pt", weights_only=True))
+
+
+# --- other versions ---------------------------------------------------------------------------
+
+
+def make_cache_of_version(version: int, path: Path) -> Path:
+    """The version stays where it is, and so does the checksum; the rest is nothing that version 1 knows."""
+    path.write_bytes(seal(struct.pack("<8sI", b"vidcache", version) + b"\xa5" * 500) + b"another format" * 1000)
+    return path
+
+
+def refusal(kind: str, version: int, remedy: str) -> str:
+    return f"{kind} version {version}, but this vidcache reads version 1. {remedy}"
+
+
+NEWER = "Use a newer vidcache"
+CACHE_VERSIONS = [
+    (0, "Use the vidcache that made it, or build it again with --overwrite"),
+    (2, NEWER),
+    (2**32 - 1, NEWER),
+]
+CHECKPOINT_VERSIONS = [(0, "Use the vidcache that made it, or train again"), (2, NEWER)]
+
+
+@pytest.mark.parametrize(("version", "remedy"), CACHE_VERSIONS)
+def test_a_cache_of_another_version_is_refused(tmp_path: Path, version: int, remedy: str) -> None:
+    path = make_cache_of_version(version, tmp_path / "c.h5")
+
+    with pytest.raises(CacheError) as raised:
+        CacheReader(path)
+
+    assert f"{path}: {refusal('format', version, remedy)}" == str(raised.value)
+    assert 4 == raised.value.exit_code
+
+
+@pytest.mark.parametrize(("version", "remedy"), CACHE_VERSIONS[:2])
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (cli.main, "info CACHE"),
+        (cli.main, "verify CACHE"),
+        (cli.main, "build RAW CACHE"),
+        (cli.main, "split CACHE --seed 1"),
+        (cli.main, "leaks CACHE"),
+        (cli.main, "preview CACHE"),
+        (cli.main, "analyze CACHE"),
+        (cli.main, "bench CACHE --device cpu"),
+        (vidtrain, "CACHE --weights none --device cpu"),
+        (videval, "CACHE --ckpt CHECKPOINT --device cpu"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_commands_refuse_a_cache_of_another_version_and_leave_it(
+    tmp_path: Path, command: click.Command, arguments: str, version: int, remedy: str
+) -> None:
+    path = make_cache_of_version(version, tmp_path / "c.h5")
+    content = path.read_bytes()
+    for number in range(8):
+        (tmp_path / "raw" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / "ab"[number % 2] / f"{number}.mp4").write_bytes(b"no video")
+    places = {"CACHE": path, "RAW": tmp_path / "raw", "CHECKPOINT": tmp_path / "none.pt"}
+
+    result = call(command, *(places.get(word, word) for word in arguments.split()))
+
+    assert (4, f"Error: {path}: {refusal('format', version, remedy)}\n") == (result.exit_code, result.stderr)
+    assert content == path.read_bytes()
+
+
+@pytest.mark.parametrize(("version", "remedy"), CHECKPOINT_VERSIONS)
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, version: int, remedy: str) -> None:
+    path = make_checkpoint(tmp_path / "c.pt", format_version=version, what_version_1_does_not_know=1)
+
+    with pytest.raises(MismatchError) as raised:
+        Checkpoint.load(path)
+
+    assert f"{path}: {refusal('checkpoint', version, remedy)}" == str(raised.value)
+    assert 5 == raised.value.exit_code
+
+
+@pytest.mark.parametrize("version", [None, "2", "\x1b[2J", 1.5, torch.tensor([1, 2])], ids=str)
+def test_a_checkpoint_whose_version_is_no_number_is_none(tmp_path: Path, version: object) -> None:
+    path = make_checkpoint(tmp_path / "c.pt", format_version=version)
+
+    with pytest.raises(MismatchError, match=r"c\.pt: no vidcache checkpoint\. Train one: vidtrain CACHE$"):
+        Checkpoint.load(path)
+
+
+@pytest.mark.parametrize(("version", "remedy"), CHECKPOINT_VERSIONS)
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (videval, "CACHE --ckpt CHECKPOINT --device cpu"),
+        (vidpredict, "VIDEO --ckpt CHECKPOINT --device cpu"),
+        (vidtrain, "CACHE --init CHECKPOINT --out OUT --device cpu"),
+        (vidtrain, "CACHE --resume --out RESUMED --device cpu"),
+        (cli.main, "export CHECKPOINT --format onnx"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_commands_refuse_a_checkpoint_of_another_version(
+    tmp_path: Path, command: click.Command, arguments: str, version: int, remedy: str
+) -> None:
+    (tmp_path / "best.run").mkdir()
+    path = make_checkpoint(tmp_path / "best.run" / "last.pt", format_version=version)
+    places = {"CACHE": make_cache_1(tmp_path / "c.h5"), "CHECKPOINT": path, "VIDEO": tmp_path / "v.mp4"}
+    places |= {"OUT": tmp_path / "out.pt", "RESUMED": tmp_path / "best.pt"}
+
+    result = call(command, *(places.get(word, word) for word in arguments.split()))
+
+    assert 5 == result.exit_code, result.stderr
+    assert f"Error: {path}: {refusal('checkpoint', version, remedy)}" == result.stderr.splitlines()[-1]
+    assert not (tmp_path / "out.pt").exists()
+
+
+def compute(path: Path, plan: FeaturePlan, features: npt.NDArray[np.uint8]) -> bytes:
+    with FeatureWriter(path, plan) as writer:
+        writer.write(features)
+        writer.finish()
+    with FeatureReader(path) as reader:
+        assert np.array_equal(features, reader.read(np.arange(len(features))))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_a_feature_file_of_another_version_is_refused_and_computed_again(tmp_path: Path, version: int) -> None:
+    plan = FeaturePlan({"seed": 1}, np.arange(2), np.array([0, -1], "i4"), (1, 1, 1, 2))
+    path = tmp_path / "c.features.h5"
+    features = np.arange(8, dtype=np.uint8).reshape(2, 1, 1, 1, 4)
+    content = compute(path, plan, features)
+    path.write_bytes(seal(content[:8] + struct.pack("<I", version) + content[12:4088]) + content[4096:])
+
+    with pytest.raises(CacheError) as raised:
+        FeatureReader(path)
+    assert f"{path}: version {version}, expected 1. Delete it: it is computed again" == str(raised.value)
+    assert open_features(path, plan) is None
+
+    assert content == compute(path, plan, features)
