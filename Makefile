@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo install test torture lint bench clean
+.PHONY: demo install test torture lint docs bench clean
 
 # Renders motion videos, then the three commands. The flags make R3D-18 learn from nothing in three
 # minutes on two CPU cores: small pictures, 8 frames, no colour jitter.
@@ -47,6 +47,12 @@ lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in site/index.html. The theme would advertise its successor with every build.
+docs: install
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[docs]' --config-settings editable_mode=strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Site: $(CURDIR)/site/index.html"
+
 # Each figure is a ratio of two things measured in turn, its floor beside it; what is printed goes to
 # tests/benchmarks/RESULTS.md. DATA: RAW/<class>/<video>. ONLY: some parts, as train,predict. About an hour on 2 cores.
 DATA ?= ../shared/data/overhead_home
@@ -57,4 +63,4 @@ bench: install
 	$(BIN)/python tests/benchmarks/run_all.py --data $(DATA) --scratch $(SCRATCH) --only "$(ONLY)"
 
 clean:
-	rm -rf .venv build $(DEMO) *.egg-info
+	rm -rf .venv build site $(DEMO) *.egg-info

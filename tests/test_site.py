@@ -1,0 +1,281 @@
+"""The site is true: its commands parse, its Python runs, its tables are the code, what it names is there; and it builds."""
+
+import contextlib
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tests.helpers import tiny_models
+from vidcache import errors
+from vidcache.cache.layout import COLUMNS, FORMAT_VERSION, HEADER
+from vidcache.cli import COMMANDS
+from vidcache.preprocess.failure import Reason
+
+CHECKOUT = Path(__file__).parents[1]
+DOCS = CHECKOUT / "docs"
+PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+TOOL = ("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers")
+
+
+def load_hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+HOOKS = load_hooks()
+HAS_LIGHTNING = importlib.util.find_spec("lightning") is not None
+# What the names of a page's blocks must be in the end.
+EXPECTED: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "format.md": lambda names: names["clips"].shape == (24, 4, 16, 16, 3),
+    "howto/lightning.md": lambda names: names["metrics"].num_clips == len(names["found"].labels) > 0,
+    "api/preprocess.md": lambda names: names["report"].class_counts == {"jump": 4, "run": 5},
+    "api/train.md": lambda names: len(names["result"].epochs) == 2,
+    "api/eval.md": lambda names: names["found"].metrics.num_clips > 0 and names["answer"].top[0][0] in ("jump", "run"),
+}
+PROGRAMS: dict[str, click.Command] = dict(HOOKS.commands())
+
+
+def blocks_of(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```(?:{language})\n(.*?)^```", PAGES[page], re.S | re.M)
+
+
+def rows_of(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, without backticks; its head is left out."""
+    table = PAGES[page].split(f"## {heading}\n")[1].split("\n|", 1)[1].split("\n\n")[0]
+    lines = table.splitlines()[2:]
+    return [[cell.strip().replace("`", "") for cell in line.strip("| ").split(" | ")] for line in lines]
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def command_lines() -> Iterator[tuple[str, list[str]]]:
+    """Every line of a page that a reader may type, in words."""
+    for page in PAGES:
+        for block in blocks_of(page, "shell|console"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line.strip().removeprefix("$ "), comments=True)
+                if "||" not in words and words and (words[0] in PROGRAMS or words[0] == "torchrun"):
+                    yield page, words
+
+
+def find_command(words: list[str]) -> tuple[str, list[str]]:
+    """The command that a line calls, and its arguments."""
+    if words[0] == "torchrun":
+        assert "-m vidcache.train" in " ".join(words)
+        return "vidtrain", words[words.index("vidcache.train") + 1 :]
+    if words[0] == "vidcache":
+        return f"vidcache {words[1]}", words[2:]
+    return words[0], words[1:]
+
+
+@pytest.fixture
+def folder_of_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the lines of the pages point at, as far as it must be there."""
+    for name in ("cache.h5", "ucf101.h5", "home.h5", "best.pt", "other.pt", "split1.pt", "split2.pt"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("folder_of_a_reader")
+def test_every_command_line_is_one_that_the_program_takes() -> None:
+    lines = list(command_lines())
+    assert len(lines) > 30
+    for page, words in lines:
+        name, arguments = find_command(words)
+        assert name in PROGRAMS, (page, words)
+        try:
+            PROGRAMS[name].make_context(name, [*arguments])
+        except click.ClickException as error:
+            pytest.fail(f"{page}: {' '.join(words)}: {error.format_message()}")
+
+
+@pytest.mark.parametrize("line", ["vidcache build raw/", "vidtrain cache.h5 --epoch 3", "videval x.h5 --split all"])
+def test_a_wrong_line_would_be_noticed(line: str) -> None:
+    name, arguments = find_command(shlex.split(line))
+    with pytest.raises(click.UsageError):
+        PROGRAMS[name].make_context(name, arguments)
+
+
+def test_every_option_in_the_text_exists() -> None:
+    known = {option for command in PROGRAMS.values() for parameter in command.params for option in parameter.opts}
+    known |= {option for command in PROGRAMS.values() for p in command.params for option in p.secondary_opts}
+    for page, text in PAGES.items():
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+        shown = set(re.findall(r"`(--[a-z][a-z-]*)", prose)) - {"--help"}
+        assert shown <= known, (page, shown - known)
+        for called in re.findall(r"`((?:vidcache \w+|vidtrain|videval|vidpredict)\b[^`]*)`", prose):
+            name, arguments = find_command(called.split())
+            options = {option for parameter in PROGRAMS[name].params for option in parameter.opts}
+            assert {word for word in arguments if word.startswith("--")} <= options, (page, called)
+
+
+def test_the_commands_of_the_site_are_what_help_says() -> None:
+    said = dict(HOOKS.help_texts())
+
+    scripts = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert {*scripts, *(f"vidcache {name}" for name in COMMANDS)} == set(said)
+    for name, text in said.items():
+        program, *sub_command = name.split()
+        # 78 of a terminal's 80 columns: CliRunner alone takes all of them.
+        result = CliRunner().invoke(PROGRAMS[program], [*sub_command, "--help"], prog_name=program, terminal_width=78)
+        assert result.stdout == text
+    page = HOOKS.on_page_markdown(PAGES["cli.md"])
+    assert page.count("## ") == PAGES["cli.md"].count("## ") + len(said)
+    assert all(f"\n## {name}\n\n```text\n{text}```\n" in page for name, text in said.items())
+
+
+def test_the_environment_is_as_the_page_says() -> None:
+    text = PAGES["cli.md"].split("## Environment\n")[1].split("\n## ")[0]
+    special, once = set(re.findall(r"`(VIDCACHE_\w+)`", text)), set(re.findall(r"`(--[a-z-]+)`", text))
+    options = [
+        (parameter.opts[0], parameter.envvar)
+        for name, command in PROGRAMS.items()
+        if name != "vidcache"
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+    ]
+    usual = {option: "VIDCACHE_" + option.lstrip("-").replace("-", "_").upper() for option, _ in options}
+    assert once == {option for option, variable in options if variable is None}
+    assert special == {variable for option, variable in options if variable not in (None, usual[option])}
+
+
+def test_exit_codes_and_reasons_are_those_of_the_code() -> None:
+    codes = {
+        kind.exit_code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.VidcacheError)
+    }
+    assert [str(code) for code in sorted({0, *codes})] == [row[0] for row in rows_of("cli.md", "Exit codes")]
+    assert [str(reason) for reason in Reason] == [row[0] for row in rows_of("cli.md", "Why a video fails")]
+
+
+# --- Python and the file format -----------------------------------------------------------------------
+
+
+# Pages whose Python runs in one folder: each goes on with the files of those before it.
+CHAINS = (("format.md",), ("howto/lightning.md",), ("api/preprocess.md", "api/train.md", "api/eval.md"))
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning's own
+@pytest.mark.parametrize("chain", CHAINS)
+def test_python_blocks_run(
+    chain: tuple[str, ...], cache_file: Path, raw_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The blocks of a page one after the other, as its reader would run them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw").symlink_to(raw_dir)
+    if "api/preprocess.md" not in chain:
+        (tmp_path / "cache.h5").symlink_to(cache_file)
+    for page in chain:
+        names: dict[str, Any] = {}
+        blocks = [block for block in blocks_of(page, "python") if "lightning" not in block or HAS_LIGHTNING]
+        assert blocks
+        with tiny_models() if page.startswith("api/") else contextlib.nullcontext():
+            for block in blocks:
+                exec(compile(block, page, "exec"), names)
+        assert EXPECTED[page](names), page
+
+
+def test_no_python_is_left_out() -> None:
+    assert sorted(page for page in PAGES if blocks_of(page, "python")) == sorted(sum(CHAINS, ()))
+
+
+def test_the_user_block_is_as_the_page_says() -> None:
+    rows = rows_of("format.md", "The user block")
+
+    assert [(offset, name, kind) for offset, name, kind, *_ in rows] == [
+        (str(HEADER.fields[name][1]), name, HEADER.fields[name][0].str.replace("|", ""))  # type: ignore[index]
+        for name in HEADER.names or ()
+    ]
+    assert f"Format version {FORMAT_VERSION}." in PAGES["format.md"]
+
+
+def test_the_columns_are_as_the_page_says() -> None:
+    expected = [[c.name, c.dtype, "x".join(map(str, c.shape)), c.meaning] for c in COLUMNS]
+
+    assert expected == rows_of("format.md", "The columns")
+
+
+# --- what is named -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_test_that_is_named_is_there(page: str) -> None:
+    for path in re.findall(r"\b((?:cache|common|docs|eval|preprocess|tests|train)/[\w/]+\.\w+)", PAGES[page]):
+        assert (CHECKOUT / path).exists(), path
+    for path, name in re.findall(r"(tests/\w+\.py)::(\w+)", PAGES[page]):
+        assert f"\ndef {name}(" in (CHECKOUT / path).read_text(), f"{path}::{name}"
+
+
+def test_every_threat_has_a_test() -> None:
+    rows = [line for line in PAGES["security.md"].splitlines() if line.startswith("| ") and "shown by" not in line]
+    assert len(rows) > 25
+    for row in rows:
+        assert "tests/test_" in row, row
+
+
+def test_every_page_can_be_found() -> None:
+    listed = re.findall(r"^ +- (?:.+: )?([\w/-]+\.md)$", (CHECKOUT / "mkdocs.yml").read_text(), re.M)
+
+    assert sorted(PAGES) == sorted(listed)
+
+
+def test_no_machine_and_no_other_host_is_named() -> None:
+    for path in [CHECKOUT / "mkdocs.yml", *DOCS.rglob("*.*")]:
+        if path.suffix in (".yml", ".md", ".css", ".js", ".py"):
+            text = path.read_text()
+            assert not re.search(r"(?<![\w.])/(work|root|home|tmp)/|pypi\.org|pythonhosted|https?://", text), path
+
+
+# --- the build -----------------------------------------------------------------------------------
+
+
+def test_the_package_is_read_from_this_checkout(tmp_path: Path) -> None:
+    HOOKS.link_package(tmp_path)
+
+    linked = {str(path.relative_to(tmp_path)): path.resolve() for path in tmp_path.rglob("*.py")}
+    assert CHECKOUT / "common" / "spec.py" == linked["vidcache/spec.py"]
+    assert CHECKOUT / "cache" / "reader.py" == linked["vidcache/cache/reader.py"]
+    folders = ("common", "cache", "eval", "preprocess", "train")
+    assert sum(len(list((CHECKOUT / folder).glob("*.py"))) for folder in folders) == len(linked)
+
+
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    missing = [name for name in TOOL if not importlib.util.find_spec(name)]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed: make docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # the theme's word on its successor
+    built = subprocess.run(command, cwd=CHECKOUT, env=quiet, capture_output=True, text=True, check=False)
+
+    assert 0 == built.returncode, built.stderr
+    assert "WARNING" not in built.stderr
+    pages = {path: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
+    assert len(PAGES) + 1 == len(pages)  # 404.html
+    for path, html in pages.items():
+        tags = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", html)
+        assert not [tag for tag in tags if re.search(r"""(?:src|href)=["']?(?:https?:)?//""", tag)], path
+        assert not re.search(r"<(?:class|video|split|folder|output)\b", html), path  # RAW/<class>/<video> is text
+    for path in (tmp_path / "site").rglob("*.css"):
+        assert not re.search(r"(?:url\(|@import)[^)]*//", re.sub(r"data:[^)]*", "", path.read_text())), path
+    assert "Vidcache" not in pages[tmp_path / "site" / "index.html"]
+    for name in ("CacheReader", "ClipDataset", "stream_batches"):
+        assert f"{name}</span>" in pages[tmp_path / "site" / "api" / "cache.html"]
