@@ -24,6 +24,7 @@ _TYPED = "vidcache.typed"
 # Sub-command: (where it lives, one line for --help).
 COMMANDS = {
     "analyze": ("vidcache.preprocess.analyze_cli:analyze", "Say what is odd about a cache or a folder of videos."),
+    "bench": ("vidcache.train.bench_cli:bench", "Time a training step and name what bounds it."),
     "build": ("vidcache.preprocess.cli:build", "Decode a folder of videos into a cache."),
     "demo": ("vidcache.preprocess.cli:demo", "Render a small labelled set of motion videos."),
     "doctor": ("vidcache.eval.doctor_cli:doctor", "Check this machine: packages, GPU, ffmpeg, weights, disk."),

@@ -82,7 +82,7 @@ def test_help_lists_every_command_without_importing_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["analyze", "build", "demo", "doctor", "export", "info", "leaks", "preview", "split", "verify"]
+    "command", ["analyze", "bench", "build", "demo", "doctor", "export", "info", "leaks", "preview", "split", "verify"]
 )
 def test_every_sub_command_has_help_with_an_example(command: str) -> None:
     result = vidcache(command, "--help")
