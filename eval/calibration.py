@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidcache.eval.uncertainty import wilson_interval
+from vidcache.text import plural
 
 NUM_BINS = 10
 _SIMULATIONS = 1000
@@ -61,9 +62,12 @@ class Calibration:
             f"{self.confidence:.1%} sure on average, {self.accuracy:.1%} right; expected calibration error "
             f"{self.error:.3f}"
         )
+        num_clips = plural(sum(b.num_clips for b in self.bins), "clip")
         if self.error <= self.error_by_chance:
-            return f"{said}, as a calibrated model may have with so few clips (up to {self.error_by_chance:.3f})"
+            return f"{said}, as a calibrated model may have with {num_clips} (up to {self.error_by_chance:.3f})"
         direction = "too sure" if self.confidence > self.accuracy else "not sure enough"
+        if abs(self.confidence - self.accuracy) < self.error / 2:
+            direction = "too sure of some clips, not sure enough of others"
         return f"{said}, more than chance explains ({self.error_by_chance:.3f}): {direction}"
 
 

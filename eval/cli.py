@@ -75,9 +75,10 @@ def main(
     """
     from vidcache.cache.joined import open_caches
     from vidcache.eval.compare import compare as compare_predictions
-    from vidcache.eval.evaluation import EvalOptions, evaluate, predict_split
+    from vidcache.eval.evaluation import EvalOptions, check_views, evaluate, predict_split
     from vidcache.eval.examples import explainer
     from vidcache.eval.history import read_history
+    from vidcache.eval.loading import is_of
     from vidcache.eval.report import Subject, render_report
     from vidcache.eval.results import changed_clips, to_csv, write_results
     from vidcache.eval.summary import summarise, summarise_comparison
@@ -88,8 +89,11 @@ def main(
     comparison, changed = None, []
     with open_caches(caches) as reader:
         checkpoint, model = _load(ckpt, reader, chosen, allow_mismatch)
-        other = _load(compare, reader, chosen, allow_mismatch) if compare else None  # before the work
-        found = evaluate(reader, checkpoint, model, options)
+        other = _load(compare, reader, chosen, allow_mismatch) if compare else None
+        check_views(checkpoint, options, where)  # before the work, as everything that can be refused
+        if compare and other:
+            check_views(other[0], options, printable(compare))
+        found = evaluate(reader, checkpoint, model, options, where)
         summary = {
             "cache": reader.name,
             "checkpoint": where,
@@ -99,21 +103,18 @@ def main(
             **summarise(reader, found),
         }
         if compare and other:
-            predictions = predict_split(reader, *other, options)
+            predictions = predict_split(reader, *other, options, printable(compare))
             first, second = _names(ckpt, compare)
+            strangers = [name for name, one in ((first, checkpoint), (second, other[0])) if not is_of(one, reader)]
             comparison = summarise_comparison(
-                compare_predictions(found.predictions, predictions, seed=seed), first, second
+                compare_predictions(found.predictions, predictions, seed=seed),
+                first,
+                second,
+                f"But {' and '.join(strangers)} may have been trained on these clips." if strangers else "",
             )
             changed = changed_clips(reader, found.predictions, predictions)
             summary["comparison"] = comparison
         summary["report"] = printable(folder / "report.html")
-        write_results(folder, summary, reader, found.predictions, found.metrics)
-        changed_csv = folder / "changed.csv"
-        if comparison:
-            header = ["path", "true", "first", "second", "change"]
-            write_text_atomically(changed_csv, to_csv(header, [list(row.values()) for row in changed]))
-        else:
-            changed_csv.unlink(missing_ok=True)  # of an earlier comparison
         history = read_history(ckpt, checkpoint)
         subject = Subject(
             reader,
@@ -121,7 +122,7 @@ def main(
             where,
             history,
             commands=tuple(filter(None, (printable(history.command), command_line()))),
-            mismatch=(checkpoint.fingerprint, checkpoint.split_hash) != (reader.fingerprint, reader.split_hash),
+            mismatch=not is_of(checkpoint, reader),
         )
         page = render_report(
             subject,
@@ -131,6 +132,14 @@ def main(
             comparison=comparison,
             changed=changed,
         )
+        # Rendered before anything is written: no new numbers beside an old page.
+        write_results(folder, summary, reader, found.predictions, found.metrics)
+        changed_csv = folder / "changed.csv"
+        if comparison:
+            header = ["path", "true", "first", "second", "change"]
+            write_text_atomically(changed_csv, to_csv(header, [list(row.values()) for row in changed]))
+        else:
+            changed_csv.unlink(missing_ok=True)  # of an earlier comparison
         write_text_atomically(folder / "report.html", page)
     if as_json:
         echo_json(summary)
@@ -165,18 +174,27 @@ def _show(console: Console, summary: dict[str, Any], found: "Evaluation") -> Non
     lines = {
         "clips": f"{summary['num_clips']} of the {summary['split']} split",
         "accuracy": f"{_span(summary, 'accuracy')}; 95 % intervals",
-        "top-5": _span(summary, "top5", "top5_accuracy"),
+        **({"top-5": _span(summary, "top5", "top5_accuracy")} if summary["top5_low"] is not None else {}),
         "balanced": f"{_span(summary, 'balanced', 'balanced_accuracy')}; mean over classes",
         "macro F1": f"{summary['macro_f1']:.3f} ({summary['macro_f1_low']:.3f} to {summary['macro_f1_high']:.3f})",
         "majority": f"{summary['majority_fraction']:.1%} would be right by always saying the most frequent class",
         "sureness": found.calibration.in_words,
         "confused": "; ".join(summary["top_mistakes"][:3]) or "nothing",
         "leaks": found.cleanliness.in_words,
-        **({"compared": summary["comparison"]["conclusion"]} if "comparison" in summary else {}),
+        **_compared(summary.get("comparison")),
         "report": summary["report"],
     }
     for name, value in lines.items():
         console.print(Text(f"{name:9} {value}"), soft_wrap=True)
+
+
+def _compared(comparison: dict[str, Any] | None) -> dict[str, str]:
+    if not comparison:
+        return {}
+    return {
+        "other": f"{comparison['second']}: {_span(comparison, 'second', 'second_accuracy')}",
+        "compared": comparison["conclusion"],
+    }
 
 
 def _span(summary: dict[str, Any], prefix: str, name: str = "") -> str:

@@ -1,9 +1,9 @@
 """Two models on the same clips: which one is better, and whether these clips can tell."""
 
 import dataclasses
-import math
 
 import numpy as np
+from scipy.special import bdtr
 
 from vidcache.eval.evaluate import Predictions
 from vidcache.eval.uncertainty import bootstrap_difference
@@ -40,13 +40,20 @@ class Comparison:
     difference_high: float
     p_value: float
 
+    @property
+    def num_second(self) -> int:
+        """Clips that the second one has right."""
+        return self.num_both + self.num_only_second
+
     def conclude(self, first: str, second: str) -> str:
         """Say in one sentence what is known; names are those of the models."""
         clips = plural(self.num_clips, "clip")
         if not self.num_only_first + self.num_only_second:
-            return f"{first} and {second} have the same {clips} right: nothing here tells them apart."
+            return (
+                f"{first} and {second} have the same {self.num_both:,} of {clips} right: nothing here tells them apart."
+            )
         counts = f"{self.num_only_second} that only {second} has right, {self.num_only_first} that only {first} has"
-        interval = f"{100 * self.difference_low:+.1f} to {100 * self.difference_high:+.1f}"
+        interval = f"95 % interval {100 * self.difference_low:+.1f} to {100 * self.difference_high:+.1f}"
         if self.p_value >= _SIGNIFICANT:
             return (
                 f"These {clips} do not tell {first} and {second} apart: {counts}, a difference of "
@@ -109,5 +116,4 @@ def mcnemar(num_only_first: int, num_only_second: int) -> float:
     0.0215
     """
     n, fewer = num_only_first + num_only_second, min(num_only_first, num_only_second)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / (1 << n))
+    return min(1.0, 2 * float(bdtr(fewer, n, 0.5))) if n else 1.0

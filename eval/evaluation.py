@@ -4,18 +4,20 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from vidcache.cache.reader import Reader
 from vidcache.cache.stream import stream_batches
 from vidcache.checkpoint import Checkpoint
-from vidcache.errors import InputError
+from vidcache.errors import InputError, VidcacheError
 from vidcache.eval.calibration import Calibration, calibrate
 from vidcache.eval.cleanliness import Cleanliness, check_split
 from vidcache.eval.evaluate import Predictions, predict
 from vidcache.eval.metrics import Metrics, compute_metrics
 from vidcache.eval.uncertainty import bootstrap_intervals
-from vidcache.eval.views import Views
+from vidcache.eval.views import Views, view_frames
+from vidcache.text import plural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,11 @@ class Evaluation:
 
 
 def predict_split(
-    reader: Reader, checkpoint: Checkpoint, model: Callable[[torch.Tensor], torch.Tensor], options: EvalOptions
+    reader: Reader,
+    checkpoint: Checkpoint,
+    model: Callable[[torch.Tensor], torch.Tensor],
+    options: EvalOptions,
+    where: str = "checkpoint",
 ) -> Predictions:
     """Predict all clips of a split.
 
@@ -76,31 +82,55 @@ def predict_split(
         checkpoint: Says how many frames the model is shown.
         model: Of the checkpoint, in evaluation mode, on the device.
         options: Which clips, and how.
+        where: Name of the checkpoint, for messages.
 
     Raises:
         InputError: There are no such clips, or not so many different views.
         CacheError: A clip is not what it was, with `verify`.
+        VidcacheError: A prediction is not finite.
     """
     rows = reader.rows(options.split)
     if not len(rows):
         raise InputError(f"{reader.name}: no {options.split} clips, expected at least one. Choose another --split")
-    length, used = reader.spec.num_frames, checkpoint.num_frames_used
-    try:
-        views = Views(model, length, used, num_views=options.num_views, flip=options.flip)
-    except ValueError as error:
-        raise InputError(f"--views: {error}. Lower it, or train with a lower --num-frames-used") from None
+    check_views(checkpoint, options, where)
+    views = Views(
+        model, reader.spec.num_frames, checkpoint.num_frames_used, num_views=options.num_views, flip=options.flip
+    )
     batches = stream_batches(
         reader, rows, options.batch_size, frames=views.frames, device=options.device, verify=options.verify
     )
-    return predict(views, batches, lambda batch: batch.clips)
+    predictions = predict(views, batches, lambda batch: batch.clips)
+    wrong = int((~np.isfinite(predictions.probabilities)).any(axis=1).sum())
+    if wrong:  # argmax would call them the first class
+        raise VidcacheError(
+            f"{where}: says nothing finite of {wrong} of {plural(len(rows), 'clip')}, expected probabilities. Its "
+            "weights have diverged or are damaged: train again"
+        )
+    return predictions
+
+
+def check_views(checkpoint: Checkpoint, options: EvalOptions, where: str = "checkpoint") -> None:
+    """Refuse more views than there are different ones, before any work is done.
+
+    Raises:
+        InputError: Names the checkpoint.
+    """
+    try:
+        view_frames(checkpoint.spec.num_frames, checkpoint.num_frames_used, options.num_views)
+    except ValueError as error:
+        raise InputError(f"--views: {error} ({where}). Lower it, or train with a lower --num-frames-used") from None
 
 
 def evaluate(
-    reader: Reader, checkpoint: Checkpoint, model: Callable[[torch.Tensor], torch.Tensor], options: EvalOptions
+    reader: Reader,
+    checkpoint: Checkpoint,
+    model: Callable[[torch.Tensor], torch.Tensor],
+    options: EvalOptions,
+    where: str = "checkpoint",
 ) -> Evaluation:
     """Predict all clips of a split and say what that is worth; arguments and errors of `predict_split`."""
     start = time.perf_counter()
-    predictions = predict_split(reader, checkpoint, model, options)
+    predictions = predict_split(reader, checkpoint, model, options, where)
     seconds = time.perf_counter() - start
     metrics = compute_metrics(predictions.labels, predictions.probabilities, reader.classes)
     balanced, macro_f1 = bootstrap_intervals(metrics.confusion, seed=options.seed)

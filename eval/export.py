@@ -266,6 +266,8 @@ def _packages(file_format: str, names: tuple[str, ...]) -> Iterator[None]:
             importlib.import_module(name)
         yield
     except ImportError as error:
+        if not names:
+            raise
         raise InputError(
             f"--format {file_format}: {error}, expected {', '.join(names)}, new enough for torch {torch.__version__}. "
             f"pip install 'vidcache[{file_format}]'"

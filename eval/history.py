@@ -3,10 +3,17 @@
 import csv
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from vidcache.checkpoint import Checkpoint
+
+# Columns that the report draws or adds up.
+USED = (
+    "epoch train_loss train_accuracy val_loss val_accuracy val_balanced_accuracy seconds clips_per_second "
+    "data_wait_fraction"
+).split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +40,12 @@ def read_history(ckpt: Path, checkpoint: Checkpoint) -> History:
     try:
         with (folder / "metrics.csv").open(newline="") as file:
             epochs = tuple({name: float(value) for name, value in row.items()} for row in csv.DictReader(file))
+        if not all(math.isfinite(row[name]) for row in epochs for name in USED):
+            return History()
         own = next(row for row in epochs if row["epoch"] == checkpoint.epoch)
         if any(own[name] != value for name, value in checkpoint.metrics.items()):
             return History()
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, csv.Error):
         return History()
     return History(
         epochs=epochs,

@@ -34,8 +34,8 @@ def limits_of(reader: Reader, checkpoint: Checkpoint, found: Evaluation, *, mism
         said.append(f"Not all clips are new to the model: {found.cleanliness.in_words}.")
     width = metrics.accuracy_high - metrics.accuracy_low
     said.append(
-        f"{plural(metrics.num_clips, 'clip')} cannot place the accuracy better than within {100 * width:.0f} points; "
-        "half of that takes four times as many clips."
+        f"With {plural(metrics.num_clips, 'clip')} the interval of the accuracy is {100 * width:.0f} points wide; half "
+        "of that takes four times as many clips."
     )
     few = sum(result.is_too_few for result in metrics.per_class)
     none = sum(not result.num_clips for result in metrics.per_class)
@@ -43,19 +43,21 @@ def limits_of(reader: Reader, checkpoint: Checkpoint, found: Evaluation, *, mism
         verb = "has" if few == 1 else "have"
         said.append(
             f"{few} of {plural(len(metrics.per_class), 'class', 'classes')} {verb} fewer than {FEW_CLIPS} clips here: "
-            "too few to claim anything of them."
+            "too few to claim anything of them, and the intervals of balanced accuracy and macro F1 hold less often "
+            "than 19 times in 20."
         )
     if none:
         verb = "has" if none == 1 else "have"
         said.append(f"{plural(none, 'class', 'classes')} {verb} no clip here and no part in any mean.")
     if facts.num_groups < facts.num_clips:
         said.append(
-            f"The {plural(facts.num_clips, 'clip')} come from {plural(facts.num_groups, 'group')}. The intervals take "
-            "clips for independent; clips of one group are not: the truth may lie outside more often than 1 time in 20."
+            f"The {plural(facts.num_clips, 'clip')} come from {plural(facts.num_groups, 'group')}. Intervals and "
+            "p-values take clips for independent; clips of one group are not: the truth may lie outside more often "
+            "than 1 time in 20."
         )
     said.append(
-        "A bootstrap cannot draw errors that were never made: where a class has all its clips right, balanced accuracy "
-        "and macro F1 take that for certain."
+        "The bootstrap of balanced accuracy and macro F1 takes a class of few clips to be a little like the average "
+        "one: it cannot know of errors that were never made."
     )
     said.append(
         "The leak guard sees clips that look alike. It does not know which clips are of one person, place or camera "

@@ -46,6 +46,11 @@ def check_match(checkpoint: Checkpoint, reader: Reader, where: str, *, allow_mis
             )
 
 
+def is_of(checkpoint: Checkpoint, reader: Reader) -> bool:
+    """Whether a checkpoint was trained on this cache, divided as it is."""
+    return (checkpoint.fingerprint, checkpoint.split_hash) == (reader.fingerprint, reader.split_hash)
+
+
 def load_model(checkpoint: Checkpoint, where: str, device: str | torch.device) -> R3D18:
     """Build the model of a checkpoint, in evaluation mode.
 

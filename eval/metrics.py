@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import confusion_matrix, f1_score
 
 from vidcache.eval.uncertainty import FEW_CLIPS, wilson_interval
 from vidcache.text import plural, printable
@@ -128,7 +127,8 @@ def compute_metrics(
         bad = int((~np.isfinite(probabilities)).any(axis=1).sum())
         raise ValueError(f"{bad} of {len(labels)} predictions are not finite, expected all")
     predicted = probabilities.argmax(axis=1)
-    confusion = confusion_matrix(labels, predicted, labels=range(len(classes)))
+    k = len(classes)
+    confusion = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
     counts, correct = confusion.sum(axis=1), confusion.diagonal()
     present = np.flatnonzero(counts)
     per_class = tuple(
@@ -153,7 +153,7 @@ def compute_metrics(
         num_top5=num_top5,
         top5_accuracy=num_top5 / len(labels),
         balanced_accuracy=float((correct[present] / counts[present]).mean()),
-        macro_f1=float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0)),
+        macro_f1=float((2 * correct / np.maximum(counts + confusion.sum(axis=0), 1))[present].mean()),
         majority_fraction=float(counts.max() / len(labels)),
         per_class=per_class,
         confusion=confusion,

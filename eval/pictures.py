@@ -1,6 +1,7 @@
 """Pictures of an evaluation: confusion matrix, accuracy by class, reliability, strips of frames."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ MAX_LABELLED = 60  # more class names than this cannot be read at any size
 def draw_confusion(metrics: Metrics, title: str, path: Path) -> None:
     """Write the confusion matrix as PNG."""
     figure = confusion_figure(metrics, title)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=110, format="png"))
+    save_png(figure, path)
 
 
 def confusion_figure(metrics: Metrics, title: str) -> Figure:
@@ -47,6 +48,13 @@ def confusion_figure(metrics: Metrics, title: str) -> Figure:
     return figure
 
 
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure; a name in a script that matplotlib's font lacks is shown as boxes, and that is no news."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        write_atomically(path, lambda file: figure.savefig(file, dpi=110, format="png"))
+
+
 def draw_per_class(per_class: Sequence[ClassResult], title: str, path: Path) -> None:
     """Write accuracy with its 95 % Wilson interval for every class that has clips, worst first."""
     results = sorted((r for r in per_class if r.num_clips), key=lambda r: (-r.accuracy, r.class_name))
@@ -55,12 +63,14 @@ def draw_per_class(per_class: Sequence[ClassResult], title: str, path: Path) -> 
     values = np.array([r.accuracy for r in results])
     spans = np.abs(np.array([[r.accuracy - r.low, r.high - r.accuracy] for r in results]).T)
     axes.errorbar(values, range(len(results)), xerr=spans, fmt="o", markersize=4, capsize=2, linewidth=1)
-    labels = [f"{_short(r.class_name)}  ({r.num_correct}/{r.num_clips})" for r in results]
+    labels = [
+        f"{_short(r.class_name)}  ({r.num_correct}/{r.num_clips}{', too few' if r.is_too_few else ''})" for r in results
+    ]
     axes.set_yticks(range(len(results)), labels, fontsize=8, parse_math=False)
     axes.set(xlim=(-0.02, 1.02), xlabel="accuracy, 95 % Wilson interval", ylim=(-0.7, len(results) - 0.3))
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.grid(axis="x", alpha=0.3)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=110, format="png"))
+    save_png(figure, path)
 
 
 def _short(name: str) -> str:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from vidcache.checkpoint import Checkpoint
+from vidcache.errors import VidcacheError
 from vidcache.eval.evaluate import to_input
 from vidcache.model import R3D18
 from vidcache.pixels import Workspace
@@ -48,6 +49,7 @@ class PredictOptions:
         limits: Bounds for one video.
         ffmpeg_dir: Folder of the ffmpeg to use; None finds one.
         explain: Show what the most probable class was found in.
+        where: Name of the checkpoint, for messages.
     """
 
     batch_size: int = 16
@@ -56,6 +58,7 @@ class PredictOptions:
     limits: Limits = Limits()
     ffmpeg_dir: Path | None = None
     explain: bool = False
+    where: str = "checkpoint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +97,7 @@ def predict_videos(
 
     Raises:
         InputError: There is no ffmpeg.
+        VidcacheError: A prediction is not finite.
     """
     tools = find_all_tools(options.ffmpeg_dir)
     frames = sample_indices(checkpoint.spec.num_frames, checkpoint.num_frames_used)
@@ -144,6 +148,11 @@ def _predict_batch(
             yield VideoPrediction(video, (), str(outcome))
             continue
         probabilities, heat = next(answers)
+        if not probabilities.isfinite().all():
+            raise VidcacheError(
+                f"{options.where}: says nothing finite of {printable(video)}, expected probabilities. Its weights have "
+                "diverged or are damaged: train again"
+            )
         best = probabilities.argsort(descending=True, stable=True)[:TOP].tolist()
         top = tuple((classes[k], float(probabilities[k])) for k in best)
         yield VideoPrediction(video, top, "", None if heat is None else _explain(video, top[0], outcome, heat))

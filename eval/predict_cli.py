@@ -57,7 +57,10 @@ _NAME_BYTES = 150  # of the 255 that a file name may have
     help="As in the build of the cache: skip what no sample of a long video needs.",
 )
 @json_option()
+@click.pass_context
 def main(
+    ctx: click.Context,
+    /,
     videos: tuple[Path, ...],
     ckpt: Path,
     workers: int,
@@ -76,7 +79,7 @@ def main(
     \b
     vidpredict clip.mp4 --ckpt best.pt
     """
-    if out and not explain:
+    if not explain and ctx.get_parameter_source("out") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--out: means nothing without --explain")
     drawings = (out or ckpt.with_suffix(".predict")) if explain else None
     if drawings:
@@ -90,7 +93,8 @@ def main(
     checkpoint = Checkpoint.load(ckpt)
     chosen = choose_device(device)
     model = load_model(checkpoint, printable(ckpt), chosen)
-    options = PredictOptions(batch_size, workers, chosen, Limits(timeout, max_pixels, keyed), ffmpeg_dir, explain)
+    limits = Limits(timeout, max_pixels, keyed)
+    options = PredictOptions(batch_size, workers, chosen, limits, ffmpeg_dir, explain, printable(ckpt))
     with (
         _Reporter(len(files), skipped, as_json=as_json, drawings=drawings) as reporter,
         contextlib.closing(predict_videos(files, checkpoint, model, options)) as results,
@@ -112,31 +116,39 @@ def find_files(videos: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
         Files in the order in which they were named, and how many were left out of folders, by reason.
 
     Raises:
-        InputError: A folder cannot be read or has no videos.
+        InputError: The only thing that was named is a folder that cannot be read or has no videos.
     """
     files: list[Path] = []
     skipped: Counter[str] = Counter()
     for video in videos:
-        if os.path.isdir(video):
-            found, left_out = list_videos(video)
-            files += found
-            skipped.update(left_out)
-        else:
+        if not os.path.isdir(video):
             files.append(video)
+            continue
+        try:
+            found, left_out = list_videos(video)
+        except InputError:
+            if len(videos) == 1:
+                raise
+            files.append(video)  # fails as what it is; the others are predicted
+            continue
+        files += found
+        skipped.update(left_out)
     return files, skipped
 
 
 def check_outside(drawings: Path, videos: Sequence[Path]) -> None:
-    """Refuse to draw into a folder that was given: nothing is ever written among the videos.
+    """Refuse to draw into a folder that was given, or where a given file is: nothing is written among the videos.
 
     Raises:
         InputError: Names both folders.
     """
     place = drawings.resolve()
     for video in videos:
-        if os.path.isdir(video) and place.is_relative_to(video.resolve()):
+        is_folder = os.path.isdir(video)
+        if place.is_relative_to(video.resolve()) if is_folder else place == video.resolve().parent:
+            folder = video if is_folder else video.parent
             raise InputError(
-                f"{printable(drawings)}: lies in {printable(video)}, whose videos are to be predicted, expected a "
+                f"{printable(drawings)}: lies in {printable(folder)}, whose videos are to be predicted, expected a "
                 "folder outside of it. Choose one with --out"
             )
 

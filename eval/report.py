@@ -25,6 +25,7 @@ from vidcache.page import data_uri, render_page
 from vidcache.text import plural, printable
 
 _UNKNOWN_END = "Why it ended is not recorded, or it has not ended."
+_OTHER_CACHE = "The checkpoint was trained on another cache or split, of which nothing is known here."
 MAX_NAMED = 40  # classes whose names still fit beside a matrix
 MAX_CHANGED = 200
 _CURVES_INCHES, _RELIABILITY_INCHES = (5.2, 5.6), (5.2, 4.4)  # a phone shows them nearly as large
@@ -79,7 +80,8 @@ def render_report(
     confusion = found.metrics.confusion
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     per_class = [
-        {**row, "num_trained": count["train"]} for row, count in zip(summary["per_class"], counts, strict=True)
+        {**row, "num_trained": "" if subject.mismatch else count["train"]}
+        for row, count in zip(summary["per_class"], counts, strict=True)
     ]
     worst_first = sorted(per_class, key=lambda row: (not row["num_clips"], row["accuracy"] or 0, -row["num_clips"]))
     return render_page(
@@ -94,11 +96,14 @@ def render_report(
         splits=split_facts(reader),
         num_failed=plural(int((reader.columns["status"] == Status.FAILED).sum()), "video"),
         counts=counts,
-        clean=_capital(found.cleanliness.in_words.removeprefix("none: ")) + ".",
+        clean=_clean(found, mismatch=subject.mismatch),
         curves=_curves(history, checkpoint.epoch),
         num_epochs=len(history.epochs),
         ended=f"It ended because {history.stopped_because}." if history.stopped_because else _UNKNOWN_END,
         per_class=worst_first,
+        too_few=plural(sum(row["too_few_to_claim"] for row in per_class), "class", "classes")
+        if any(row["too_few_to_claim"] for row in per_class)
+        else "",
         names=[printable(name) for name in reader.classes],
         confusion=[[count or "" for count in row] for row in confusion.tolist()],
         shares=shares.tolist(),
@@ -108,7 +113,8 @@ def render_report(
         reliability=Markup(to_svg(lambda: reliability_figure(found.calibration, _RELIABILITY_INCHES))),
         mistakes=mistakes,
         hits=hits,
-        imbalance=_imbalance(per_class, checkpoint),
+        imbalance=[_OTHER_CACHE] if subject.mismatch else _imbalance(per_class, checkpoint),
+        plain_explained=found.options.num_views > 1 or found.options.flip,
         speed=_speed(found, history),
         limits=limits_of(reader, checkpoint, found, mismatch=subject.mismatch),
         data_uri=data_uri,
@@ -211,6 +217,11 @@ def _speed(found: Evaluation, history: History) -> list[str]:
             f"{waited:.1%} of the time."
         )
     return said
+
+
+def _clean(found: Evaluation, *, mismatch: bool) -> str:
+    said = _capital(found.cleanliness.in_words.removeprefix("none: ")) + "."
+    return f"{_OTHER_CACHE} Within this cache: {said}" if mismatch else said
 
 
 def _capital(text: str) -> str:

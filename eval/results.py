@@ -84,7 +84,7 @@ def _predictions_csv(reader: Reader, predictions: Predictions) -> str:
     for row, label, probabilities in zip(
         predictions.rows.tolist(), predictions.labels.tolist(), predictions.probabilities, strict=True
     ):
-        best = probabilities.argsort(kind="stable")[::-1][:top].tolist()
+        best = (-probabilities).argsort(kind="stable")[:top].tolist()
         said = [value for k in best for value in (names[k], f"{probabilities[k]:.6f}")]
         table.append([printable(reader.path_of(row)), names[label], *said])
     return to_csv(header, table)

@@ -6,7 +6,7 @@ from typing import Any
 from vidcache.cache.reader import Reader
 from vidcache.eval.compare import Comparison
 from vidcache.eval.evaluation import Evaluation
-from vidcache.eval.metrics import ClassResult
+from vidcache.eval.metrics import TOP, ClassResult
 from vidcache.eval.uncertainty import wilson_interval
 from vidcache.text import printable
 
@@ -16,7 +16,9 @@ TOP_MISTAKES = 10
 def summarise(reader: Reader, found: Evaluation) -> dict[str, Any]:
     """Return the numbers as plain values for `vidcache.text.to_json`; a class without clips has None."""
     metrics, options = found.metrics, found.options
-    top5_low, top5_high = wilson_interval(metrics.num_top5, metrics.num_clips)
+    # Among 5 of 5 classes it is by definition: nothing to be uncertain of.
+    many = len(metrics.per_class) > TOP
+    top5_low, top5_high = wilson_interval(metrics.num_top5, metrics.num_clips) if many else (None, None)
     return {
         "split": options.split,
         "num_views": options.num_views,
@@ -45,9 +47,25 @@ def summarise(reader: Reader, found: Evaluation) -> dict[str, Any]:
     }
 
 
-def summarise_comparison(found: Comparison, first: str, second: str) -> dict[str, Any]:
-    """Return a comparison as JSON-ready values; `first` and `second` are the names of the checkpoints."""
-    return {"first": first, "second": second, **dataclasses.asdict(found), "conclusion": found.conclude(first, second)}
+def summarise_comparison(found: Comparison, first: str, second: str, warning: str = "") -> dict[str, Any]:
+    """Return a comparison as JSON-ready values.
+
+    Args:
+        found: What came out.
+        first: Name of the checkpoint, printable.
+        second: Name of the other one.
+        warning: What makes the conclusion doubtful; stands behind it.
+    """
+    low, high = wilson_interval(found.num_second, found.num_clips)
+    return {
+        "first": first,
+        "second": second,
+        **dataclasses.asdict(found),
+        "second_accuracy": found.num_second / found.num_clips,
+        "second_low": low,
+        "second_high": high,
+        "conclusion": found.conclude(first, second) + (f" {warning}" if warning else ""),
+    }
 
 
 def _class_values(result: ClassResult) -> dict[str, Any]:

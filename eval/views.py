@@ -47,9 +47,11 @@ class Views:
         """From uint8 RGB clips of the frames `frames`, on any device, to float32 logits (B, K)."""
         if len(self._places) == 1 and not self._flip:
             return self._model(to_input(clips_BTHWC, self._workspace)).to(torch.float32)
+        if self._places[0].device != clips_BTHWC.device:
+            self._places = [places.to(clips_BTHWC.device) for places in self._places]  # once, not for every batch
         said: list[torch.Tensor] = []
         for places in self._places:
-            view = clips_BTHWC if len(self._places) == 1 else clips_BTHWC[:, places.to(clips_BTHWC.device)]
+            view = clips_BTHWC if len(self._places) == 1 else clips_BTHWC[:, places]
             inputs = to_input(view, self._workspace)
             said += [self._model(inputs)] + ([self._model(inputs.flip(-1))] if self._flip else [])
         # The logarithm of the mean probability, also where a probability is too small for a float.
@@ -76,7 +78,9 @@ def view_frames(num_frames: int, num_used: int, num_views: int) -> npt.NDArray[n
     views = _shifted(num_frames, num_used, num_views)
     if len(np.unique(views, axis=0)) < num_views:
         most = next(
-            n for n in range(num_views, 0, -1) if len(np.unique(_shifted(num_frames, num_used, n), axis=0)) == n
+            n
+            for n in range(min(num_views, 2 * num_frames), 0, -1)
+            if len(np.unique(_shifted(num_frames, num_used, n), axis=0)) == n
         )
         raise ValueError(
             f"{num_views} views of {num_used} of {num_frames} frames, expected at most {most}: the others are the same"

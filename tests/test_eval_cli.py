@@ -1,6 +1,7 @@
 """`videval` beyond the plain case: comparing, views, mirror images, explaining, the run beside the checkpoint."""
 
 import csv
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -68,11 +69,12 @@ def test_every_number_has_its_interval_and_few_clips_are_marked(cache: Path, fir
 
     for name, number in (
         ("accuracy", "accuracy"),
-        ("top5", "top5_accuracy"),
         ("balanced", "balanced_accuracy"),
         ("macro_f1", "macro_f1"),
     ):
         assert said[f"{name}_low"] <= said[number] <= said[f"{name}_high"], name
+    assert (1, None, None) == (said["top5_accuracy"], said["top5_low"], said["top5_high"])  # of 3 classes
+    assert "top-5" not in text
     few = [entry["class"] for entry in said["per_class"] if entry["num_clips"] < 5]
     assert few == [entry["class"] for entry in said["per_class"] if entry["too_few_to_claim"]]
     assert len(few) == text.count("too few to claim")
@@ -125,9 +127,57 @@ def test_more_views_than_there_are_is_an_error(cache: Path, first: Path, tmp_pat
 
     assert 2 == result.exit_code
     assert re.search(
-        r"--views: 9 views of 4 of 9 frames, expected at most \d: the others are the same. ", result.stderr
+        r"--views: 9 views of 4 of 9 frames, expected at most \d: the others are the same \(\S*first.pt\). ",
+        result.stderr,
     )
     assert not (tmp_path / "e").exists()
+
+
+def test_a_huge_number_of_views_is_refused_at_once_also_for_the_other_checkpoint(
+    cache: Path, first: Path, tmp_path: Path
+) -> None:
+    loaded = Checkpoint.load(first)
+    dataclasses.replace(loaded, num_frames_used=9).save(tmp_path / "all.pt")
+
+    with tiny_models():
+        many = call(videval, cache, "--ckpt", first, "--views", 10**6, "--out", tmp_path / "e")
+        other = call(
+            videval, cache, "--ckpt", first, "--compare", tmp_path / "all.pt", "--views", 2, "--out", tmp_path / "e"
+        )
+
+    assert (2, 2) == (many.exit_code, other.exit_code)
+    assert "1000000 views of 4 of 9 frames, expected at most " in many.stderr
+    assert f"2 views of 9 of 9 frames, expected at most 1: the others are the same ({tmp_path}/all.pt)" in other.stderr
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_model_that_says_nothing_finite_is_an_error(cache: Path, first: Path, tmp_path: Path) -> None:
+    loaded = Checkpoint.load(first)
+    weights = {**loaded.weights, "fc.bias": loaded.weights["fc.bias"] * float("nan")}
+    dataclasses.replace(loaded, weights=weights).save(tmp_path / "nan.pt")
+
+    with tiny_models():
+        result = call(videval, cache, "--ckpt", tmp_path / "nan.pt")
+
+    assert 1 == result.exit_code
+    assert re.search(
+        r"nan.pt: says nothing finite of (\d+) of \1 clips, expected probabilities. Its weights have diverged or are "
+        "damaged: train again",
+        result.stderr,
+    )
+    assert not (tmp_path / "nan.eval").exists()
+
+
+def test_the_most_probable_class_is_the_same_in_every_file_also_where_all_are_equal(
+    cache: Path, first: Path, tmp_path: Path
+) -> None:
+    loaded = Checkpoint.load(first)
+    dataclasses.replace(loaded, weights={k: v * 0 for k, v in loaded.weights.items()}).save(tmp_path / "zero.pt")
+
+    said = evaluated(cache, "--ckpt", tmp_path / "zero.pt", "--out", tmp_path / "e")
+
+    assert {"a"} == {row["class1"] for row in predicted(tmp_path / "e")}
+    assert said["num_correct"] == sum(row["true"] == "a" for row in predicted(tmp_path / "e"))
 
 
 def test_two_checkpoints_are_compared_clip_by_clip(cache: Path, first: Path, second: Path, tmp_path: Path) -> None:
@@ -152,6 +202,9 @@ def test_two_checkpoints_are_compared_clip_by_clip(cache: Path, first: Path, sec
     }
     assert found["num_changed"] == len(changed) > 0
     assert f"compared  {found['conclusion']}" in text
+    assert found["second_accuracy"] == right[1].mean()
+    assert f"other     second.pt: {found['second_accuracy']:.1%} ({found['second_low']:.1%} to" in text
+    assert "may have been trained" not in found["conclusion"]
     assert "first.pt" in found["conclusion"]
     assert "Compared with second.pt" in (tmp_path / "a" / "report.html").read_text()
 
@@ -183,6 +236,16 @@ def test_a_checkpoint_of_another_cache_is_not_compared(cache: Path, first: Path,
     assert 5 == result.exit_code
     assert f"{stranger}: trained on cache " in result.stderr
     assert 0 == allowed.exit_code
+    assert "But stranger.pt may have been trained on these clips." in allowed.stdout
+    with tiny_models():
+        turned = call(
+            videval, cache, "--ckpt", stranger, "--compare", first, "--allow-mismatch", "--out", tmp_path / "e"
+        )
+    assert "But stranger.pt may have been trained on these clips." in turned.stdout
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert 2 == page.count("The checkpoint was trained on another cache or split, of which nothing is known here.")
+    assert "Within this cache: No evaluated clip" in page
+    assert "Training had from" not in page
 
 
 def test_explain_draws_into_the_report(cache: Path, tmp_path: Path) -> None:
@@ -222,8 +285,13 @@ def test_the_run_of_another_checkpoint_is_not_believed(first: Path, second: Path
 
     folder = tmp_path / "x.run"
     folder.mkdir()
-    (folder / "metrics.csv").write_text("epoch,val_loss\n1,what\n")
-    assert History() == read_history(tmp_path / "x.pt", mine)
+    whole = (first.with_suffix(".run") / "metrics.csv").read_text()
+    lines = whole.splitlines()
+    without = "\n".join(",".join(line.split(",")[:3]) for line in lines)
+    no_number = "\n".join([lines[0], ",".join([lines[1].split(",")[0], "nan", *lines[1].split(",")[2:]]), *lines[2:]])
+    for text in ("epoch,val_loss\n1,what\n", without, no_number, whole + "\x00" * 3, '"' + "x" * 200_000):
+        (folder / "metrics.csv").write_text(text)
+        assert History() == read_history(tmp_path / "x.pt", mine), text[:100]
     (folder / "metrics.csv").write_bytes((first.with_suffix(".run") / "metrics.csv").read_bytes())
     (folder / "config.json").write_text("[]")
     (folder / "result.json").write_text("{")

@@ -100,15 +100,15 @@ def confused(n: int, k: int, seed: int) -> np.ndarray[object, np.dtype[np.int64]
     return compute_metrics(labels, probabilities, [str(c) for c in range(k)]).confusion
 
 
-@pytest.mark.parametrize(("n", "k", "seed"), [(40, 3, 0), (90, 6, 1), (25, 5, 2)])
-def test_the_bootstrap_is_that_of_drawing_clips_class_by_class(n: int, k: int, seed: int) -> None:
+@pytest.mark.parametrize(("n", "k", "seed"), [(300, 3, 0), (400, 4, 1)])
+def test_with_many_clips_the_bootstrap_is_that_of_drawing_clips_class_by_class(n: int, k: int, seed: int) -> None:
     """Against the slow way, with scikit-learn on the clips that were drawn."""
     labels, probabilities = predictions(n, k, seed)
     predicted = probabilities.argmax(1)
     confusion = compute_metrics(labels, probabilities, [str(c) for c in range(k)]).confusion
     rng = np.random.default_rng(9)
     drawn: list[tuple[float, float]] = []
-    for _ in range(600):
+    for _ in range(400):
         rows = np.concatenate([rng.choice(own, len(own)) for own in (np.flatnonzero(labels == c) for c in range(k))])
         recall = recall_score(labels[rows], predicted[rows], labels=np.unique(labels), average="macro", zero_division=0)
         f1 = f1_score(labels[rows], predicted[rows], labels=np.unique(labels), average="macro", zero_division=0)
@@ -117,7 +117,7 @@ def test_the_bootstrap_is_that_of_drawing_clips_class_by_class(n: int, k: int, s
     found = bootstrap_intervals(confusion)
 
     for values, ends in zip(np.array(drawn).T, found, strict=True):
-        assert pytest.approx(np.percentile(values, [2.5, 97.5]), abs=0.025) == np.array(ends)
+        assert pytest.approx(np.percentile(values, [2.5, 97.5]), abs=0.02) == np.array(ends)
 
 
 def test_intervals_contain_the_number_repeat_and_depend_on_the_seed() -> None:
@@ -125,22 +125,29 @@ def test_intervals_contain_the_number_repeat_and_depend_on_the_seed() -> None:
     recall = confusion.diagonal() / confusion.sum(1)
 
     (low, high), _ = bootstrap_intervals(confusion)
+    perfect = bootstrap_intervals(np.diag([4, 4, 4]))
 
     assert low < recall.mean() < high
+    for low, high in perfect:  # errors that were never made are possible all the same
+        assert low < 0.9 < high == 1
     assert bootstrap_intervals(confusion) == bootstrap_intervals(confusion)
     assert bootstrap_intervals(confusion) != bootstrap_intervals(confusion, seed=1)
 
 
-def test_the_interval_of_balanced_accuracy_holds_the_truth_about_as_often_as_it_says() -> None:
-    rng, inside = np.random.default_rng(0), 0
-    right, sizes = np.array([0.9, 0.6, 0.3]), np.array([40, 30, 60])
-    for seed in range(300):
-        hits = rng.binomial(sizes, right)
-        confusion = np.diag(hits)
-        confusion[[0, 1, 2], [1, 2, 0]] = sizes - hits
-        (low, high), _ = bootstrap_intervals(confusion, resamples=400, seed=seed)
-        inside += low <= right.mean() <= high
-    assert 0.90 < inside / 300 < 0.98
+@pytest.mark.parametrize(
+    ("num_clips", "num_classes", "skill"), [(50, 3, 0.6), (3, 5, 0.95), (3, 20, 0.9), (6, 8, 0.94), (5, 22, 0.7)]
+)
+def test_intervals_hold_the_truth_about_as_often_as_they_say(num_clips: int, num_classes: int, skill: float) -> None:
+    """Also with few clips of each class, of which a plain bootstrap holds in 47 to 89 %."""
+    rng, inside, tries = np.random.default_rng(0), np.zeros(2), 200
+    truth = np.full((num_classes, num_classes), (1 - skill) / (num_classes - 1))
+    np.fill_diagonal(truth, skill)
+    f1 = (2 * truth.diagonal() / (1 + truth.sum(axis=0))).mean()
+    for seed in range(tries):
+        confusion = np.array([rng.multinomial(num_clips, row) for row in truth])
+        found = bootstrap_intervals(confusion, resamples=300, seed=seed)
+        inside += [low <= value <= high for value, (low, high) in zip((skill, f1), found, strict=True)]
+    assert (inside / tries > 0.86).all()
 
 
 def test_classes_without_clips_take_no_part_in_the_bootstrap() -> None:
@@ -148,7 +155,7 @@ def test_classes_without_clips_take_no_part_in_the_bootstrap() -> None:
     smaller = np.array([[3, 1], [1, 4]])
 
     assert 0 < bootstrap_intervals(confusion)[0][0] < bootstrap_intervals(confusion)[0][1] <= 1
-    assert pytest.approx(bootstrap_intervals(smaller)[0], abs=0.03) == bootstrap_intervals(confusion)[0]
+    assert pytest.approx(bootstrap_intervals(smaller)[0], abs=0.1) == bootstrap_intervals(confusion)[0]
 
 
 @given(st.integers(1, 80), st.integers(2, 9), st.integers(0, 10**6))
@@ -182,7 +189,7 @@ def test_a_model_that_is_too_sure_is_told_from_one_that_had_few_clips() -> None:
 
     assert re.fullmatch(
         r"95.0% sure on average, 9\d.\d% right; expected calibration error 0.0\d\d, as a calibrated model may have "
-        r"with so few clips \(up to 0.02\d\)",
+        r"with [\d,]+ clips \(up to 0.02\d\)",
         honest.in_words,
     )
     assert re.fullmatch(
@@ -192,6 +199,16 @@ def test_a_model_that_is_too_sure_is_told_from_one_that_had_few_clips() -> None:
     )
     assert timid.in_words.endswith(": not sure enough")
     assert calibrate(as_said, sure, seed=1).error_by_chance != honest.error_by_chance
+
+
+def test_errors_of_both_kinds_that_cancel_are_said() -> None:
+    probabilities = np.repeat(np.array([[0.6, 0.4], [0.95, 0.05]], np.float32), 500, axis=0)
+    labels = np.concatenate([np.arange(500) >= 400, np.arange(500) >= 375]).astype(np.int64)  # 80 and 75 % right
+
+    found = calibrate(labels, probabilities)
+
+    assert pytest.approx(0.2, abs=0.01) == found.error
+    assert found.in_words.endswith(": too sure of some clips, not sure enough of others")
 
 
 def test_the_most_frequent_confusions_come_in_words() -> None:
@@ -270,27 +287,27 @@ def test_the_interval_of_a_difference_is_that_of_drawing_pairs() -> None:
 @pytest.mark.parametrize(
     ("lost", "won", "sentence"),
     [
-        (0, 0, "A and B have the same 20 clips right: nothing here tells them apart."),
+        (0, 0, "A and B have the same 17 of 20 clips right: nothing here tells them apart."),
         (
             2,
             4,
             "These 20 clips do not tell A and B apart: 4 that only B has right, 2 that only A has, a difference of "
-            r"\+10.0 points \(-\d+.0 to \+\d+.0\) that two equally good models would reach or exceed with a "
+            r"\+10.0 points \(95 % interval -\d+.\d to \+\d+.\d\) that two equally good models would reach or exceed with a "
             "probability of 0.69; that is no proof that they are equally good.",
         ),
         (
             1,
             10,
             "B is the better of the two on clips like these 20: 10 that only B has right, 1 that only A has, a "
-            r"difference of \+45.0 points \(\+\d+.0 to \+\d+.0\) that two equally good models would reach or exceed "
+            r"difference of \+45.0 points \(95 % interval \+\d+.\d to \+\d+.\d\) that two equally good models would reach or exceed "
             "with a probability of 0.012; of other seeds and other data it says nothing.",
         ),
         (10, 1, "A is the better of the two on clips like these 20: 1 that only B has right, 10 that only A has, .*"),
     ],
 )
 def test_the_conclusion_claims_what_the_clips_show(lost: int, won: int, sentence: str) -> None:
-    first = [0] * lost + [1] * won + [0] * (20 - lost - won)
-    second = [1] * lost + [0] * won + [0] * (20 - lost - won)
+    first = [0] * lost + [1] * won + [2] * 3 + [0] * (17 - lost - won)
+    second = [1] * lost + [0] * won + [1] * 3 + [0] * (17 - lost - won)
 
     found = compare(found_by([0] * 20, first), found_by([0] * 20, second))
 

@@ -1,5 +1,6 @@
 """`vidpredict`: files and folders in, a line or an entry for each out; bad ones, batches, workers, drawings."""
 
+import dataclasses
 import json
 import os
 import re
@@ -90,6 +91,28 @@ def test_a_folder_without_videos_is_an_error(tmp_path: Path) -> None:
         list_videos(tmp_path / "x")
     with pytest.raises(InputError, match=r"/y: No such file or directory, expected a folder with videos"):
         list_videos(tmp_path / "y")
+
+
+def test_an_empty_folder_among_others_fails_and_stops_nothing(raw: Path, checkpoint: Path, tmp_path: Path) -> None:
+    result = call(tmp_path, raw / "b", "--ckpt", checkpoint, "--json")
+
+    assert 3 == result.exit_code
+    empty, *others = said(result)
+    assert (str(tmp_path), []) == (empty["video"], empty["top"])
+    assert empty["error"].startswith("not_a_regular_file")
+    assert all(entry["top"] for entry in others)
+    assert 2 == len(others)
+
+
+def test_a_model_that_says_nothing_finite_is_an_error(raw: Path, checkpoint: Path, tmp_path: Path) -> None:
+    loaded = Checkpoint.load(checkpoint)
+    weights = {**loaded.weights, "fc.bias": loaded.weights["fc.bias"] * float("nan")}
+    dataclasses.replace(loaded, weights=weights).save(tmp_path / "nan.pt")
+
+    result = call(raw / "b", "--ckpt", tmp_path / "nan.pt")
+
+    assert 1 == result.exit_code
+    assert f"nan.pt: says nothing finite of {raw}/b/b_0.mkv, expected probabilities" in result.stderr
 
 
 # --- what is said --------------------------------------------------------------------------------
@@ -252,14 +275,20 @@ def test_nothing_is_drawn_among_the_videos(raw: Path, checkpoint: Path) -> None:
     assert (
         f"drawings: lies in {raw}, whose videos are to be predicted, expected a folder outside of it" in result.stderr
     )
+    beside = call(raw / "a" / "a_0.mkv", "--ckpt", checkpoint, "--explain", "--out", raw / "a")
+    assert 2 == beside.exit_code
+    assert f"{raw}/a: lies in {raw}/a, whose videos are to be predicted" in beside.stderr
     assert before == sorted(raw.rglob("*"))
     check_outside(raw / "a" / "drawings", [raw / "b", raw / "a" / "a_0.mkv"])
 
 
 def test_out_needs_explain(raw: Path, checkpoint: Path, tmp_path: Path) -> None:
     result = call(raw, "--ckpt", checkpoint, "--out", tmp_path)
-    with mock.patch.dict(os.environ, {"VIDCACHE_PREDICT_OUT": str(tmp_path)}):
-        assert 2 == call(raw, "--ckpt", checkpoint).exit_code
+    with mock.patch.dict(os.environ, {"VIDCACHE_PREDICT_OUT": str(tmp_path / "d")}):  # for when it is drawn
+        assert 0 == call(raw / "b", "--ckpt", checkpoint).exit_code
+        assert not (tmp_path / "d").exists()
+        assert 0 == call(raw / "b", "--ckpt", checkpoint, "--explain").exit_code
+        assert 2 == len(list((tmp_path / "d").iterdir()))
 
     assert 2 == result.exit_code
     assert "--out: means nothing without --explain" in result.stderr

@@ -214,7 +214,7 @@ def test_a_comparison_says_what_changed(small: Case) -> None:
 
     text = text_of(html)
     assert "Compared with other.pt " + found.conclude("best.pt", "other.pt") in text
-    assert f"{found.num_changed} clips of which they say something else" in text
+    assert f"{found.num_changed} clips that they call different things" in text
     assert len(changed) == found.num_changed == len(re.findall(r"<td>(?:worse|better|other mistake)</td>", html))
     before, after = (p.probabilities.argmax(1) == p.labels for p in (small.found.predictions, other))
     said = [row["change"] for row in changed]
@@ -245,10 +245,10 @@ def test_limits_depend_on_what_was_done(small: Case, tmp_path: Path) -> None:
 
     n = small.found.metrics.num_clips
     width = 100 * (small.found.metrics.accuracy_high - small.found.metrics.accuracy_low)
-    assert f"{n} clips cannot place the accuracy better than within {width:.0f} points" in plain
+    assert f"With {n} clips the interval of the accuracy is {width:.0f} points wide" in plain
     assert "These clips stay honest as long as nothing is chosen by them" in plain
     assert "too few to claim" not in plain
-    assert "2 of 2 classes have fewer than 5 clips here: too few to claim anything of them." in tiny
+    assert "2 of 2 classes have fewer than 5 clips here: too few to claim anything of them, and the intervals" in tiny
     assert "The model was trained on these clips" in by_split["train"]
     assert "The epoch was chosen by these clips" in by_split["val"]
     assert "trained on another cache or another split (--allow-mismatch)" in mismatch
@@ -279,7 +279,7 @@ def test_leaks_and_groups_are_said(small: Case) -> None:
     said = "2 clips look like clips of another split (vidcache leaks); without them 1 of 3 right = 33.3%"
     assert said in text_of(html)
     assert f"Not all clips are new to the model: {said}" in limits(html)
-    assert f"come from {num_groups} groups. The intervals take clips for independent" in limits(html)
+    assert f"come from {num_groups} groups. Intervals and p-values take clips for independent" in limits(html)
 
 
 def test_few_classes_have_names_in_the_matrix_and_many_a_picture(small: Case, many: Case) -> None:
@@ -323,7 +323,7 @@ def browser() -> Iterator[Any]:
     if not chromium:
         assert "VIDCACHE_REQUIRE_CHROMIUM" not in os.environ
         pytest.skip("no chromium on PATH; VIDCACHE_REQUIRE_CHROMIUM=1 makes this fail")
-    from playwright.sync_api import sync_playwright
+    sync_playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `dev`").sync_playwright
 
     with sync_playwright() as playwright:
         flags = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
