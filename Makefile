@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo install test torture lint docs bench clean
+.PHONY: demo install test test-wheel mutants torture lint docs bench clean
 
 # Renders motion videos, then the three commands. The flags make R3D-18 learn from nothing in three
 # minutes on two CPU cores: small pictures, 8 frames, no colour jitter.
@@ -29,12 +29,33 @@ install: .venv/installed
 # Reinstalls every time: an editable install only links the files that were there. One thread for each of JOBS
 # processes: two OpenMP teams on two cores wait for each other most of the time.
 JOBS ?= 2
+# In a random order; SEED=... is the one of an earlier run.
+SEED ?= $(shell date +%s)
 test:
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[dev]' --config-settings editable_mode=strict
 	touch .venv/installed
 	$(MAKE) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --randomly-seed=$(SEED) --cov
+
+# The tests against the wheel, in a folder that has nothing else of the checkout, in a venv without the extras.
+WHEEL ?= /tmp/vidcache-wheel
+WHEEL_TESTS ?= tests
+test-wheel:
+	rm -rf $(WHEEL) build/lib
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/pip wheel --quiet --no-deps --wheel-dir $(WHEEL)/dist .
+	$(WHEEL)/venv/bin/pip install --quiet $(PIP_ARGS) $(WHEEL)/dist/*.whl 'hypothesis>=6.100' 'pytest>=8.2' 'pytest-xdist>=3.6'
+	cp -r tests $(WHEEL)/tests
+	cd $(WHEEL) && VIDCACHE_WHEEL=1 OMP_NUM_THREADS=1 venv/bin/python -m pytest -q -p no:cacheprovider \
+		-n $(JOBS) --dist loadfile -c '$(CURDIR)/pyproject.toml' --rootdir . $(WHEEL_TESTS)
+
+# Changes one thing in the code at a time: do its tests notice? ONLY: some modules, as cache/reader.py,cache/plan.py.
+# MUTANTS: at most so many of each module, drawn with a fixed seed. What was tried is kept in MUTANTS_OUT.
+MUTANTS ?= 30
+MUTANTS_OUT ?= /tmp/vidcache-mutants
+mutants:
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants --out $(MUTANTS_OUT) --at-most $(MUTANTS) --only "$(ONLY)"
 
 # N random accidents of each kind (kills, power losses, mutated videos and caches, ...); see tests/test_torture.py.
 N ?= 1000

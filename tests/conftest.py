@@ -5,6 +5,7 @@ import site
 import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,8 @@ import vidcache
 from tests.helpers import make_cache, make_raw
 
 CHECKOUT = Path(__file__).parents[1]
+hypothesis.settings.register_profile("vidcache", deadline=None)  # a busy machine is no defect
+hypothesis.settings.load_profile("vidcache")
 
 
 def pytest_configure() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from click.testing import CliRunner, Result
+from matplotlib.image import imread
 
 from tests.helpers import SHARED, TOOLS, make_cache, make_plan, make_raw, make_record, make_video, run_ffmpeg
 from tests.made_facts import EVEN, SPLIT, make_facts, make_split, make_varied_facts, where
@@ -30,6 +31,7 @@ from vidcache.preprocess.analysis_page import render
 from vidcache.preprocess.charts import draw_all
 from vidcache.preprocess.copies import find_copies
 from vidcache.preprocess.findings import find_all
+from vidcache.preprocess.plots import BLUE, ORANGE, draw_histogram, draw_sizes
 from vidcache.preprocess.shortcuts import study_shortcuts
 from vidcache.preprocess.survey import facts_of_folder
 from vidcache.spec import Spec
@@ -215,6 +217,48 @@ def test_charts_show_what_differs() -> None:
     assert pictures[0]["videos_per_class"] != pictures[2]["videos_per_class"]
     assert pictures[0]["durations"] == pictures[2]["durations"], "the same facts give the same bytes"
     assert "1 failed and have no clip" in {c.name: c for c in draw_all(failed)}["failures"].sentence
+
+
+def coloured(png: bytes, colour: str) -> npt.NDArray[np.bool_]:
+    """Which pixels of a picture have a colour."""
+    rgb = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)])
+    found: npt.NDArray[np.bool_] = (np.abs(imread(io.BytesIO(png))[:, :, :3] * 255 - rgb) < 2).all(axis=2)
+    return found
+
+
+def test_values_that_are_far_apart_have_a_logarithmic_axis() -> None:
+    widths = []
+    for last in (15.0, 100_000.0):  # evenly spaced as logarithms
+        values = np.geomspace(1, last, 400)
+        blue = coloured(draw_histogram(values, "seconds", [(last, "the last", ORANGE)]), BLUE)
+        widths.append((blue.sum(axis=0) > 0.5 * blue.sum(axis=0).max()).mean())
+
+    assert widths[0] < 0.5 < widths[1]  # 15 times as much is not far
+
+
+def test_a_histogram_shows_its_marks() -> None:
+    values = np.arange(50)
+
+    assert coloured(draw_histogram(values, "frames", [(70, "here", ORANGE)]), ORANGE).any()
+    assert not coloured(draw_histogram(values, "frames"), ORANGE).any()
+
+
+def test_only_the_most_frequent_sizes_are_named() -> None:
+    sizes = np.array([[100 * k, 70 * k] for k in range(1, 8)])
+    counts = np.array([9, 1, 8, 7, 6, 5, 2])
+
+    pale = "#c2c2c2"  # grey that lets the paper shine through
+    few, many = (coloured(draw_sizes(sizes[:n], counts[:n]), pale).sum() for n in (5, 7))
+
+    assert many > few + 200  # the two that have no colour of their own
+
+
+def test_many_frame_rates_are_a_histogram() -> None:
+    rates = np.linspace(10, 60, 120)
+
+    chart = {chart.name: chart for chart in draw_all(make_facts(EVEN, fps=rates))}["frame_rates"]
+
+    assert coloured(chart.png, BLUE).any(axis=0).mean() > 0.5
 
 
 def test_nothing_but_failures_is_drawn_when_all_failed() -> None:

@@ -99,6 +99,34 @@ def test_another_seed_epoch_or_row_gives_another_draw() -> None:
         assert (base != other.factors).all()
 
 
+def splitmix64(state: int) -> tuple[int, int]:
+    """The published algorithm (Vigna's C), in Python's whole numbers: the next state and number."""
+    mask = 2**64 - 1
+    state = (state + 0x9E3779B97F4A7C15) & mask
+    z = state
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return state, z ^ (z >> 31)
+
+
+def test_draws_are_the_numbers_of_splitmix64() -> None:
+    """Runs of other versions and machines draw the same: a run goes on with what it began with."""
+    rows, seed, epoch = [0, 7, 2**40], 3, 2
+    found = draw(np.array(rows), Strength(0.5, 0.2, 0.4, 1.5, 0.1), seed, epoch)
+
+    key = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+    for index, row in enumerate(rows):
+        start = splitmix64((row ^ key) - 0x9E3779B97F4A7C15)[1]
+        numbers = []
+        for _ in range(9):
+            start, number = splitmix64(start)
+            numbers.append((number >> 11) / 2**53)
+        assert (numbers[0] < 0.5) == found.flip[index]
+        low, high = np.array([0.8, 0.6, 0, -0.1]), np.array([1.2, 1.4, 2.5, 0.1])
+        assert pytest.approx((low + (high - low) * numbers[1:5]).tolist()) == found.factors[index].tolist()
+        assert np.argsort(numbers[5:]).tolist() == found.order[index].tolist()
+
+
 def test_draws_are_spread_as_promised() -> None:
     draws = draw(np.arange(40_000), Strength(flip=0.3, brightness=0.2, contrast=0.4, saturation=1.5, hue=0.1), 3, 4)
 
@@ -232,6 +260,31 @@ def test_linear_equals_exact_where_nothing_clips_and_the_hue_stays() -> None:
     exact = augment(clips, draws, "exact", means_of(clips))
 
     assert torch.allclose(linear, exact, atol=1e-4)
+
+
+def test_a_linear_change_of_hue_keeps_the_luminance_and_turns_the_chroma() -> None:
+    """In the numbers of the NTSC standard, here as ITU-R BT.470 has them."""
+    turns = np.array([-0.5, -0.2, 0.1, 0.25])
+    factors = np.stack([np.ones(4), np.ones(4), np.ones(4), turns], axis=1)
+    draws = Draws(np.zeros(4, bool), factors, np.tile(np.arange(4), (4, 1)))
+    undo = np.linalg.inv(np.vstack([normalisation(), [0, 0, 0, 1]]))
+
+    maps = (undo @ np.concatenate([jitter_maps(draws, np.full((4, 3), 99, np.float32)), [[[0, 0, 0, 1]]] * 4], 1))[
+        :, :3
+    ]
+
+    assert np.abs(maps[:, :, 3]).max() < 1e-9
+    for colour in np.eye(3):
+        for turned, turn in zip(maps[:, :, :3] @ colour, turns, strict=True):
+            (y, chroma), (new_y, new_chroma) = yiq(colour), yiq(turned)
+            assert pytest.approx(y, abs=1e-3) == new_y
+            assert abs(new_chroma - chroma * np.exp(2j * np.pi * turn)) < 2e-3
+
+
+def yiq(colour: np.ndarray[object, np.dtype[np.float64]]) -> tuple[float, complex]:
+    red, green, blue = colour.tolist()
+    y = 0.299 * red + 0.587 * green + 0.114 * blue
+    return y, complex(0.736 * (red - y) - 0.268 * (blue - y), 0.478 * (red - y) + 0.413 * (blue - y))
 
 
 def test_linear_is_bounded_as_an_image_is() -> None:

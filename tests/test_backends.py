@@ -135,6 +135,36 @@ def test_a_scheduler_that_does_not_answer_is_an_error_that_says_how_to_start_one
     assert not (tmp_path / "c.h5").exists()
 
 
+def test_a_scheduler_without_workers_is_an_error(raw: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCHEDULER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as scheduler:
+        assert scheduler.stdout is not None
+        address = scheduler.stdout.readline().strip()
+        try:
+            with pytest.raises(
+                InputError, match=f"{address}: has no workers, expected some. Start `dask worker {address}`"
+            ):
+                build_cache(raw, tmp_path / "c.h5", BuildOptions(spec=SPEC, backend="dask", scheduler=address))
+        finally:
+            scheduler.kill()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_an_error_of_a_worker_is_the_error_of_the_build(cluster: Cluster, raw: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"  # here it is one version, in a worker another
+    other.mkdir()
+    (other / "ffmpeg").write_text(
+        f'#!/bin/sh\n[ $PPID = {os.getpid()} ] && exec {TOOLS.ffmpeg} "$@"\n{TOOLS.ffmpeg} "$@" | sed "s/version n*[0-9]/version 1/"\n'
+    )
+    (other / "ffmpeg").chmod(0o755)
+    (other / "ffprobe").symlink_to(TOOLS.ffprobe)
+
+    with pytest.raises(
+        VidcacheError, match=r"worker on .*: ffmpeg 1\S*, expected .*install the same vidcache everywhere"
+    ):
+        build_cache(raw, tmp_path / "c.h5", options(cluster, ffmpeg_dir=other))
+
+
 def job(raw: Path) -> Job:
     video = raw / "a" / "a_0.mkv"
     facts = video.stat()

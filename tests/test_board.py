@@ -34,6 +34,7 @@ def read(folder: Path) -> Any:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scalars_and_pictures_are_those_of_the_run(cache: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra `tensorboard`")
     seen: list[EpochResult] = []
     calls = iter([False] * 5 + [True])
     out = tmp_path / "best.pt"

@@ -324,7 +324,7 @@ def test_frames_in_any_order_into_a_given_buffer(cache_file: Path) -> None:
 def test_impossible_requests_are_refused(cache_file: Path) -> None:
     with CacheReader(cache_file) as reader:
         with pytest.raises(ValueError, match="row 24, expected 0 to 23"):
-            reader.read([0, 24])
+            reader.read([0, 24, 30])
         with pytest.raises(ValueError, match="row -1, expected"):
             reader.read([-1])
         with pytest.raises(ValueError, match=r"row 2 has no clip \(a/video_0002.mp4 failed\)"):
@@ -471,7 +471,7 @@ def test_another_plan_does_not_resume(tmp_path: Path) -> None:
         assert list(range(7)) == cache_writer.pending
 
 
-@pytest.mark.parametrize("damage", ["skeleton", "plan", "length", "gone", "other columns"])
+@pytest.mark.parametrize("damage", ["skeleton", "plan", "another plan", "length", "gone", "other columns"])
 def test_a_damaged_build_folder_is_begun_again(tmp_path: Path, damage: str) -> None:
     golden = build_small(tmp_path / "golden.h5").read_bytes()
     with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
@@ -483,6 +483,10 @@ def test_a_damaged_build_folder_is_begun_again(tmp_path: Path, damage: str) -> N
             raw.write(b"\xff")
     elif damage == "plan":
         (folder / "plan.json").write_text("{}")
+    elif damage == "another plan":  # a folder that was renamed
+        skeleton = Skeleton.load(folder)
+        assert skeleton
+        dataclasses.replace(skeleton, plan="0" * len(skeleton.plan)).save(folder)
     elif damage == "other columns":  # as another version of vidcache leaves it
         skeleton = Skeleton.load(folder)
         assert skeleton

@@ -180,6 +180,7 @@ def test_dry_run_writes_nothing(built: Path, tmp_path: Path) -> None:
         (["--size", "8"], "height: 8, expected 16 to 1024"),
         (["--num-frames", "1"], "1 is not in the range 2<=x<=1024"),
         (["--split", "70/30"], "split '70/30', expected train/val/test percentages"),
+        (["--max-failures", "few"], "max-failures 'few', expected a count or a percentage"),
         (["--max-failures", "-1"], "max-failures '-1', expected a count or a percentage"),
         (["--max-failures", "101%"], "max-failures '101%', expected a count or a percentage"),
         (["--max-failures", "1.5"], "max-failures '1.5', expected a count or a percentage"),
@@ -374,6 +375,7 @@ def test_init_starts_from_a_checkpoint_and_excludes_weights(built: Path, checkpo
 
 
 def test_every_training_option_reaches_the_config(built: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra `tensorboard`")
     options = {
         "--freeze": "stem", "--num-frames-used": 4, "--epochs": 1, "--batch-size": 5, "--accumulate": 2, "--feature-cache": 3, "--lr": 0.02, "--lr-schedule": "cosine", "--warmup-epochs": 0.5,
         "--weight-decay": 0.1, "--label-smoothing": 0.1, "--clip-norm": 3.0,

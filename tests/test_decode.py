@@ -362,6 +362,11 @@ def test_a_codec_that_one_ffmpeg_lacks_is_tried_with_the_next(tmp_path: Path, ch
     lacking = Tools(str(poor), TOOLS.ffprobe, "5.0", "a test")
 
     assert 12 == decode_video(path, SPEC, [lacking, TOOLS], children, Limits()).ledger.num_frames
+    assert 12 == decode_video(path, SPEC, [TOOLS, lacking], children, Limits()).ledger.num_frames
+    broken = tmp_path / "broken.mkv"
+    broken.write_bytes(b"no video")
+    with pytest.raises(Failure, match="unreadable|no_video|decode_error|probe"):  # not for the codec: no other is asked
+        decode_video(broken, SPEC, [TOOLS, lacking], children, Limits())
     message = (
         r"unsupported_codec: ffmpeg 5.0 \(a test\) cannot decode ffv1: install an ffmpeg that can, or use --ffmpeg-dir"
     )

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import skip_without_checkout
 from vidcache import cli
 from vidcache.cache.layout import COLUMNS
 from vidcache.eval.cli import main as videval
 from vidcache.eval.predict_cli import main as vidpredict
 from vidcache.train.cli import main as vidtrain
 
+skip_without_checkout()
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text()
 PROGRAMS = {"vidtrain": vidtrain, "videval": videval, "vidpredict": vidpredict}

@@ -233,12 +233,16 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_ctrl_c_waits_for_what_must_be_cleaned_up() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), _uninterrupted():
-        signal.raise_signal(signal.SIGINT)
-        done.append("cleaned up")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    try:
+        with pytest.raises(KeyboardInterrupt), _uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            done.append("cleaned up")
 
-    assert ["cleaned up"] == done
-    assert signal.default_int_handler is signal.getsignal(signal.SIGINT)
+        assert ["cleaned up"] == done
+        assert signal.default_int_handler is signal.getsignal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_folder_is_checked_in_another_thread_too(tmp_path: Path) -> None:

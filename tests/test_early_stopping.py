@@ -43,6 +43,14 @@ def test_scripted_losses(losses: list[float], expected: tuple[int, int]) -> None
     assert expected == run(losses)
 
 
+def test_before_the_first_epoch_there_is_no_best() -> None:
+    stopping = EarlyStopping(min_epochs=0, patience=0)
+
+    assert (0, math.inf) == (stopping.best_epoch, stopping.best_loss)
+    assert stopping.should_stop(0)
+    assert not EarlyStopping(min_epochs=0, patience=1).should_stop(0)
+
+
 def test_every_setting_changes_the_end() -> None:
     losses = [1.0, 0.9, 0.95, 0.85, 0.95, 0.95, 0.95, 0.95, 0.95, 0.95]
 

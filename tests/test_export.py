@@ -1,5 +1,6 @@
 """`vidcache export`: what leaves the house says what the model says, or does not leave."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -29,6 +30,8 @@ from vidcache.spec import Spec
 from vidcache.train.cli import main as vidtrain
 
 Files = dict[str, tuple[Path, dict[str, Any]]]
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="needs the extra `onnx`")
 SPEC = Spec(9, 16, 20)
 TRAIN = "--weights none --freeze none --epochs 1 --batch-size 8 --num-frames-used 4 --amp off --device cpu".split()
 ODD = ("fall", "a\n\x1b[31mb", os.fsdecode(b"caf\xe9"), "日本 <b>")
@@ -122,14 +125,14 @@ def opened(path: Path) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
 def files(real: Path) -> Files:
     """The R3D-18 in both formats, where they go by themselves, and what was said of them."""
     found = {}
-    for file_format, name in (("torch-export", "best.pt2"), ("onnx", "best.onnx")):
+    for file_format, name in (("torch-export", "best.pt2"), ("onnx", "best.onnx"))[: 2 if HAS_ONNX else 1]:
         result = vidcache("export", real, "--format", file_format, "--json")
         assert (0, "") == (result.exit_code, result.stderr), result.exception
         found[file_format] = (real.with_name(name), json.loads(result.stdout))
     return found
 
 
-@pytest.mark.parametrize("file_format", ["torch-export", "onnx"])
+@pytest.mark.parametrize("file_format", ["torch-export", pytest.param("onnx", marks=needs_onnx)])
 def test_a_file_of_r3d18_says_what_the_model_says(real: Path, files: Files, file_format: str) -> None:
     file, said = files[file_format]
     run, metadata = opened(file)
@@ -151,7 +154,7 @@ def test_a_file_of_r3d18_says_what_the_model_says(real: Path, files: Files, file
     )
 
 
-@pytest.mark.parametrize("file_format", ["torch-export", "onnx"])
+@pytest.mark.parametrize("file_format", ["torch-export", pytest.param("onnx", marks=needs_onnx)])
 def test_a_file_runs_without_vidcache(real: Path, files: Files, file_format: str) -> None:
     program = [sys.executable, "-c", OUTSIDE[file_format], files[file_format][0]]
     classes, logits = json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
@@ -163,6 +166,7 @@ def test_a_file_runs_without_vidcache(real: Path, files: Files, file_format: str
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
 
 
+@needs_onnx
 def test_an_onnx_file_names_its_batch_and_has_an_old_enough_opset(
     files: Files,
 ) -> None:
@@ -384,7 +388,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(tiny: Path) -> None:
     assert files[0] == files[1]
 
 
-@pytest.fixture(params=["onnx", "onnxscript", "onnxruntime"])
+@pytest.fixture(params=["onnx", *(pytest.param(name, marks=needs_onnx) for name in ("onnxscript", "onnxruntime"))])
 def missing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A package that is not installed."""
     monkeypatch.setitem(sys.modules, request.param, None)

@@ -58,6 +58,13 @@ def compact(file: h5py.File) -> None:
     h5py.h5d.create(file["videos"].id, b"label", kind, space, properties)
 
 
+def moved(file: h5py.File) -> None:
+    """Clips that are not where the header says."""
+    file["others"] = file["clips"][:]
+    del file["clips"]
+    file.move("others", "clips")
+
+
 def cycle(file: h5py.File) -> None:
     """A group that holds itself."""
     del file["videos/label"]
@@ -92,6 +99,7 @@ MALICIOUS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "a tebibyte without storage": (_replace("videos/label", shape=(2**38,), chunks=(2,)), "/videos/label is no contig"),
     "a tebibyte, contiguous": (_replace("videos/label", shape=(2**38,)), "/videos/label has shape"),
     "strings of any length": (_replace("videos/error", dtype=h5py.string_dtype()), "/videos/error is object"),
+    "clips elsewhere": (moved, "/clips is not uint8 at byte"),
     "clips of another type": (_replace("clips", dtype="<f4"), "/clips"),
 }
 

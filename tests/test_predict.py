@@ -324,10 +324,14 @@ def test_a_stopped_command_leaves_no_decoder(raw: Path, checkpoint: Path, tmp_pa
         text=True,
         cwd=Path(__file__).parents[1],
     )
-    decoders = wait_for(lambda: children_of(process.pid))
-    assert decoders
-    process.send_signal(signal.SIGTERM)  # SIGINT may be ignored where the tests run in the background
-    _, stderr = process.communicate(timeout=60)
+    try:
+        decoders = wait_for(lambda: children_of(process.pid))
+        assert decoders
+        process.send_signal(signal.SIGTERM)  # SIGINT may be ignored where the tests run in the background
+        _, stderr = process.communicate(timeout=100)
+    finally:
+        process.kill()
+        process.communicate()
 
     assert 130 == process.returncode, stderr
     assert "interrupted" in stderr
@@ -351,7 +355,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Any, seconds: float = 40) -> Any:
+def wait_for(condition: Any, seconds: float = 150) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < end:
         time.sleep(0.02)

@@ -200,7 +200,7 @@ RUN = (
     "    left[0] -= 1\n"
     "    if left[0] < 0:\n"
     "        print('there', flush=True)\n"
-    "        time.sleep(0.5 if os.environ['HOW'] != 'KILL' else 60)\n"
+    "        time.sleep(0.5 if os.environ['HOW'] != 'KILL' else 300)\n"
     "    return inner(self, *arguments)\n"
     "step.Stepper._step = _step\n"
     "with tiny_models(): main(sys.argv[1:])\n"
@@ -245,16 +245,18 @@ def test_a_second_signal_stops_at_once(cache: Path, tmp_path: Path) -> None:
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)  # at once: the same wish, passed on twice
-    said = iter(process.stderr.readline, "")
-    assert "stopping after this step; another Ctrl-C or SIGTERM stops at once\n" in said  # it has been heard
-    time.sleep(1.3)
-    assert process.poll() is None
-    begin = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=50)
+    try:
+        said = iter(process.stderr.readline, "")
+        assert "stopping after this step; another Ctrl-C or SIGTERM stops at once\n" in said  # it has been heard
+        time.sleep(1.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=200)  # its step sleeps for 300 seconds
+    finally:
+        process.kill()
+        process.communicate()
 
     assert 130 == process.returncode
-    assert time.monotonic() - begin < 40
     assert 1 == Checkpoint.load(tmp_path / "best.run" / "last.pt").epoch
 
 

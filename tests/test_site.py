@@ -17,12 +17,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tests.helpers import tiny_models
+from tests.helpers import skip_without_checkout, tiny_models
 from vidcache import errors
 from vidcache.cache.layout import COLUMNS, FORMAT_VERSION, HEADER
 from vidcache.cli import COMMANDS
 from vidcache.preprocess.failure import Reason
 
+skip_without_checkout()
 CHECKOUT = Path(__file__).parents[1]
 DOCS = CHECKOUT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}

@@ -43,6 +43,11 @@ def test_small_classes(n: int, expected: tuple[int, int, int]) -> None:
     assert expected == split_counts(n, DEFAULT)
 
 
+def test_a_class_too_small_for_all_splits_is_in_train_and_test_whatever_the_fractions() -> None:
+    for fractions in (DEFAULT, (0.2, 0.6, 0.2), (0.1, 0.2, 0.7)):
+        assert [(1, 0, 0), (1, 0, 1)] == [split_counts(n, fractions) for n in (1, 2)]
+
+
 def _paths(n: int) -> list[bytes]:
     return [b"c/%05d.mp4" % k for k in range(n)]
 
@@ -89,7 +94,9 @@ def test_fractions_are_percentages_or_shares() -> None:
     assert pytest.approx((0.8, 0.2, 0)) == parse_fractions("0.8/0.2/0")
 
 
-@pytest.mark.parametrize("text", ["70/30", "70/20/20", "a/b/c", "", "-10/60/50", "0/50/50", "nan/50/50"])
+@pytest.mark.parametrize(
+    "text", ["70/30", "70/20/20", "70/15/14.5", "0.7/0.2/0.2", "a/b/c", "", "-10/60/50", "0/50/50", "nan/50/50"]
+)
 def test_other_fractions_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=f"split {text!r}, expected train/val/test percentages that sum to 100"):
         parse_fractions(text)
@@ -292,8 +299,8 @@ def test_the_search_finds_the_best_way_for_eleven_groups(monkeypatch: pytest.Mon
         best = min(zip(missing.tolist(), cost.tolist(), strict=True))
         monkeypatch.setattr(apportion_module, "_MAX_STATES", 0)
         scores = []
-        for share in (1.0, 0.0):
-            way = _way_of(apportion(table, [1] * len(table), DEFAULT, _required(table), share))
+        for share in ((), (0.0,)):  # all of the effort, and none
+            way = _way_of(apportion(table, [1] * len(table), DEFAULT, _required(table), *share))
             missing, cost = _table_score(table, way)
             scores.append((int(missing[0]), float(cost[0])))
         assert best[0] == scores[0][0]
@@ -336,6 +343,18 @@ def test_a_class_of_three_groups_is_in_all_splits_whatever_it_costs(
     split = assign_splits(_paths(153), [0] * 153, [True] * 153, DEFAULT, 0, groups)
 
     assert [52, 50, 51] == np.bincount(split).tolist() or [52, 51, 50] == np.bincount(split).tolist()
+
+
+def test_sizes_without_a_common_divisor_are_weighed_exactly_enough() -> None:
+    """The costs of such classes as whole numbers would need more than 64 bits."""
+    table = np.array([[999_983, 0], [0, 700_001], [499_979, 3], [11, 524_287], [65_537, 8_191]])
+    ways = np.stack(np.unravel_index(np.arange(3**5), (3,) * 5), axis=1)
+    missing, cost = _table_score(table, ways)
+
+    found_missing, found_cost = _table_score(table, _way_of(apportion(table, [1] * 5, DEFAULT, _required(table))))
+
+    best = min(zip(missing.tolist(), cost.tolist(), strict=True))
+    assert best == (int(found_missing[0]), pytest.approx(float(found_cost[0]), rel=1e-6))
 
 
 def test_a_large_class_is_near_what_was_wanted() -> None:

@@ -84,6 +84,7 @@ class Torture:
         parts = 1 if mutant else PARTS
         command = [sys.executable, "-m", "tests.faults", folder, self._library, suite, runs, part, parts, mutant]
         environment = {**os.environ, "LD_PRELOAD": str(self._library)}
+        environment.pop("COVERAGE_PROCESS_CONFIG", None)  # thousands of forks that die: nothing to measure, and slow
         try:
             ended = subprocess.run(
                 [str(word) for word in command if word != ""],

@@ -161,6 +161,25 @@ def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_validation_loss_that_is_no_number_stops_with_epoch_and_learning_rate(learnable: Path) -> None:
+    message = r"train: validation loss became (nan|inf) in epoch 1 \(learning rate 1e\+30\), expected .* Lower --lr"
+
+    with pytest.raises(VidcacheError, match=message):  # one step: its own loss is from before it
+        run(learnable, dataclasses.replace(TINY, lr=1e30, batch_size=32))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_fp16_is_refused_on_a_cpu(learnable: Path) -> None:
+    with pytest.raises(InputError, match=r"--amp fp16: not on a CPU, expected a GPU\. Use --amp auto"):
+        run(learnable, dataclasses.replace(TINY, amp="fp16"))
+
+
+def test_nothing_to_evaluate_is_refused() -> None:
+    with pytest.raises(ValueError, match="no clips to evaluate, expected at least one"):
+        predict(lambda clips: clips, [])
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_cache_without_validation_clips_is_refused(tmp_path: Path) -> None:
     path = make_cache(tmp_path / "c.h5", {"a": 2})
 

@@ -1,0 +1,265 @@
+"""`make mutants`: change one operator, number or name of the code at a time; do its tests notice?
+
+The changes are cosmic-ray's. Its runner starts Python and torch for each of them, 3 s; here a process that has
+imported everything but vidcache forks, and the fork finds a changed copy of one module in front of the package.
+Nothing in the checkout is written to. Of the operators that could replace one operator, one is drawn (fixed seed):
+`a - b` for `a + b` says as much as `a ** b`. Annotations are left alone: nothing runs them.
+
+python -m tests.mutants --out FOLDER [--only cache/reader.py,...] [--at-most N]
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import h5py  # noqa: F401  (once, not in every fork)
+import hypothesis
+import joblib  # noqa: F401
+import pytest
+import sklearn.metrics  # noqa: F401
+import torch
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.operators import operator as cosmic_operator  # noqa: F401
+from cosmic_ray.plugins import get_operator, operator_names
+
+CHECKOUT = Path(__file__).parents[1]
+FOLDERS = {"common": "vidcache", **{name: f"vidcache/{name}" for name in ("cache", "eval", "preprocess", "train")}}
+# Which tests are there for a module; the fast ones of them first, as the first failure ends the run.
+TARGETS = {
+    "common/sampling.py": "sampling",
+    "preprocess/sampling.py": "sampling decode",
+    "train/augment.py": "augment",
+    "train/early_stopping.py": "early_stopping",
+    "preprocess/apportion.py": "split",
+    "preprocess/split.py": "split groups",
+    "preprocess/groups.py": "groups leaks resplit",
+    "preprocess/rule.py": "split given resplit",
+    "preprocess/local_search.py": "split",
+    "cache/layout.py": "cache stream leaks",
+    "cache/journal.py": "cache resume",
+    "cache/plan.py": "cache rebuild",
+    "cache/image.py": "resplit rebuild",
+    "cache/cli.py": "leaks cli",
+    "cache/writer.py": "cache rebuild",
+    "cache/reader.py": "cache stream malicious_cache",
+    "cache/stream.py": "stream joined",
+    "cache/dataset.py": "joined stream",
+    "cache/joined.py": "joined",
+    "cache/features.py": "features",
+    "cache/leaks.py": "leaks",
+    "cache/donors.py": "rebuild",
+}
+# Not a change of what the code does, or without an operator's arguments.
+LEFT_OUT = ("VariableReplacer", "VariableInserter")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """One change: the n-th place where an operator of cosmic-ray finds something to change."""
+
+    module: str
+    operator: str
+    occurrence: int
+    line: int
+    column: int
+
+
+def family(operator: str) -> str:
+    """What is replaced, without by what."""
+    parts = operator.split("/")[1].split("_")
+    return "_".join(parts[:2])
+
+
+def places(module: str) -> list[Mutant]:
+    """Every place and kind of change once, in a random order; by what, is drawn."""
+    source = (CHECKOUT / module).read_text()
+    skipped = annotations(source)
+    found: dict[tuple[str, int, int, int], list[Mutant]] = {}
+    tree = get_ast(source)
+    for name in operator_names():
+        if name.split("/")[1] in LEFT_OUT:
+            continue
+        operator, occurrence = get_operator(name)(), 0
+        for node in ast_nodes(tree):
+            for index, ((line, column), _) in enumerate(operator.mutation_positions(node)):
+                number, occurrence = occurrence, occurrence + 1
+                if (line, column) in skipped:
+                    continue
+                which = number if family(name) == "NumberReplacer" else index
+                key = (family(name), line, column, 0 if family(name) == "NumberReplacer" else which)
+                found.setdefault(key, []).append(Mutant(module, name, number, line, column))
+    rng = random.Random(f"2026 {module}")
+    drawn = [rng.choice(some) for _, some in sorted(found.items())]
+    rng.shuffle(drawn)
+    return drawn
+
+
+def annotations(source: str) -> set[tuple[int, int]]:
+    """(line, column) of everything inside an annotation."""
+    found: set[tuple[int, int]] = set()
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        for part in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            if isinstance(part, ast.expr):
+                for line in range(part.lineno, (part.end_lineno or part.lineno) + 1):
+                    first = part.col_offset if line == part.lineno else 0
+                    last = part.end_col_offset if line == part.end_lineno else len(lines[line - 1])
+                    found |= {(line, column) for column in range(first, (last or 0) + 1)}
+    return found
+
+
+def build_tree(root: Path) -> None:
+    """The package as folders of links, as an editable install has it."""
+    for folder, place in FOLDERS.items():
+        (root / place).mkdir(parents=True, exist_ok=True)
+        for path in (CHECKOUT / folder).iterdir():
+            if path.is_file():
+                (root / place / path.name).symlink_to(path)
+
+
+def place_of(root: Path, module: str) -> Path:
+    """Where a file of the checkout is in the tree."""
+    folder, name = module.split("/")
+    return root / FOLDERS[folder] / name
+
+
+def run_tests(root: Path, module: str, code: str, timeout_seconds: float) -> tuple[str, float, str]:
+    """Run a module's tests with other code in its place.
+
+    Returns:
+        "survived", "killed" or "timeout"; seconds; the end of what pytest printed.
+    """
+    place, scratch = place_of(root, module), Path(tempfile.mkdtemp(prefix="mutant-"))
+    place.unlink()
+    place.write_text(code)
+    for compiled in (place.parent / "__pycache__").glob(f"{place.stem}.*"):
+        compiled.unlink()  # its time has seconds only
+    start, said = time.monotonic(), scratch / "said"
+    child = os.fork()
+    if not child:
+        _be_the_child(root, scratch, said, module)
+    outcome = "timeout"
+    while time.monotonic() - start < timeout_seconds:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            outcome = "killed" if status else "survived"
+            break
+        time.sleep(0.02)
+    else:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    seconds, text = time.monotonic() - start, said.read_text(errors="replace")[-1500:] if said.exists() else ""
+    place.unlink()
+    place.symlink_to(CHECKOUT / module)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return outcome, seconds, text
+
+
+def _be_the_child(root: Path, scratch: Path, said: Path, module: str) -> None:
+    """Run pytest and exit; never returns."""
+    os.setsid()
+    file = os.open(said, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ["PYTHONPATH"] = f"{root}:{CHECKOUT}"
+    os.environ["TMPDIR"] = str(scratch)
+    tempfile.tempdir = None
+    sys.path[:0] = [str(root), str(CHECKOUT)]
+    tests = [f"tests/test_{name}.py" for name in TARGETS[module].split()]
+    quiet = ["-x", "-q", "--no-header", "--tb=line", "--hypothesis-profile=mutants", f"--basetemp={scratch / 't'}"]
+    quiet += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins that were imported before the fork
+    quiet += [word for name in ("cacheprovider", "randomly", "xdist", "cov") for word in ("-p", f"no:{name}")]
+    try:
+        code = int(pytest.main([*quiet, *tests]))
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def try_module(root: Path, module: str, at_most: int, out: Path) -> None:
+    """Try every mutant of a module that was not tried before; append what happened."""
+    source = (CHECKOUT / module).read_text()
+    found = places(module)
+    chosen = found[:at_most]
+    log = out / (module.replace("/", "_") + ".jsonl")
+    done = {tuple(json.loads(line)["key"]) for line in log.read_text().splitlines()} if log.exists() else set()
+    outcome, usual, said = run_tests(root, module, source, 600)
+    print(f"{module}: {len(chosen)} of {len(found)} mutants; the tests alone: {outcome}, {usual:.1f} s", flush=True)
+    if outcome != "survived":
+        print(said)
+        return
+    for mutant in chosen:
+        key = (mutant.operator, mutant.occurrence)
+        if key in done:
+            continue
+        code = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
+        outcome, seconds, said = run_tests(root, module, code, 3 * usual + 20)
+        diff = [
+            line
+            for line in difflib.unified_diff(source.splitlines(), code.splitlines(), lineterm="", n=0)
+            if not line.startswith(("---", "+++"))
+        ]
+        record = {
+            "key": key,
+            "line": mutant.line,
+            "outcome": outcome,
+            "seconds": seconds,
+            "diff": diff,
+            "of": len(found),
+        }
+        with log.open("a") as file:
+            file.write(json.dumps({**record, "said": said[-400:]}) + "\n")
+
+
+def report(out: Path) -> None:
+    """Print how many were noticed, and every one that was not."""
+    survivors: list[str] = []
+    print(f"{'module':<28}{'run':>6}{'of':>6}{'killed':>8}{'survived':>10}")
+    for module in TARGETS:
+        log = out / (module.replace("/", "_") + ".jsonl")
+        if not log.exists():
+            continue
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        lived = [record for record in records if record["outcome"] == "survived"]
+        print(f"{module:<28}{len(records):>6}{records[0]['of']:>6}{len(records) - len(lived):>8}{len(lived):>10}")
+        survivors += [f"{module} {record['key'][0]}\n" + "\n".join(record["diff"]) for record in lived]
+    print("\n\n".join(["", *survivors]))
+
+
+def main() -> None:
+    """Do all of it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True, help="what was tried; tried again only when it is gone")
+    parser.add_argument("--only", default="", help="modules, with commas; all of them when empty")
+    parser.add_argument("--at-most", type=int, default=10**9, help="mutants of each module, drawn with a fixed seed")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.chdir(CHECKOUT)
+    torch.set_num_threads(1)
+    hypothesis.settings.register_profile("mutants", deadline=None, derandomize=True, database=None)
+    root = Path(tempfile.mkdtemp(prefix="mutants-"))
+    try:
+        build_tree(root)
+        for module in options.only.split(",") if options.only else TARGETS:
+            try_module(root, module, options.at_most, options.out)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    report(options.out)
+
+
+if __name__ == "__main__":
+    main()
