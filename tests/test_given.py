@@ -11,6 +11,7 @@ import pytest
 from vidcache.cache.layout import Split
 from vidcache.errors import InputError
 from vidcache.preprocess.given import UNNAMED, Given, complete_given, expand, folder_splits, read_split_files
+from vidcache.preprocess.rule import SplitChoice, SplitRule
 from vidcache.preprocess.split_files import SPLIT_FOLDERS
 
 DEFAULT = (0.70, 0.15, 0.15)
@@ -312,3 +313,21 @@ def test_something_must_be_for_training() -> None:
     expected = "given splits: 0 train, 50 val, 100 test, 50 unused, expected videos to train on. Give the list of the"
     with pytest.raises(InputError, match=re.escape(expected)):
         _complete([1, 2, 2, UNNAMED] * 50)
+
+
+def test_a_rule_knows_its_lists_by_their_content(tmp_path: Path) -> None:
+    """A list that was changed is another split, also where two lists only divide the same lines otherwise."""
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+
+    def hash_of(*contents: str) -> str:
+        for path, content in zip((first, second), contents, strict=True):
+            path.write_text(content)
+        return SplitChoice(source="files", files=(str(first), str(second))).applied_to(SplitRule()).files_hash
+
+    hashes = [hash_of("x", "yz"), hash_of("xy", "z"), hash_of("x", "yy"), hash_of("x", "yz")]
+
+    assert hashes[0] == hashes[3]
+    assert 3 == len(set(hashes))
+    second.unlink()
+    with pytest.raises(InputError, match="b.csv: no such file, expected a list of videos, or a pattern of lists"):
+        SplitChoice(source="files", files=(str(first), str(second))).applied_to(SplitRule())

@@ -224,6 +224,9 @@ def test_a_data_set_fetches_whole_batches(pair: list[Path]) -> None:
 def test_a_data_set_refuses_what_it_cannot_give(pair: list[Path]) -> None:
     with pytest.raises(ValueError, match="num_frames_used 7, expected 1 to 6"):
         ClipDataset(pair, num_frames_used=7)
+    with pytest.raises(ValueError, match="num_frames_used 0, expected 1 to 6"):
+        ClipDataset(pair, num_frames_used=0)
+    assert 1 == len(ClipDataset(pair, num_frames_used=1)[0][0])
     with pytest.raises(ValueError, match="split 'tset', expected train, val or test"):
         ClipDataset(pair, "tset")
     flip_byte(pair[0], 1)
@@ -247,3 +250,21 @@ def test_a_data_set_is_safe_in_threads(pair: list[Path]) -> None:
     for thread in threads:
         thread.join()
     assert [] == wrong
+
+
+def test_a_data_set_compares_clips_with_their_hashes_only_if_asked(pair: list[Path]) -> None:
+    with CacheReader(pair[0]) as reader:
+        row = int(reader.rows("train")[0])
+    flip_byte(pair[0], row)
+
+    assert 6 == len(ClipDataset(pair, "train")[0][0])
+    with pytest.raises(CacheError, match="does not match its hash"):
+        ClipDataset(pair, "train", verify=True)[0]
+
+
+def test_closing_a_joined_reader_closes_every_cache(pair: list[Path]) -> None:
+    reader = JoinedReader(pair)
+
+    reader.close()
+
+    assert {-1} == {one.fileno() for one in reader.readers}
