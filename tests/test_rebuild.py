@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from tests.helpers import make_raw, make_video
+from tests.test_cache import fill, small_plan
 from vidcache.cache import writer as writer_module
-from vidcache.cache.donors import build_folder
+from vidcache.cache.donors import build_folder, open_donors
 from vidcache.cache.layout import Split, Status
 from vidcache.cache.reader import CacheReader
+from vidcache.cache.writer import CacheWriter
 from vidcache.errors import CacheError, InputError, LockedError, VidcacheError
 from vidcache.preprocess.build import BuildReport, build_cache
 from vidcache.preprocess.options import BuildOptions
@@ -485,3 +487,37 @@ def test_every_row_of_a_rebuilt_cache_is_true(raw: Path, cache: Path) -> None:
         assert (reader.columns["status"] == Status.OK).all()
         assert {Split.TRAIN, Split.VAL, Split.TEST} == set(np.unique(reader.columns["split"]).tolist())
         assert not len(reader.damaged_rows())
+
+
+def test_only_whole_builds_of_other_plans_with_the_same_spec_give_clips(tmp_path: Path) -> None:
+    output, own, other = tmp_path / "c.h5", small_plan(6), small_plan(5)
+    for plan in (own, other, small_plan(5, Spec(2, 16, 16))):
+        with CacheWriter(output, plan) as writer:
+            fill(writer, [0, 1])
+    (build_folder(output) / "no build").mkdir()
+    data = build_folder(output) / other.identity() / "data.h5"
+    whole, before = data.read_bytes(), os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+
+    with open_donors(output, None, own.spec, own.identity()) as donors:
+        assert [5] == [len(donor.paths) for donor in donors]
+        assert [True, True, False, False, False] == donors[0].done.tolist()
+        assert list(other.paths) == donors[0].paths.tolist()
+    if before:
+        assert len(before) == len(os.listdir("/proc/self/fd"))
+    for damaged in (whole[:-1], whole + b"x"):
+        data.write_bytes(damaged)
+        with open_donors(output, None, own.spec, own.identity()) as donors:
+            assert [] == donors
+
+
+def test_a_clip_that_an_earlier_build_has_lost_is_not_taken_over(tmp_path: Path) -> None:
+    output, own, other = tmp_path / "c.h5", small_plan(6), small_plan(5)
+    with CacheWriter(output, other) as writer:
+        fill(writer, [0, 1])
+    data = build_folder(output) / other.identity() / "data.h5"
+
+    with CacheWriter(output, own) as writer, open_donors(output, None, own.spec, own.identity()) as (donor,):
+        assert writer.take_over(1, donor, 1)
+        os.truncate(data, donor.clips_offset + own.spec.clip_bytes // 2)  # while it is open
+        assert not writer.take_over(0, donor, 0)
+        assert [0, 2, 3, 4, 5] == writer.pending
