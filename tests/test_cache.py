@@ -471,7 +471,9 @@ def test_another_plan_does_not_resume(tmp_path: Path) -> None:
         assert list(range(7)) == cache_writer.pending
 
 
-@pytest.mark.parametrize("damage", ["skeleton", "plan", "another plan", "length", "gone", "other columns"])
+@pytest.mark.parametrize(
+    "damage", ["skeleton", "skeleton behind the columns", "plan", "another plan", "length", "gone", "other columns"]
+)
 def test_a_damaged_build_folder_is_begun_again(tmp_path: Path, damage: str) -> None:
     golden = build_small(tmp_path / "golden.h5").read_bytes()
     with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
@@ -480,6 +482,12 @@ def test_a_damaged_build_folder_is_begun_again(tmp_path: Path, damage: str) -> N
     if damage == "skeleton":
         with (folder / "data.h5").open("r+b") as raw:
             raw.seek(4096 + 8)
+            raw.write(b"\xff")
+    elif damage == "skeleton behind the columns":
+        skeleton = Skeleton.load(folder)
+        assert skeleton
+        with (folder / "data.h5").open("r+b") as raw:
+            raw.seek(skeleton.layout.clips_offset - 1)
             raw.write(b"\xff")
     elif damage == "plan":
         (folder / "plan.json").write_text("{}")

@@ -185,6 +185,8 @@ def test_ranks_take_every_clip_once(num_ranks: int) -> None:
 def test_a_rank_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="rank 2 of 2, expected 0 to 1"):
         rank_slice(np.arange(4), 2, 2)
+    with pytest.raises(ValueError, match="rank 3 of 2, expected 0 to 1"):
+        rank_slice(np.arange(4), 3, 2)
 
 
 # --- a torch data set --------------------------------------------------------------------------
