@@ -556,14 +556,19 @@ def test_the_slot_of_a_failed_video_is_empty(tmp_path: Path) -> None:
 
 
 def test_nothing_is_acknowledged_after_a_failed_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(descriptor: int) -> None:
-        raise OSError(5, "Input/output error")
+    calls = []
 
-    monkeypatch.setattr(writer, "sync_file", broken)
+    def broken_once(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 1:  # the next sync says that all is well, though what this one lost stays lost
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(writer, "sync_file", broken_once)
     with pytest.raises(OSError, match="Input/output error"), CacheWriter(tmp_path / "c.h5", small_plan()) as made:
         fill(made, [0, 1])
         made.commit()
     monkeypatch.undo()
+    assert 1 == len(calls)
 
     with CacheWriter(tmp_path / "c.h5", small_plan()) as made:
         assert 6 == len(made.pending)
