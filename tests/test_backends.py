@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pytest
 from click.testing import CliRunner
 
 from tests.helpers import TOOLS, make_raw
 from vidcache.cli import main
 from vidcache.errors import InputError, VidcacheError
+from vidcache.preprocess import backends
 from vidcache.preprocess.backends import Job, decode_remotely
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.decode import Limits
@@ -207,3 +209,28 @@ def test_a_backend_that_is_not_installed_is_named(raw: Path, tmp_path: Path, mon
 
     with pytest.raises(InputError, match=r"--backend ray: .*pip install 'vidcache\[distributed\]'"):
         build_cache(raw, tmp_path / "c.h5", BuildOptions(spec=SPEC, backend="ray"))
+
+
+def test_a_cluster_that_fails_again_and_again_ends_the_build_with_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads stand in for the cluster: what a worker raises that is none of our errors."""
+    calls: list[int] = []
+
+    def fails(job: Job, **_: Any) -> None:
+        calls.append(job.row)
+        raise OSError("its disk\nis full")
+
+    monkeypatch.setattr(backends, "_connect_dask", lambda _: joblib.parallel_config(backend="threading", n_jobs=1))
+    monkeypatch.setattr(backends, "decode_remotely", fails)
+    raw, options = make_raw(tmp_path / "raw", {"a": 3}, num_frames=4), BuildOptions(spec=SPEC, backend="dask")
+
+    with pytest.raises(
+        VidcacheError,
+        match=r"dask cluster: failed 4 times in a row \(OSError: its disk is full\). What was decoded is kept: "
+        "see the logs of its workers, then run the same command again",
+    ):
+        build_cache(raw, tmp_path / "c.h5", options)
+
+    assert len(calls) >= 4
+    assert not (tmp_path / "c.h5").exists()
