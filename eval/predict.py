@@ -120,13 +120,18 @@ def _decode_ahead(
             return failure
 
     # A window, not joblib's generator as in a build: that decodes on whether anybody takes the clips or not.
+    # On a CPU model and decoders would want the same cores, and torch's threads wait for each other: one batch is
+    # decoded, then the model has all cores.
+    is_apart = torch.device(options.device).type != "cpu"
+    window = options.batch_size + (options.workers if is_apart else 0)
     waiting: collections.deque[Future[Outcome]] = collections.deque()
     with Children() as children, ThreadPoolExecutor(options.workers) as pool:
         try:
             for video in videos:
                 waiting.append(pool.submit(decode, video))
-                if len(waiting) >= options.batch_size + options.workers:
-                    yield waiting.popleft().result()
+                if len(waiting) == window:
+                    for _ in range(1 if is_apart else window):
+                        yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:

@@ -201,6 +201,43 @@ def test_decoding_is_ahead_by_two_batches_at_most_and_ends_when_nobody_listens(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
 
 
+def test_on_a_cpu_decoders_rest_while_the_model_works_elsewhere_they_go_on(
+    raw: Path, watched: tuple[Checkpoint, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vidcache.eval import predict
+
+    inner, model, lock, state = predict.decode_video, watched[1], threading.Lock(), {"begun": 0, "ended": 0}
+
+    def decode(*arguments: Any) -> Any:
+        with lock:
+            state["begun"] += 1
+        try:
+            return inner(*arguments)
+        finally:
+            with lock:
+                state["ended"] += 1
+
+    monkeypatch.setattr(predict, "decode_video", decode)
+    begun: list[int] = []
+    model.register_forward_pre_hook(lambda *_: begun.append(state["begun"]) or assert_at_rest(state))
+    videos = [raw / "b" / "b_0.mkv"] * 9
+
+    assert 9 == len(list(predict_videos(videos, *watched, PredictOptions(batch_size=4, workers=2))))
+    assert [4, 8, 9] == begun
+
+    state.update(begun=0, ended=0)
+    options, tools = PredictOptions(batch_size=4, workers=2, device="cuda"), predict.find_all_tools(None)
+    outcomes = predict._decode_ahead(videos, np.arange(4), watched[0].spec, tools, options)
+    for _ in range(4):
+        next(outcomes)
+    assert wait_for(lambda: state["ended"] >= 6)  # of the next batch, which nobody has asked for
+    outcomes.close()
+
+
+def assert_at_rest(state: dict[str, int]) -> None:
+    assert state["begun"] == state["ended"]
+
+
 def test_limits_and_the_place_of_ffmpeg_are_options(raw: Path, checkpoint: Path, tmp_path: Path) -> None:
     video = raw / "a" / "a_0.mkv"
     for options, reason in (
