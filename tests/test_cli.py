@@ -654,6 +654,22 @@ def test_one_bad_video_does_not_stop_the_rest(built: Path, checkpoint: Path) -> 
 # --- demo -------------------------------------------------------------------------------------
 
 
+def test_the_demo_set_has_the_same_pictures_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when all encoders have to share two CPUs: each kind of video once."""
+    from vidcache.preprocess import demo
+
+    monkeypatch.setattr(demo, "CLASSES", {"spin": 6})
+    shown = []
+    for workers in (1, 6):
+        paths = demo.render_demo(tmp_path / str(workers), TOOLS, workers=workers)
+        with Children() as children:
+            clips = [decode_video(path, Spec(16, 32, 32), [TOOLS], children, Limits()).clip for path in paths]
+        shown.append(np.stack(clips))
+
+    assert 6 == len(shown[0])
+    assert (shown[0] == shown[1]).all()
+
+
 def test_the_demo_set_is_what_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vidcache.preprocess import demo
 
