@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: make demo, make test.
-# PIP_ARGS chooses another torch build, e.g. make demo PIP_ARGS="--index-url URL_OF_THE_CPU_WHEELS"
+# PIP_ARGS chooses another torch build, e.g. make demo PIP_ARGS="--extra-index-url URL_OF_THE_CPU_WHEELS"
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
@@ -33,7 +33,7 @@ JOBS ?= 2
 SEED ?= $(shell date +%s)
 test:
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[dev]' --config-settings editable_mode=strict
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[dev,docs]' --config-settings editable_mode=strict
 	touch .venv/installed
 	$(MAKE) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --randomly-seed=$(SEED) --cov
@@ -81,6 +81,7 @@ SCRATCH ?= /tmp/vidcache-bench
 ONLY ?=
 bench: install
 	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[bench]' --config-settings editable_mode=strict
+	test -f $(DEMO)/best.pt || $(MAKE) demo
 	$(BIN)/python tests/benchmarks/run_all.py --data $(DATA) --scratch $(SCRATCH) --only "$(ONLY)"
 
 clean:

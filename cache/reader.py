@@ -351,15 +351,16 @@ class CacheReader(Reader):
                 raise ValueError(f"/{name} is no contiguous, unfiltered, internal dataset")
             if shape is not None and dataset.shape != shape:
                 raise ValueError(f"/{name} has shape {dataset.shape}, expected {shape}")
-            start = dataset.id.get_offset()
-            if start is None or start + dataset.nbytes > header.file_bytes:
-                raise ValueError(f"/{name} lies at {start}, outside the file")
         for column in COLUMNS:
             found, wanted = file["videos"][column.name].dtype, layout.column_dtype(column, 0)
             if found.kind != wanted.kind or (wanted.itemsize and found != wanted):
                 raise ValueError(f"/videos/{column.name} is {found}, expected {wanted}")
         if file["clips"].dtype != np.uint8 or file["clips"].id.get_offset() != header.clips_offset:
             raise ValueError(f"/clips is not uint8 at byte {header.clips_offset}")
+        for name in (*expected, "classes"):
+            start = file[name].id.get_offset() or 0  # inside the user block: it has no storage
+            if not USER_BLOCK_BYTES <= start <= header.file_bytes - file[name].nbytes:
+                raise ValueError(f"/{name} lies at {start}, outside the file")
 
 
 @contextlib.contextmanager

@@ -148,11 +148,12 @@ def stream_chunks(
         waiting = collections.deque(begin(chunk) for chunk in itertools.islice(coming, prefetch))
         try:
             while waiting:
+                # A buffer is free for this one: the ring has one more than are ahead of the consumer. It is begun
+                # before the wait, so that the threads go from one batch to the next without one.
+                waiting.extend(begin(chunk) for chunk in itertools.islice(coming, 1))
                 filled = waiting.popleft()
                 for part in filled.parts:
                     part.result()
-                # A buffer is free for this one: the ring has one more than are ever ahead.
-                waiting.extend(begin(chunk) for chunk in itertools.islice(coming, 1))
                 yield ring.hand_over(filled.buffer, filled.rows)
                 ring.give_back(filled.buffer)
         finally:

@@ -123,7 +123,7 @@ class CacheWriter:
             os.close(descriptor)
 
     def complete(self, row: int, record: np.void) -> None:
-        """Say that a row is done; it counts from the next commit on, at most a second later."""
+        """Say that a row is done; it counts from the next commit on: now, if the last one is a second old."""
         self._waiting.append(journal.encode_entry(self._identity, row, record))
         self.records[row], self.done[row] = record, True
         if len(self._waiting) >= COMMIT_CLIPS or time.monotonic() - self._last_commit >= COMMIT_SECONDS:

@@ -59,7 +59,15 @@ class LazyGroup(click.Group):
 
 
 class Command(click.Command):
-    """A command whose expected errors are one line on stderr and an exit code."""
+    """A command whose expected errors are one line on stderr and an exit code.
+
+    Args:
+        kept: What to do after an interruption, where something is kept.
+    """
+
+    def __init__(self, *args: Any, kept: str = "", **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._kept = kept
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Remember what was typed, for `command_line`."""
@@ -74,7 +82,7 @@ class Command(click.Command):
         except VidcacheError as error:
             _fail(ctx, str(error), error.exit_code)
         except KeyboardInterrupt:
-            _fail(ctx, "interrupted; what is done is kept: run the same command again to go on", 130)
+            _fail(ctx, f"interrupted{self._kept}", 130)
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
@@ -83,8 +91,18 @@ class Command(click.Command):
 
 
 def command_line() -> str:
-    """Return what was typed, as a shell would take it, with the names of files printable."""
-    return printable(click.get_current_context().meta[_TYPED])
+    """Return what was typed, as a shell would take it, with the names of files printable.
+
+    What the environment said comes first, as one would type it: `VIDCACHE_SEED=3 vidtrain c.h5`.
+    """
+    ctx = click.get_current_context()
+    said = [
+        f"{param.envvar}={shlex.quote(os.environ[param.envvar])}"
+        for param in ctx.command.params
+        if isinstance(param.envvar, str)
+        and ctx.get_parameter_source(param.name or "") == click.core.ParameterSource.ENVIRONMENT
+    ]
+    return printable(" ".join([*said, ctx.meta[_TYPED]]))
 
 
 def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001 -- signal's signature

@@ -47,7 +47,7 @@ def one_line(text: str, max_bytes: int) -> str:
 
 
 def to_json(value: dict[str, Any], indent: int | None = None) -> str:
-    """Return a JSON object; numbers that JSON lacks (NaN, infinity) become null.
+    """Return a JSON object; numbers that JSON lacks (NaN, infinity) become null, bytes that are no UTF-8 `\\xff`.
 
     >>> to_json({"loss": float("nan")})
     '{"loss": null}'
@@ -62,4 +62,6 @@ def _finite(value: Any) -> Any:
         return [_finite(item) for item in value]
     if isinstance(value, float) and not abs(value) < float("inf"):
         return None
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return value

@@ -33,7 +33,13 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
 @option(
     "--tta", type=click.Choice(["none", "flip"]), default="none", help="flip: average each clip and its mirror image."
 )
-@option("--views", "num_views", type=click.IntRange(1), default=1, help="Average so many shifted choices of frames.")
+@option(
+    "--views",
+    "num_views",
+    type=click.IntRange(1),
+    default=1,
+    help="Average so many shifted choices of frames, of a model that sees fewer than a clip has.",
+)
 @option("--batch-size", type=click.IntRange(1), default=16, help="Clips at a time.")
 @option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
 @option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the bootstrap.")
@@ -45,7 +51,7 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     show_default="best.eval beside best.pt",
     help="Folder of the results.",
 )
-@option("--explain", is_flag=True, help="Show in the report where the mistakes come from (Grad-CAM).")
+@click.option("--explain", is_flag=True, help="Show in the report where the mistakes come from (Grad-CAM).")
 @option("--verify", is_flag=True, help="Compare each clip with its hash.")
 @click.option("--allow-mismatch", is_flag=True, help="Accept a cache with other content or another split.")
 @json_option()

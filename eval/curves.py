@@ -8,14 +8,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vidcache.files import write_atomically
+from vidcache.figures import write_png
 
 
 def draw_curves(epochs: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the curves as PNG, the epoch with the lowest validation loss marked; see `curves_figure`."""
     best = min(epochs, key=lambda row: row["val_loss"])["epoch"]
     figure = curves_figure(epochs, best)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=120, format="png"))
+    write_png(figure, path, 120)
 
 
 def curves_figure(epochs: Sequence[Mapping[str, Any]], chosen: int, size: tuple[float, float] = (9, 3.6)) -> Figure:

@@ -1,7 +1,6 @@
 """Pictures of an evaluation: confusion matrix, accuracy by class, reliability, strips of frames."""
 
 import io
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from PIL import Image
 
 from vidcache.eval.calibration import Calibration
 from vidcache.eval.metrics import ClassResult, Metrics
-from vidcache.files import write_atomically
+from vidcache.figures import name_style, write_png
 from vidcache.text import printable
 
 MAX_LABELLED = 60  # more class names than this cannot be read at any size
@@ -22,7 +21,7 @@ MAX_LABELLED = 60  # more class names than this cannot be read at any size
 def draw_confusion(metrics: Metrics, title: str, path: Path) -> None:
     """Write the confusion matrix as PNG."""
     figure = confusion_figure(metrics, title)
-    save_png(figure, path)
+    write_png(figure, path, 110)
 
 
 def confusion_figure(metrics: Metrics, title: str) -> Figure:
@@ -38,21 +37,14 @@ def confusion_figure(metrics: Metrics, title: str) -> Figure:
     figure.colorbar(image, ax=axes, fraction=0.04, label="share of the true class")
     if len(names) <= MAX_LABELLED:
         ticks = range(len(names))
-        axes.set_xticks(ticks, names, rotation=90, fontsize=8, parse_math=False)
-        axes.set_yticks(ticks, names, fontsize=8, parse_math=False)
+        axes.set_xticks(ticks, names, rotation=90, fontsize=8, **name_style())
+        axes.set_yticks(ticks, names, fontsize=8, **name_style())
         for row, column in np.argwhere(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(title, fontsize=10, parse_math=False)
+    axes.set_title(title, fontsize=10, **name_style())
     return figure
-
-
-def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure; a name in a script that matplotlib's font lacks is shown as boxes, and that is no news."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        write_atomically(path, lambda file: figure.savefig(file, dpi=110, format="png"))
 
 
 def draw_per_class(per_class: Sequence[ClassResult], title: str, path: Path) -> None:
@@ -66,11 +58,11 @@ def draw_per_class(per_class: Sequence[ClassResult], title: str, path: Path) -> 
     labels = [
         f"{_short(r.class_name)}  ({r.num_correct}/{r.num_clips}{', too few' if r.is_too_few else ''})" for r in results
     ]
-    axes.set_yticks(range(len(results)), labels, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(results)), labels, fontsize=8, **name_style())
     axes.set(xlim=(-0.02, 1.02), xlabel="accuracy, 95 % Wilson interval", ylim=(-0.7, len(results) - 0.3))
-    axes.set_title(title, fontsize=10, parse_math=False)
+    axes.set_title(title, fontsize=10, **name_style())
     axes.grid(axis="x", alpha=0.3)
-    save_png(figure, path)
+    write_png(figure, path, 110)
 
 
 def _short(name: str) -> str:

@@ -40,7 +40,7 @@ Outcome = Clip | Failure
 
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
-    """How to predict; the defaults are those of the command.
+    """How to predict; the defaults are those of the command, which has a worker for each CPU.
 
     Attributes:
         batch_size: Videos at a time for the model.

@@ -283,7 +283,13 @@ def _build_json(report: BuildReport) -> dict[str, Any]:
 
 @click.command(cls=Command)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Another seed gives other videos.")
+@option(
+    "--seed",
+    envvar="VIDCACHE_DEMO_SEED",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    help="Another seed gives other videos.",
+)
 @option("--workers", type=click.IntRange(1), default=num_cpus, show_default="all CPUs", help="Videos at a time.")
 @option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
 def demo(folder: Path, seed: int, workers: int, ffmpeg_dir: Path | None) -> None:

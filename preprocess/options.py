@@ -12,7 +12,7 @@ BACKENDS = ("threads", "dask", "ray")
 
 @dataclasses.dataclass(frozen=True)
 class BuildOptions:
-    """How to build; the defaults are those of the command.
+    """How to build; the defaults are those of the command, which has a worker for each CPU.
 
     Attributes:
         spec: Shape of the clips.

@@ -1,20 +1,17 @@
 """How every chart of an analysis is drawn: bars, histograms, scatter. Knows numbers and names, not videos."""
 
-import functools
-import io
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from vidcache.figures import name_style, to_png
 from vidcache.text import printable
 
 MAX_BARS = 40  # more than these cannot be read: both ends are shown
@@ -24,16 +21,6 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION)
 # A page 390 pixels wide shows a chart at 0.48 of its size: 10 points are 10 pixels then.
 WIDTH_INCHES, DPI = 5.2, 144
-
-FALLBACK_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Noto Sans Devanagari",
-    "Noto Sans Thai",
-    "WenQuanYi Zen Hei",
-    "Arial Unicode MS",
-    "PingFang HK",
-)
 
 Values = npt.NDArray[Any]
 
@@ -75,7 +62,7 @@ def draw_bars(
         axes.annotate(text(total), (total, line), (3, 0), textcoords="offset points", va="center", fontsize=9)
     # A name like $x^2$ is a name.
     labels = [_short(names[k]) for k in order.tolist()]
-    axes.set_yticks(lines, labels, fontsize=10, fontfamily=_fonts(), parse_math=False)
+    axes.set_yticks(lines, labels, fontsize=10, **name_style())
     axes.set(ylim=(-0.6, len(order) - 0.4), xlim=(0, 1.12 * (most or max(left.max(initial=0), 1))), xlabel=xlabel)
     if len(order) < len(names):
         axes.axhline(ENDS - 0.5, color=VERMILION, linestyle="--", linewidth=1)
@@ -93,7 +80,7 @@ def draw_bars(
         figure.legend(loc="outside upper center", ncols=len(parts), frameon=False, fontsize=10)
     _count(axes.xaxis)
     axes.grid(axis="x", alpha=0.3)
-    return _png(figure)
+    return to_png(figure, DPI)
 
 
 def draw_histogram(values: Values, xlabel: str, marks: Sequence[tuple[float, str, str]] = ()) -> bytes:
@@ -131,7 +118,7 @@ def draw_histogram(values: Values, xlabel: str, marks: Sequence[tuple[float, str
     axes.set(xlabel=xlabel, ylabel="videos")
     _count(axes.yaxis)
     axes.grid(axis="y", alpha=0.3)
-    return _png(figure)
+    return to_png(figure, DPI)
 
 
 def draw_sizes(sizes: Values, counts: Values) -> bytes:
@@ -162,7 +149,7 @@ def draw_sizes(sizes: Values, counts: Values) -> bytes:
             handle.set_sizes([60])
     axes.set(xlim=(-0.04 * end, end), ylim=(-0.04 * end, end), xlabel="width in pixels", ylabel="height in pixels")
     axes.grid(alpha=0.3)
-    return _png(figure)
+    return to_png(figure, DPI)
 
 
 def _empty(height_inches: float) -> tuple[Figure, Axes]:
@@ -177,21 +164,6 @@ def _count(axis: Any) -> None:
     """Whole numbers at the ticks of an axis."""
     axis.set_major_locator(MaxNLocator(5, integer=True))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-
-
-@functools.cache
-def _fonts() -> list[str]:
-    """Matplotlib's own font, and what this machine has for the scripts that it lacks."""
-    known = set(font_manager.get_font_names())
-    return ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in known)]
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    with warnings.catch_warnings():  # a character that no font has is drawn as a box
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(file, dpi=DPI, format="png", metadata={"Software": None})  # the same bytes from any version
-    return file.getvalue()
 
 
 def _short(name: str) -> str:

@@ -20,7 +20,10 @@ from vidcache.text import plural, printable
 
 
 class SplitCommand(Command):
-    """A command with `--by`, which takes one word or two: `--by video`, `--by regex PATTERN`."""
+    """A command that writes a cache; its `--by` takes one word or two: `--by video`, `--by regex PATTERN`."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, kept="; what is done is kept: run the same command again to go on", **settings)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Join the two words before click sees them."""

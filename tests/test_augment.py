@@ -206,6 +206,17 @@ def test_any_shape_of_clip_gives_the_formula(shape: tuple[int, int, int]) -> Non
     assert np.abs(expected.clip(low, high) - found.numpy()).max() < 1e-5
 
 
+@pytest.mark.parametrize("method", ["linear", "exact", "none"])
+def test_clips_that_are_worked_on_in_parts_are_augmented_whole(method: str) -> None:
+    clips, draws = clips_of(2, 5, 256), draws_of(2, Strength(flip=1))
+
+    found = augment(clips, draws, method, means_of(clips))
+
+    for t in range(5):
+        alone = augment(clips[:, t : t + 1], draws, method, means_of(clips))
+        assert torch.allclose(alone[:, :, 0], found[:, :, t], atol=1e-5)
+
+
 def test_the_input_is_not_written_to() -> None:
     clips = clips_of()
     before = clips.clone()

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ from vidcache.train.measured import COMPUTE, NAMES, Measured, Pair, Times
 from vidcache.train.precision import Choice
 from vidcache.train.step import EpochSums
 from vidcache.train.stopwatch import Stopwatch
+from vidcache.train.task import Task
 
 SPEC = Spec(8, 64, 64)  # 98,304 bytes: whole pages, so that they can be dropped
 CONFIG = TrainConfig(weights="none", batch_size=4, amp="off")
@@ -97,7 +99,8 @@ def facts_of(*arguments: object) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("tiny_model")
-def test_every_stage_is_timed(cache: Path) -> None:
+def test_every_stage_is_timed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "MAX_SLOWDOWN", math.inf)  # of clips as small as these bf16 may be slow anywhere
     phases: list[str] = []
     with CacheReader(cache) as reader:
         found = measure(reader, CONFIG, FEW, on_phase=phases.append)
@@ -137,7 +140,7 @@ def test_what_is_timed_is_what_trains(cache: Path, is_timed: bool) -> None:
     hooks = dataclasses.replace(loop.SILENT, on_epoch=lambda _, checkpoint: trained.append(checkpoint(False)))
     with CacheReader(cache) as reader:
         loop.train(reader, config, hooks)
-        steps = Steps(reader, config, None, FEW)
+        steps = Steps(Task.of(reader, config, "cpu"), FEW)
         plans = steps.plans(4)
         order = epoch_rows(reader.rows("train"), reader.labels[reader.rows("train")], "both", 0, 1)
         assert order.tolist() == np.concatenate([part for plan in plans for part in plan.parts]).tolist()
@@ -157,7 +160,7 @@ def test_what_is_timed_is_what_trains(cache: Path, is_timed: bool) -> None:
 def test_given_weights_are_those_that_are_measured(cache: Path) -> None:
     weights = TinyModel(2).state_dict()
     with CacheReader(cache) as reader:
-        steps = Steps(reader, CONFIG, None, FEW, weights)
+        steps = Steps(Task.of(reader, CONFIG, "cpu"), FEW, weights)
 
     assert all(torch.equal(tensor, weights[name]) for name, tensor in steps.model.state_dict().items())
 
@@ -183,7 +186,7 @@ def test_clips_are_copied_to_what_is_no_cpu(cache: Path, monkeypatch: pytest.Mon
     waited: list[object] = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
     with CacheReader(cache) as reader:
-        steps = Steps(reader, CONFIG, None, FEW)
+        steps = Steps(Task.of(reader, CONFIG, "cpu"), FEW)
         steps._device = torch.device("meta")
         assert 3 == steps.copy().count
 
@@ -656,12 +659,15 @@ def test_options_change_what_is_measured(cache: Path, monkeypatch: pytest.Monkey
 
     def watch(self: ClipInputs, batch: Any, epoch: int | None) -> torch.Tensor:
         shapes.add(tuple(batch.clips.shape[:2]))
-        methods.append(self._config.augment)
+        methods.append(self._task.config.augment)
         return pixels(self, batch, epoch)
 
     monkeypatch.setattr(ClipInputs, "pixels", watch)
+    monkeypatch.setattr(bench, "MAX_SLOWDOWN", math.inf)
     monkeypatch.setattr(
-        bench, "choose_precision", lambda amp, *_: Choice("off" if amp == "off" else "bf16-prefix", amp)
+        bench,
+        "try_precision",
+        lambda task, *_: Choice("off" if task.config.amp == "off" else "bf16-prefix", task.config.amp),
     )
     plain = facts_of(cache, "--amp", "off")
     assert {(2, 8)} == shapes

@@ -331,6 +331,8 @@ def test_impossible_requests_are_refused(cache_file: Path) -> None:
             reader.read([1, 2])
         with pytest.raises(ValueError, match=r"frames \[0, 4\], expected 0 to 3"):
             reader.read([1], [0, 4])
+        with pytest.raises(ValueError, match=r"frames \[-1\], expected 0 to 3"):
+            reader.read([1], [-1])
         with pytest.raises(ValueError, match=r"out is float64 \(1, 4, 16, 16, 3\), expected C-contiguous uint8"):
             reader.read([1], out=np.zeros((1, 4, 16, 16, 3)))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"out is uint8 \(2, 4, 16, 16, 3\), expected C-contiguous uint8 \(1,"):
@@ -422,8 +424,17 @@ def test_a_clip_of_another_shape_is_refused(tmp_path: Path) -> None:
     with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
         with pytest.raises(ValueError, match=r"row 0: clip is uint8 \(3, 16, 16, 3\), expected uint8 \(4, 16, 16, 3\)"):
             cache_writer.write_clip(0, np.zeros((3, 16, 16, 3), np.uint8))
+        with pytest.raises(ValueError, match=r"row 0: clip is float32 \(4, 16, 16, 3\), expected uint8"):
+            cache_writer.write_clip(0, np.zeros(SPEC.clip_shape, np.float32))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="6 of 6 rows are not completed"):
             finish(cache_writer)
+
+
+def test_an_empty_cache_takes_little_room(tmp_path: Path) -> None:
+    with CacheWriter(tmp_path / "c.h5", small_plan(20_000, Spec(2, 16, 16))) as made:
+        facts = (made.folder / "data.h5").stat()
+
+    assert facts.st_blocks * 512 < facts.st_size / 10
 
 
 def test_a_stopped_build_goes_on_where_it_was(tmp_path: Path) -> None:

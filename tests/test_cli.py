@@ -293,6 +293,10 @@ def test_info_shows_what_is_there(built: Path) -> None:
         "rise <b>[red]",
     ):
         assert piece in text.stdout
+    assert re.search(r"fall +│ 4 +│ 1 +│ 1 +│ 6 ", text.stdout)
+    assert re.search(r"all +│ 12 +│ 3 +│ 3 +│ 18 ", text.stdout)
+    assert f"{'split':16} {said['split_hash']}\n" in text.stdout
+    assert f"{'padded':16} 0 clips with fewer than 8 frames\n" in text.stdout
     assert {"fall": 6, "jump": 6, "rise <b>[red]": 6} == said["classes"]
     assert {"train": {"fall": 4, "jump": 4, "rise <b>[red]": 4}} == {"train": said["splits"]["train"]}
     assert (8, 32, 48) == tuple(said["spec"][name] for name in ("num_frames", "height", "width"))
@@ -314,9 +318,10 @@ def test_verify_finds_a_flipped_bit(built: Path, tmp_path: Path) -> None:
         raw.write(bytes([byte ^ 128]))
 
     result = vidcache("verify", path)
-    said = json.loads(vidcache("verify", path, "--json").stdout)
+    as_json = vidcache("verify", path, "--json")
+    said = json.loads(as_json.stdout)
 
-    assert 4 == result.exit_code
+    assert 4 == result.exit_code == as_json.exit_code
     assert f"row 3 ({name}): the clip does not match its hash" in result.stdout
     assert "1 of 18 clips do not match their hash, expected none" in result.stderr
     problem = {"row": 3, "path": name, "problem": "the clip does not match its hash"}
@@ -339,6 +344,7 @@ def test_verify_of_something_else_is_exit_4(tmp_path: Path) -> None:
 
 def test_train_writes_a_run_and_says_what_it_did(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VIDCACHE_SEED", "3")
     with tiny_models():
         result = call(vidtrain, built, *QUICK, "--json")
 
@@ -350,6 +356,7 @@ def test_train_writes_a_run_and_says_what_it_did(built: Path, tmp_path: Path, mo
     ended = json.loads((tmp_path / "best.run" / "result.json").read_text())
     assert {"best_epoch": said["best_epoch"], "stopped_because": "all 2 epochs are done"} == ended
     typed = json.loads((tmp_path / "best.run" / "config.json").read_text())["command"]
+    assert typed.startswith("VIDCACHE_SEED=3 ")
     assert typed.endswith(f" {built} {' '.join(map(str, QUICK))} --json")
     for piece in (
         "draws/epoch",

@@ -305,6 +305,14 @@ def test_vidcache_verify_finds_an_altered_clip_of_a_cache_1(cache: Path) -> None
     assert result.stdout.startswith("row 3 (run/z_3.mp4): the clip does not match its hash\n")
 
 
+def test_vidcache_verify_shows_a_name_that_is_no_text(cache: Path) -> None:
+    with cache.open("r+b") as file:
+        file.seek(struct.unpack("<Q", cache.read_bytes()[40:48])[0] + CLIP_BYTES + 100)
+        file.write(b"\xff")
+
+    assert call(cli.main, "verify", cache).stdout.startswith("row 1 (Jump/b \\xff_2.mkv): the clip")
+
+
 def test_what_is_written_today_is_the_same_cache_1_byte_for_byte(tmp_path: Path) -> None:
     """A change that makes this fail makes another format, and needs another version; other words of a meaning do not."""
     spec = Spec(2, 16, 20)

@@ -11,6 +11,7 @@ import pytest
 from vidcache.cache.layout import Split
 from vidcache.errors import InputError
 from vidcache.preprocess.given import UNNAMED, Given, complete_given, expand, folder_splits, read_split_files
+from vidcache.preprocess.groups import Grouping
 from vidcache.preprocess.rule import SplitChoice, SplitRule
 from vidcache.preprocess.split_files import SPLIT_FOLDERS
 
@@ -313,6 +314,15 @@ def test_something_must_be_for_training() -> None:
     expected = "given splits: 0 train, 50 val, 100 test, 50 unused, expected videos to train on. Give the list of the"
     with pytest.raises(InputError, match=re.escape(expected)):
         _complete([1, 2, 2, UNNAMED] * 50)
+
+
+def test_a_rule_knows_its_groups_by_their_content(tmp_path: Path) -> None:
+    path, hashes = tmp_path / "g.csv", set()
+    for group in ("1", "2"):
+        path.write_text(f"path,group\na/x,{group}\n")
+        hashes.add(SplitChoice(grouping=Grouping("file", str(path))).applied_to(SplitRule()).files_hash)
+
+    assert 2 == len(hashes)
 
 
 def test_a_rule_knows_its_lists_by_their_content(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The leak guard: what it tells of a cache, of a training, of an evaluation."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,14 +17,16 @@ from tests.test_near import COPIES, Clip, scene
 from vidcache import cli
 from vidcache.cache.joined import open_caches
 from vidcache.cache.layout import Split, Status
-from vidcache.cache.leaks import find_duplicates, find_leaks
+from vidcache.cache.leaks import draw_leaks, find_duplicates, find_leaks
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.eval.cli import main as videval
+from vidcache.filmstrip import Filmstrip
 from vidcache.near import NEAR
 from vidcache.preprocess.likeness_findings import look_alikes
 from vidcache.preprocess.resplit import split_cache
 from vidcache.preprocess.rule import SplitChoice
+from vidcache.sampling import sample_indices
 from vidcache.spec import Spec
 from vidcache.train.cli import main as vidtrain
 
@@ -168,6 +171,49 @@ def test_leaks_lists_pairs_and_draws_them(leaky: Path, clean: Path, tmp_path: Pa
     assert ["c.h5", "c.h5.lock"] == sorted(file.name for file in clean.parent.iterdir())
 
 
+def test_the_command_takes_several_caches(clean: Path, tmp_path: Path) -> None:
+    clips = scenes(40)
+    other = write(tmp_path / "c.h5", [clips[2], clips[30], clips[31]], [TEST, TRAIN, VAL])
+
+    said = json.loads(vidcache("leaks", clean, other, "--out", tmp_path / "p.png", "--json").stdout)
+
+    assert (1, f"{clean} + {other}") == (said["num_pairs"], said["cache"])
+
+
+def test_each_clip_is_drawn_beside_its_split(leaky: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Filmstrip] = []
+    monkeypatch.setattr("vidcache.filmstrip.draw_filmstrips", lambda strips, _: drawn.extend(strips))
+    with CacheReader(leaky) as reader:
+        leaks = find_leaks(reader)
+        draw_leaks(reader, leaks, tmp_path / "p.png", 2)
+        assert 2 == len(drawn)
+        for strip, rows in zip(drawn, leaks.pairs.tolist(), strict=True):
+            for (name, frames), row in zip(strip.lines, rows, strict=True):
+                assert Split(reader.columns["split"][row]).name.lower() == name
+                assert (reader.read([row], sample_indices(16, 8))[0] == frames).all()
+
+
+def test_what_leaks_says_of_its_picture_and_of_the_rest(leaky: Path, clean: Path, tmp_path: Path) -> None:
+    assert json.loads(vidcache("leaks", clean, "--json").stdout)["picture"] is None
+    (tmp_path / "c.h5").write_bytes(leaky.read_bytes())
+    assert "and 2 more: --num-pairs" in vidcache("leaks", tmp_path / "c.h5", "--num-pairs", 0).stdout
+    assert (tmp_path / "c.leaks.png").exists()
+
+
+def test_max_distance_is_what_counts_as_alike(tmp_path: Path) -> None:
+    (clip,) = scenes(1)
+    assert clip is not None
+    cache = write(tmp_path / "c.h5", [clip, COPIES["noise"](clip)], [TRAIN, TEST])
+    with CacheReader(cache) as reader:
+        (distance,) = find_leaks(reader).distances.tolist()
+        assert distance > 0
+        assert 0 == len(find_leaks(reader, distance / 2).pairs)
+
+    said = json.loads(vidcache("leaks", cache, "--json", "--max-distance", distance / 2).stdout)
+
+    assert (0, None) == (said["num_pairs"], said["picture"])
+
+
 def test_leaks_json_and_max_distance(leaky: Path, tmp_path: Path) -> None:
     said = json.loads(vidcache("leaks", leaky, "--out", tmp_path / "p.png", "--json", "--max-distance", 0).stdout)
 
@@ -214,6 +260,20 @@ def test_near_duplicates_are_kept_together_counted_or_left_alone(leaky: Path, tm
     )
     assert 20 == report.num_groups
     assert () == split_cache(cache, SplitChoice(near_duplicates="off")).notes
+
+
+def test_a_given_split_that_parts_copies_says_so_and_nothing_else(leaky: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "c.h5"
+    cache.write_bytes(leaky.read_bytes())
+    with CacheReader(cache) as reader:
+        rows = zip(reader.columns["path"].tolist(), reader.columns["split"].tolist(), strict=True)
+        lines = [f"{os.fsdecode(path)},{Split(split).name.lower()}" for path, split in rows]
+    (tmp_path / "s.csv").write_text("\n".join(["path,split", *lines]))
+
+    report = split_cache(cache, SplitChoice(source="files", files=(str(tmp_path / "s.csv"),)))
+
+    said = "2 pairs of clips that look alike are in different splits: see vidcache leaks, and --near-duplicates"
+    assert (said,) == report.notes
 
 
 # --- vidtrain and videval -----------------------------------------------------------------------

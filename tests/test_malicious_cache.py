@@ -98,6 +98,8 @@ MALICIOUS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "compact": (compact, "/videos/label is no contiguous"),
     "a tebibyte without storage": (_replace("videos/label", shape=(2**38,), chunks=(2,)), "/videos/label is no contig"),
     "a tebibyte, contiguous": (_replace("videos/label", shape=(2**38,)), "/videos/label has shape"),
+    "a column without storage": (_replace("videos/width"), r"/videos/width lies at \d+, outside the file"),
+    "classes beyond the end": (_replace("classes", shape=(1 << 20,)), r"/classes lies at \d+, outside the file"),
     "strings of any length": (_replace("videos/error", dtype=h5py.string_dtype()), "/videos/error is object"),
     "clips elsewhere": (moved, "/clips is not uint8 at byte"),
     "clips of another type": (_replace("clips", dtype="<f4"), "/clips"),

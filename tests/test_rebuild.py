@@ -310,6 +310,15 @@ def test_leftovers_of_a_killed_build_go_away_when_the_cache_is_current(raw: Path
     assert not build_folder(cache).exists()
 
 
+def test_an_up_to_date_check_leaves_a_running_build_alone(raw: Path, cache: Path) -> None:
+    with CacheWriter(cache, small_plan(6, SPEC)) as other:
+        fill(other, [0])
+
+        assert build(raw, cache).up_to_date
+
+        assert (other.folder / "data.h5").exists()
+
+
 def test_the_published_cache_is_never_written_even_if_the_build_folder_has_a_link_to_it(raw: Path, cache: Path) -> None:
     """A rename that a power cut has left half done: two names for one file."""
     add(raw)

@@ -278,9 +278,43 @@ def test_groups_from_a_file(cache: Path, tmp_path: Path) -> None:
         assert all(len(set(splits[group:15:5].tolist())) == 1 for group in range(5))
 
 
+def write_groups(cache: Path, path: Path) -> list[str]:
+    """Put the videos of a cache into 5 groups; return their paths."""
+    with CacheReader(cache) as reader:
+        paths = [os.fsdecode(path) for path in reader.columns["path"].tolist()]
+    path.write_text("\n".join(["path,group", *(f"{name},{row % 5}" for row, name in enumerate(paths))]))
+    return paths
+
+
+def test_a_list_of_groups_can_be_named_again(cache: Path, tmp_path: Path) -> None:
+    write_groups(cache, tmp_path / "g.csv")
+
+    for seed in (1, 2):
+        assert 0 == vidcache("split", cache, "--by", "file", tmp_path / "g.csv", "--seed", seed).exit_code
+
+
+def test_a_list_of_groups_is_not_taken_from_wherever_one_is(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_groups(cache, tmp_path / "g.csv")
+    splits = write_list(tmp_path / "s.csv", [(path, "train") for path in paths])
+    assert 0 == vidcache("split", cache, "--by", "file", tmp_path / "g.csv").exit_code
+    monkeypatch.chdir(tmp_path)
+
+    result = vidcache("split", cache, "--split-file", splits)
+
+    assert 2 == result.exit_code
+    assert "by file g.csv and files, but the cache keeps no files" in result.stderr.replace("\n", " ")
+
+
+def test_a_part_that_nobody_wants_is_not_missed(cache: Path) -> None:
+    assert "though it was asked for" not in vidcache("split", cache, "--split", "100/0/0").stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--by", "file", "none.csv"), "none.csv: No such file or directory, expected a list of videos"),
         (("--by", "regex"), "group by 'regex', expected video, folder"),
         (("--by", "regex", "s"), "group by regex 's': no capture group"),
         (("--by",), "Option '--by' requires an argument"),
@@ -511,6 +545,10 @@ def test_names_that_are_no_text_are_kept_in_the_rule(cache: Path, tmp_path: Path
 
     assert 5 == report.num_groups
     assert "split by         file g\\xff.csv" in vidcache("info", cache).stdout
+    command = [sys.executable, "-c", "from vidcache.cli import main; main()"]
+    for arguments in (("info", cache), ("split", cache, "--dry-run", "--by", os.fsencode(b"file " + groups))):
+        said = subprocess.run([*command, *arguments, "--json"], capture_output=True, text=True, check=True).stdout
+        assert "g\\xff.csv" in json.dumps(json.loads(said)).replace("\\\\", "\\")
 
 
 @pytest.mark.parametrize(
@@ -535,3 +573,5 @@ def test_a_rule_survives_the_cache() -> None:
 
     assert rule == SplitRule.from_attributes(rule.attributes())
     assert rule == SplitChoice().applied_to(rule)
+    finer = SplitRule(fractions=(0.725, 0.1375, 0.1375))
+    assert finer == SplitRule.from_attributes(finer.attributes())

@@ -251,12 +251,13 @@ def test_a_second_signal_stops_at_once(cache: Path, tmp_path: Path) -> None:
         time.sleep(1.3)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=200)  # its step sleeps for 300 seconds
+        _, stderr = process.communicate(timeout=200)  # its step sleeps for 300 seconds
     finally:
         process.kill()
         process.communicate()
 
     assert 130 == process.returncode
+    assert "Error: interrupted; a run that had begun goes on with --resume\n" in stderr
     assert 1 == Checkpoint.load(tmp_path / "best.run" / "last.pt").epoch
 
 

@@ -1,6 +1,7 @@
 """The site is true: its commands parse, its Python runs, its tables are the code, what it names is there; and it builds."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import re
@@ -22,6 +23,7 @@ from vidcache import errors
 from vidcache.cache.layout import COLUMNS, FORMAT_VERSION, HEADER
 from vidcache.cli import COMMANDS
 from vidcache.preprocess.failure import Reason
+from vidcache.train.results import EpochResult
 
 skip_without_checkout()
 CHECKOUT = Path(__file__).parents[1]
@@ -147,15 +149,16 @@ def test_the_environment_is_as_the_page_says() -> None:
     text = PAGES["cli.md"].split("## Environment\n")[1].split("\n## ")[0]
     special, once = set(re.findall(r"`(VIDCACHE_\w+)`", text)), set(re.findall(r"`(--[a-z-]+)`", text))
     options = [
-        (parameter.opts[0], parameter.envvar)
+        (parameter.opts[0], parameter.envvar, name)
         for name, command in PROGRAMS.items()
         if name != "vidcache"
         for parameter in command.params
         if isinstance(parameter, click.Option)
     ]
-    usual = {option: "VIDCACHE_" + option.lstrip("-").replace("-", "_").upper() for option, _ in options}
-    assert once == {option for option, variable in options if variable is None}
-    assert special == {variable for option, variable in options if variable not in (None, usual[option])}
+    usual = {option: "VIDCACHE_" + option.lstrip("-").replace("-", "_").upper() for option, _, _ in options}
+    assert once == {option for option, variable, _ in options if variable is None}
+    assert not [entry for entry in options if entry[0] in once and entry[1] is not None]  # everywhere, or nowhere
+    assert special == {variable for option, variable, _ in options if variable not in (None, usual[option])}
 
 
 def test_exit_codes_and_reasons_are_those_of_the_code() -> None:
@@ -166,6 +169,16 @@ def test_exit_codes_and_reasons_are_those_of_the_code() -> None:
     }
     assert [str(code) for code in sorted({0, *codes})] == [row[0] for row in rows_of("cli.md", "Exit codes")]
     assert [str(reason) for reason in Reason] == [row[0] for row in rows_of("cli.md", "Why a video fails")]
+
+
+def test_every_column_that_is_written_is_explained() -> None:
+    of_run = [field.name for field in dataclasses.fields(EpochResult)]
+    assert of_run == [row[0] for row in rows_of("output.md", "metrics.csv")]
+    source = (CHECKOUT / "eval" / "results.py").read_text()
+    per_class = re.search(r'header = \["class", (.*)\]', source)
+    assert per_class
+    for name in re.findall(r'"(\w+)"', per_class[0]):
+        assert f"`{name}`" in PAGES["output.md"], name
 
 
 # --- Python and the file format -----------------------------------------------------------------------

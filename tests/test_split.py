@@ -92,6 +92,10 @@ def test_failed_videos_do_not_count() -> None:
 def test_fractions_are_percentages_or_shares() -> None:
     assert pytest.approx(DEFAULT) == parse_fractions("70/15/15")
     assert pytest.approx((0.8, 0.2, 0)) == parse_fractions("0.8/0.2/0")
+    for text in ("33.4/33.3/33.3", "0.7/0.2/0.1"):  # floats that sum to almost 100 and almost 1
+        assert pytest.approx([float(part) / (100 if "33" in text else 1) for part in text.split("/")]) == (
+            parse_fractions(text)
+        )
 
 
 @pytest.mark.parametrize(
@@ -215,6 +219,22 @@ def test_videos_that_are_their_own_groups_are_cut_in_the_order_of_their_hashes(
     assert expected.tolist() == assign_splits(paths, labels, [True] * len(labels), fractions, seed).tolist()
     numbers = [7 * row + 3 for row in range(len(labels))][::-1]
     assert expected.tolist() == assign_splits(paths, labels, [True] * len(labels), fractions, seed, numbers).tolist()
+
+
+def test_a_group_has_its_place_by_its_first_path() -> None:
+    paths, groups = _paths(40), np.arange(40) // 2
+    order = sorted(range(20), key=lambda group: xxhash.xxh3_64_intdigest(paths[2 * group], seed=5))
+    train, val, _ = split_counts(20, DEFAULT)
+    expected = np.zeros(20, np.uint8)
+    expected[order[train : train + val]], expected[order[train + val :]] = Split.VAL, Split.TEST
+
+    assert expected.repeat(2).tolist() == assign_splits(paths, [0] * 40, [True] * 40, DEFAULT, 5, groups).tolist()
+
+
+def test_of_equally_good_ways_the_first_profiles_are_in_the_first_splits() -> None:
+    found = apportion([[1, 0], [0, 1]], [1, 1], (0.5, 0.5), [[False, False]] * 2)
+
+    assert [[1, 0], [1, 0]] == found.tolist()
 
 
 def test_groups_change_the_split_and_another_seed_takes_other_groups() -> None:

@@ -29,6 +29,7 @@ from vidcache.model import R3D18, build_model
 from vidcache.spec import Spec
 from vidcache.train import loop, precision
 from vidcache.train.augment import Strength
+from vidcache.train.cli import main as vidtrain
 from vidcache.train.config import TrainConfig
 from vidcache.train.forward import Forward
 from vidcache.train.loop import train
@@ -37,6 +38,7 @@ from vidcache.train.preview import batch_strips, to_pictures
 from vidcache.train.results import EpochResult, Hooks, Progress, RunResult
 from vidcache.train.run import run_training
 from vidcache.train.step import Loss, Stepper
+from vidcache.train.task import Task
 
 TINY = TrainConfig(weights="none", freeze="none", epochs=2, batch_size=4, amp="off", lr=1e-2, seed=3)
 
@@ -234,9 +236,19 @@ def test_the_run_on_disk(tmp_path: Path, learnable: Path, monkeypatch: pytest.Mo
     assert imread(folder / "curves.png").shape[2] == 4
 
 
+def test_the_defaults_of_the_config_are_those_of_the_command() -> None:
+    values = vidtrain.make_context("vidtrain", ["cache.h5"]).params
+    fields = {**dataclasses.asdict(TrainConfig()), **dataclasses.asdict(Strength())}
+    chosen = {"device", "freeze", "strength"}  # by the command
+
+    assert {} == {
+        name: (value, values[name]) for name, value in fields.items() if name not in chosen and values[name] != value
+    }
+
+
 def test_shuffled_labels_leave_the_test_split_alone(learnable: Path) -> None:
     with CacheReader(learnable) as reader:
-        _, labels = loop._training_clips(reader, dataclasses.replace(TINY, shuffle_labels=True))
+        labels = Task.of(reader, dataclasses.replace(TINY, shuffle_labels=True), "cpu").labels
         known = np.concatenate([reader.rows("train"), reader.rows("val")])
         test = reader.rows("test")
         assert (labels[test] == reader.labels[test]).all()

@@ -64,11 +64,11 @@ def epoch_rows(
     return rows[np.fromiter(sampler, np.int64, len(rows))]
 
 
-def loss_weights(labels: npt.NDArray[np.int64], num_classes: int, balance: str) -> torch.Tensor | None:
-    """Return the (K,) float32 class weights of the loss, or None when it is not weighted."""
+def loss_weights(labels: npt.NDArray[np.int64], num_classes: int, balance: str) -> npt.NDArray[np.float32] | None:
+    """Return the (K,) class weights of the loss, or None when it is not weighted."""
     if balance not in ("both", "loss"):
         return None
-    return torch.from_numpy(class_weights(labels, num_classes)).to(torch.float32)
+    return class_weights(labels, num_classes).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

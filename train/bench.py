@@ -13,29 +13,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from vidcache.cache.reader import Reader
 from vidcache.cache.stream import Batch, Rows
 from vidcache.cli import num_cpus
-from vidcache.errors import InputError
 from vidcache.model import build_model
 from vidcache.pixels import Workspace
-from vidcache.sampling import sample_indices
-from vidcache.train.balance import epoch_rows, loss_weights
-from vidcache.train.batching import StepPlan, plan_steps
+from vidcache.train.batching import StepPlan
 from vidcache.train.bench_reading import Limit, Reading, memory_bytes
 from vidcache.train.config import TrainConfig
 from vidcache.train.device import backends, memory_advice
 from vidcache.train.forward import Forward
 from vidcache.train.inputs import ClipInputs
-from vidcache.train.loop import check_config
 from vidcache.train.measured import Measured, Pair, Times
-from vidcache.train.precision import MAX_SLOWDOWN, Choice, choose_precision
+from vidcache.train.precision import MAX_SLOWDOWN, try_precision
 from vidcache.train.ranks import Ranks
-from vidcache.train.step import EpochSums, Stepper
+from vidcache.train.step import EpochSums, Stepper, make_optimizer
 from vidcache.train.stopwatch import Stopwatch, TimedForward, TimedInputs, TimedLoss, TimedScaler, wait_for
+from vidcache.train.task import Task, training_rows
 
 _TOGETHER = 5  # steps between two looks at a device that runs ahead of the loop
 
@@ -62,20 +58,19 @@ def measure(
         CacheError: A clip cannot be read.
         VidcacheError: The memory of the device is full, or a loss is not finite.
     """
-    rows = reader.rows("train")
-    if not len(rows):
-        raise InputError(f"{reader.name}: no train clips, expected at least one. Build it with --split 70/15/15")
-    check_config(reader, config)
+    rows = training_rows(reader)
     config = dataclasses.replace(config, batch_size=min(config.batch_size, len(rows)))
-    used = config.num_frames_used or reader.spec.num_frames
-    frames = None if used == reader.spec.num_frames else sample_indices(reader.spec.num_frames, used)
-    with memory_advice(config.batch_size, config.accumulate, 1, used), backends(deterministic=config.deterministic):
+    task = Task.of(reader, config, config.device)
+    with (
+        memory_advice(config.batch_size, config.accumulate, 1, task.num_frames),
+        backends(deterministic=config.deterministic),
+    ):
         on_phase("reading")
-        reading = Reading(reader, config, frames, limit)
+        reading = Reading(task, limit)
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         warm, (cold, note) = reading.warm(), reading.cold()
         on_phase("the choice of the precision")
-        steps = Steps(reader, config, frames, limit, weights)
+        steps = Steps(task, limit, weights)
         on_phase("the stages of a step")
         resident = steps.resident()
         stages = {"copy": steps.copy(), **steps.stages(resident)}
@@ -116,9 +111,7 @@ class Steps:
     """The pieces of a run on one process, put together as `vidcache.train.loop` does, with a stopwatch.
 
     Args:
-        reader: The cache.
-        config: Of the run.
-        frames: (T',) frames of each clip; None for all.
+        task: What is trained on.
         limit: Of each measurement.
         weights: See `measure`.
 
@@ -127,50 +120,33 @@ class Steps:
         model: That is trained.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        config: TrainConfig,
-        frames: npt.NDArray[np.int64] | None,
-        limit: Limit,
-        weights: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._reader, self._config, self._frames, self._limit = reader, config, frames, limit
-        self._device = torch.device(config.device)
-        self._watch = Stopwatch(self._device)
-        rows, labels, num_classes = reader.rows("train"), reader.labels, len(reader.classes)
-        self._rows = rows
+    def __init__(self, task: Task, limit: Limit, weights: Mapping[str, Any] | None = None) -> None:
+        self._task, self._config, self._device, self._limit = task, task.config, task.device, limit
+        self._watch, config = Stopwatch(self._device), task.config
         torch.manual_seed(config.seed)
-        self.model = build_model(num_classes, "none" if weights else config.weights, config.freeze)
+        self.model = build_model(len(task.reader.classes), "none" if weights else config.weights, config.freeze)
         if weights:
             self.model.load_state_dict(weights)
         self.model.to(self._device, memory_format=torch.channels_last_3d)
-        balanced = loss_weights(labels[rows], num_classes, config.balance)
-        self._class_weights = None if balanced is None else balanced.numpy()
-        on_device = None if balanced is None else balanced.to(self._device)
-        self._loss = TimedLoss(on_device, config.label_smoothing, self._watch)
-        self.precision = self._choose_precision()
+        loss = TimedLoss(task.weights_on_device(), config.label_smoothing, self._watch)
+        self.precision = try_precision(task, self.model, loss, len(self.plans(1)[0].parts[0]))
         self._forward = TimedForward(self.model, self.precision.name, self._watch)
         if config.compile:
             self._forward.compile()
-        self._inputs = TimedInputs(reader, labels, config, self._frames, self._forward, self._device, watch=self._watch)
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        fused = self._device.type in ("cpu", "cuda")
-        optimizer = torch.optim.Adam(trainable, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+        self._inputs = TimedInputs(task, self._forward, self._watch)
+        optimizer = make_optimizer(self.model, config)
         scaler = TimedScaler(self._device.type, enabled=self.precision.name == "fp16", watch=self._watch)
-        self._stepper = Stepper(
-            self._forward, self._loss, optimizer, scaler, config, self._inputs, Ranks(device=config.device)
-        )
+        ranks = Ranks(device=config.device)
+        self._stepper = Stepper(self._forward, loss, optimizer, scaler, config, self._inputs, ranks)
         self.model.train()
 
     def plans(self, num_steps: int) -> list[StepPlan]:
         """Plan the first steps of a run, of as many epochs as they take, whole batches only."""
-        config, labels = self._config, self._reader.labels
+        size = self._config.batch_size
         plans: list[StepPlan] = []
         for epoch in itertools.count(1):
-            order = epoch_rows(self._rows, labels[self._rows], config.balance, config.seed, epoch)
-            order = order[: len(order) // config.batch_size * config.batch_size]
-            plans += plan_steps(order, labels, self._class_weights, config.batch_size, accumulate=config.accumulate)
+            order = self._task.order(epoch)
+            plans += self._task.plan(order[: len(order) // size * size])
             if len(plans) >= num_steps:
                 break
         return plans[:num_steps]
@@ -184,7 +160,7 @@ class Steps:
         """Copy the clips of a step from where they are read to, to the device; none on a CPU, where they stay."""
         if self._device.type == "cpu":
             return Times()
-        shape = (self._config.batch_size, *self._reader.shape_of(self._frames))
+        shape = (self._config.batch_size, *self._task.reader.shape_of(self._task.frames))
         pinned, host = self._device.type == "cuda", torch.device("cpu")
         clips = Workspace().take("clips", shape, torch.uint8, host, pinned=pinned)
         return self._in_turn(lambda: clips.to(self._device, non_blocking=True))[0]
@@ -225,7 +201,7 @@ class Steps:
                 ends.append(time.perf_counter())
                 waited.append(sums.waited_seconds)
 
-        _touch(self._reader, chunks)
+        _touch(self._task.reader, chunks)
         start = time.perf_counter()
         with contextlib.closing(self._inputs.stream(chunks, 1)) as stream:
             self._stepper.epoch(
@@ -260,20 +236,8 @@ class Steps:
             return Pair(), f"2 frames of a clip take {low.low / full.low:.0f} times as long in it"
         return Pair(*self._in_turn(*(functools.partial(_run_frozen, way, pixels) for way in ways))), ""
 
-    def _choose_precision(self) -> Choice:
-        config = self._config
-        clips = self._clips(config)
-        part = self.plans(1)[0].parts[0]
-        with contextlib.closing(clips.stream([part], None)) as stream:
-            batch = next(stream)
-            labels, inputs = batch.labels.clone(), clips.pixels(batch, None)
-        weight = plan_steps(part, self._reader.labels, self._class_weights, len(part))[0].weight
-        criterion = functools.partial(self._loss, weight=weight)
-        return choose_precision(config.amp, self.model, criterion, inputs, labels)
-
     def _clips(self, config: TrainConfig) -> ClipInputs:
-        forward = Forward(self.model, "off")
-        return ClipInputs(self._reader, self._reader.labels, config, self._frames, forward, self._device)
+        return ClipInputs(dataclasses.replace(self._task, config=config), Forward(self.model, "off"))
 
     def _in_turn(self, *calls: Callable[[], object]) -> list[Times]:
         """Time calls, one after the other in each round; the first round warms up."""

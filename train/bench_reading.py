@@ -11,15 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from vidcache.cache.joined import JoinedReader
 from vidcache.cache.reader import CacheReader, Reader
 from vidcache.cache.stream import Rows, epoch_order, stream_chunks
 from vidcache.pixels import Workspace
-from vidcache.train.config import TrainConfig
 from vidcache.train.measured import Pair, Times
+from vidcache.train.task import Task
 
 MIN_REPEATS = 3
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -48,20 +45,19 @@ class Reading:
     """Reads batches as the loop does, and does nothing with them; in turn with twice as many threads.
 
     Args:
-        reader: The cache; has at least a batch of training clips.
-        config: Of the run.
-        frames: (T',) frames of each clip; None for all.
+        task: With at least a batch of training clips.
         limit: Of each measurement.
 
     Attributes:
         clip_bytes: That are read of a clip.
     """
 
-    def __init__(self, reader: Reader, config: TrainConfig, frames: npt.NDArray[np.int64] | None, limit: Limit) -> None:
-        self._reader, self._frames, self._limit = reader, frames, limit
+    def __init__(self, task: Task, limit: Limit) -> None:
+        self._reader, self._frames, self._limit = task.reader, task.frames, limit
+        config = task.config
         self._threads, self._verify, self._memory = config.reader_threads, config.verify, Workspace()
-        self.clip_bytes = math.prod(reader.shape_of(self._frames))
-        size, order = config.batch_size, epoch_order(reader.rows("train"), config.seed, 1)
+        self.clip_bytes = math.prod(task.reader.shape_of(self._frames))
+        size, order = config.batch_size, epoch_order(task.rows, config.seed, 1)
         # Whole batches of different clips: one that comes twice would come from memory the second time.
         count = min(len(order) // size, limit.repeats)
         self._chunks = [order[start * size : (start + 1) * size] for start in range(count)]

@@ -16,6 +16,7 @@ from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError
 from vidcache.eval.metrics import Metrics
 from vidcache.eval.pictures import confusion_figure
+from vidcache.figures import to_png
 from vidcache.train.results import EpochResult, Hooks
 
 TRAIN_BATCH = "train_batch.png"
@@ -47,9 +48,7 @@ def board(hooks: Hooks, folder: Path, first_epoch: int) -> Iterator[Hooks]:
 
         def on_validation(epoch: int, metrics: Metrics) -> None:
             title = f"epoch {epoch}: {metrics.num_correct} of {metrics.num_clips} validation clips right"
-            drawn = io.BytesIO()
-            confusion_figure(metrics, title).savefig(drawn, format="png", dpi=90)
-            drawn.seek(0)
+            drawn = io.BytesIO(to_png(confusion_figure(metrics, title), 90))
             writer.add_image("val/confusion", _pixels(drawn), epoch, dataformats="HWC")
             hooks.on_validation(epoch, metrics)
 

@@ -48,7 +48,11 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Command,
+    kept="; a run that had begun goes on with --resume",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("caches", metavar="CACHE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), default="best.pt", help="Checkpoint of the best epoch."
@@ -218,7 +222,13 @@ def main(
 )
 @option("--split", type=click.Choice(["train", "val", "test"]), default="train", help="Which clips.")
 @option("--num-clips", type=click.IntRange(1, 32), default=4, help="So many, drawn with the seed.")
-@option("--num-frames", type=click.IntRange(1, 64), default=8, help="Frames of each to show.")
+@option(
+    "--num-frames",
+    envvar="VIDCACHE_PREVIEW_FRAMES",
+    type=click.IntRange(1, 64),
+    default=8,
+    help="Frames of each to show.",
+)
 @option("--epoch", type=click.IntRange(1), default=1, help="Of the run whose draws to show.")
 @option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the run whose draws to show.")
 def preview(cache: Path, out: Path | None, split: str, num_clips: int, num_frames: int, **values: Any) -> None:

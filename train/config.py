@@ -8,7 +8,9 @@ from vidcache.train.augment import Strength
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """What a run is asked to do; the defaults are those of the command.
+    """What a run is asked to do.
+
+    The defaults are those of the command, which chooses the device and, without weights, freezes nothing.
 
     Attributes:
         weights: "kinetics400", "none", or a path.

@@ -17,12 +17,12 @@ import xxhash
 from torch import nn
 
 from vidcache.cache.features import FeaturePlan, FeatureReader, FeatureWriter, is_feature_file
-from vidcache.cache.reader import Reader
 from vidcache.errors import CacheError, InputError
 from vidcache.files import free_bytes
 from vidcache.text import plural, printable
 from vidcache.train.config import TrainConfig
 from vidcache.train.inputs import ClipInputs
+from vidcache.train.task import Task
 
 
 def feature_path(cache: Path) -> Path:
@@ -31,23 +31,22 @@ def feature_path(cache: Path) -> Path:
 
 
 def plan_features(
-    reader: Reader, frozen: nn.Sequential, clips: ClipInputs, config: TrainConfig, computed_in: torch.dtype
+    task: Task, frozen: nn.Sequential, clips: ClipInputs, computed_in: torch.dtype
 ) -> tuple[FeaturePlan, npt.NDArray[np.int64]]:
     """Say what a file of features has to hold.
 
     Args:
-        reader: The cache.
+        task: Of the run; the `feature_views` of its config are the views of each training clip (K).
         frozen: The frozen stages, with their final weights.
         clips: Gives the clips to compute the features of.
-        config: Of the run; its `feature_views` are the views of each training clip (K).
         computed_in: What the frozen stages compute in.
 
     Returns:
         The plan, and (N, K + 1) the entry of each row and view, the last column without augmentation, -1 for none.
-
     """
+    reader, config = task.reader, task.config
     views = config.feature_views or 0
-    train, others = reader.rows("train"), np.concatenate([reader.rows("val"), reader.rows("test")])
+    train, others = task.rows, np.concatenate([reader.rows("val"), reader.rows("test")])
     # View by view: an epoch reads one part of the file, and a batch that is computed is of one view.
     rows = np.concatenate([np.tile(train, views), others])
     which = np.concatenate([np.repeat(np.arange(views), len(train)), np.full(len(others), -1)]).astype(np.int32)

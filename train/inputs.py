@@ -10,13 +10,12 @@ import numpy.typing as npt
 import torch
 
 from vidcache.cache.features import FeatureReader
-from vidcache.cache.reader import Reader
 from vidcache.cache.stream import Batch, Rows, Source, stream_chunks
 from vidcache.eval.evaluate import to_input
 from vidcache.pixels import Workspace
 from vidcache.train.augment import augment, draw
-from vidcache.train.config import TrainConfig
 from vidcache.train.forward import Forward
+from vidcache.train.task import Task
 
 
 class Inputs(abc.ABC):
@@ -35,30 +34,18 @@ class ClipInputs(Inputs):
     """Clips of a cache: augmented with the draws of the epoch, then put through the frozen stages.
 
     Args:
-        reader: The cache.
-        labels: (N,) of all rows.
-        config: Of the run.
-        frames: (T',) frames of each clip; None for all.
+        task: With the clips.
         forward: With the frozen stages.
-        device: Where the batches go.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        labels: Rows,
-        config: TrainConfig,
-        frames: npt.NDArray[np.int64] | None,
-        forward: Forward,
-        device: torch.device,
-    ) -> None:
-        self._reader, self._labels, self._config, self._frames = reader, labels, config, frames
-        self._forward, self._device = forward, device
+    def __init__(self, task: Task, forward: Forward) -> None:
+        self._task, self._forward = task, forward
         self._ring, self._pixels = Workspace(), Workspace()
 
     def stream(self, chunks: Sequence[Rows], epoch: int | None) -> Generator[Batch, None, None]:  # noqa: ARG002
         """Read ahead: the same clips in every epoch."""
-        return _stream(self._reader, chunks, self._labels, self._frames, self._config, self._device, self._ring)
+        task = self._task
+        return _stream(task, task.reader, chunks, task.labels, task.frames, self._ring)
 
     def features(self, batch: Batch, epoch: int | None) -> torch.Tensor:
         """Augment, normalise, and run the frozen stages."""
@@ -66,13 +53,13 @@ class ClipInputs(Inputs):
 
     def pixels(self, batch: Batch, epoch: int | None) -> torch.Tensor:
         """Return (B, 3, T', H, W) float32 as the model sees them; overwritten by the next call."""
-        config = self._config
+        config = self._task.config
         if not len(batch.rows):  # a process that has none of the last clips of an epoch
             return to_input(batch.clips.new_zeros((1, *batch.clips.shape[1:])))[:0]
         if epoch is None:
             return to_input(batch.clips, self._pixels)
         draws = draw(batch.rows, config.strength, config.seed, epoch)
-        means = self._reader.columns["mean_rgb"][batch.rows]
+        means = self._task.reader.columns["mean_rgb"][batch.rows]
         return augment(batch.clips, draws, config.augment, means, self._pixels)
 
 
@@ -82,32 +69,23 @@ class FeatureInputs(Inputs):
     Args:
         features: The file.
         entries: (N, K + 1) entry of each row and view, the last column without augmentation; -1 where there is none.
-        labels: (N,) of all rows.
-        config: Of the run.
-        device: Where the batches go.
+        task: Whose clips they were computed of.
     """
 
-    def __init__(
-        self,
-        features: FeatureReader,
-        entries: npt.NDArray[np.int64],
-        labels: Rows,
-        config: TrainConfig,
-        device: torch.device,
-    ) -> None:
-        self._reader, self._entries, self._labels = features, entries, labels
-        self._config, self._device, self._ring = config, device, Workspace()
+    def __init__(self, features: FeatureReader, entries: npt.NDArray[np.int64], task: Task) -> None:
+        self._reader, self._entries, self._task = features, entries, task
+        self._ring = Workspace()
 
     def stream(self, chunks: Sequence[Rows], epoch: int | None) -> Generator[Batch, None, None]:
         """Read ahead: the view of this epoch."""
         view = -1 if epoch is None else (epoch - 1) % (self._entries.shape[1] - 1)
         column = self._entries[:, view]
         labels = np.zeros(len(self._reader), np.int64)
-        labels[column[column >= 0]] = self._labels[column >= 0]
+        labels[column[column >= 0]] = self._task.labels[column >= 0]
         rows_of = np.zeros(len(self._reader), np.int64)
         rows_of[column[column >= 0]] = np.flatnonzero(column >= 0)
         chosen = [column[chunk] for chunk in chunks]
-        for batch in _stream(self._reader, chosen, labels, None, self._config, self._device, self._ring):
+        for batch in _stream(self._task, self._reader, chosen, labels, None, self._ring):
             yield dataclasses.replace(batch, rows=rows_of[batch.rows])
 
     def features(self, batch: Batch, epoch: int | None) -> torch.Tensor:  # noqa: ARG002 -- known when it was read
@@ -116,12 +94,11 @@ class FeatureInputs(Inputs):
 
 
 def _stream(
+    task: Task,
     source: Source,
     chunks: Sequence[Rows],
     labels: Rows,
     frames: npt.NDArray[np.int64] | None,
-    config: TrainConfig,
-    device: torch.device,
     ring: Workspace,
 ) -> Generator[Batch, None, None]:
     stream = stream_chunks(
@@ -129,9 +106,9 @@ def _stream(
         chunks,
         frames=frames,
         labels=labels,
-        device=device,
-        num_threads=config.reader_threads,
-        verify=config.verify,
+        device=task.device,
+        num_threads=task.config.reader_threads,
+        verify=task.config.verify,
         workspace=ring,
     )
     return cast(Generator[Batch, None, None], stream)

@@ -12,22 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from vidcache.cache.features import FeatureReader
-from vidcache.cache.layout import Split
 from vidcache.cache.reader import Reader
 from vidcache.cache.stream import Rows, rank_slice
 from vidcache.checkpoint import Checkpoint
-from vidcache.errors import InputError, InterruptedRunError, MismatchError, VidcacheError
+from vidcache.errors import InterruptedRunError, MismatchError, VidcacheError
 from vidcache.eval.evaluate import Predictions, join_predictions, predict
 from vidcache.eval.metrics import Metrics, compute_metrics
 from vidcache.model import R3D18, build_model, copy_to_cpu, kinetics_path, state_on_cpu
-from vidcache.sampling import sample_indices
-from vidcache.train.balance import audit, epoch_rows, loss_weights
-from vidcache.train.batching import StepPlan, plan_steps
+from vidcache.train.balance import audit
 from vidcache.train.config import TrainConfig
 from vidcache.train.device import backends, memory_advice
 from vidcache.train.early_stopping import EarlyStopping
@@ -35,11 +30,12 @@ from vidcache.train.features import compute_features, in_words, open_features, p
 from vidcache.train.forward import Forward
 from vidcache.train.initial import start_from
 from vidcache.train.inputs import ClipInputs, FeatureInputs, Inputs
-from vidcache.train.precision import Choice, choose_precision
+from vidcache.train.precision import Choice, try_precision
 from vidcache.train.ranks import Ranks
 from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
-from vidcache.train.step import EpochSums, Loss, Stepper
+from vidcache.train.step import EpochSums, Loss, Stepper, make_optimizer
 from vidcache.train.sync_norm import synchronise_norms
+from vidcache.train.task import Task, training_rows
 
 
 def train(
@@ -78,16 +74,16 @@ def train(
         ValueError: A value of the config is none of those it can have.
     """
     ranks = ranks or Ranks(device=config.device)
-    frames = _used_frames(reader, config)
-    num_frames = reader.spec.num_frames if frames is None else len(frames)
+    task = Task.of(reader, config, ranks.device)
+    training_rows(reader, "val")
     with (
         ranks.watch(),
-        memory_advice(config.batch_size, config.accumulate, ranks.count, num_frames),
+        memory_advice(config.batch_size, config.accumulate, ranks.count, task.num_frames),
         backends(deterministic=config.deterministic),
         contextlib.ExitStack() as opened,
     ):
         _check_agreement(ranks, reader, config, resume)
-        run = _Run(reader, config, hooks if ranks.is_first else SILENT, frames, resume, ranks, should_stop)
+        run = _Run(task, hooks if ranks.is_first else SILENT, resume, ranks, should_stop)
         if config.feature_views is not None and not run.is_over():
             opened.enter_context(run.open_features(feature_file))
         return run.through()
@@ -98,28 +94,23 @@ class _Run:
 
     def __init__(
         self,
-        reader: Reader,
-        config: TrainConfig,
+        task: Task,
         hooks: Hooks,
-        frames: npt.NDArray[np.int64] | None,
         resume: Checkpoint | None,
         ranks: Ranks,
         should_stop: Callable[[], bool],
     ) -> None:
-        self.reader, self.config, self.hooks, self.ranks = reader, config, hooks, ranks
-        self.should_stop = should_stop
-        self.device = torch.device(ranks.device)
-        self.rows, self.labels = _training_clips(reader, config)
-        hooks.on_audit(audit(reader.classes, self.labels[self.rows], config.balance))
+        self.task, self.hooks, self.ranks, self.should_stop = task, hooks, ranks, should_stop
+        self.reader, self.config = task.reader, task.config
+        config = task.config
+        hooks.on_audit(audit(task.reader.classes, task.labels[task.rows], config.balance))
         self.model = self._build_model(resume)
-        weights = loss_weights(self.labels[self.rows], len(reader.classes), config.balance)
-        self.class_weights = None if weights is None else weights.numpy()
-        self.loss = Loss(None if weights is None else weights.to(self.device), config.label_smoothing)
+        self.loss = Loss(task.weights_on_device(), config.label_smoothing)
         if resume:
             self.precision = Choice(resume.training["precision"], "as before it was interrupted")
         else:
             # One process measures for all; before they are tied together, so that the others may wait.
-            self.precision = ranks.of_first(lambda: self._try_precision(frames))
+            self.precision = ranks.of_first(lambda: try_precision(task, self.model, self.loss, self._clips_at_once()))
         hooks.on_start(self.precision)
         if ranks.count > 1:
             synchronise_norms(self.model)
@@ -128,13 +119,10 @@ class _Run:
             self.forward.share_gradients()
         if config.compile:
             self.forward.compile()
-        self.clips = ClipInputs(reader, self.labels, config, frames, self.forward, self.device)
+        self.clips = ClipInputs(task, self.forward)
         self.inputs: Inputs = self.clips
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # fused: one kernel for all parameters instead of a dozen for each (42 against 95 ms here).
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(trainable, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.name == "fp16")
+        self.optimizer = make_optimizer(self.model, config)
+        self.scaler = torch.amp.GradScaler(task.device.type, enabled=self.precision.name == "fp16")
         self.stopping = EarlyStopping(config.min_delta, config.patience, config.min_epochs)
         self.results: list[EpochResult] = []
         self.sums = EpochSums()
@@ -152,7 +140,7 @@ class _Run:
         if path is None:
             raise ValueError("feature_file is None, expected a path: the config has feature_views")
         frozen = self.model.split()[0]
-        plan, entries = plan_features(self.reader, frozen, self.clips, self.config, self.forward.prefix_dtype)
+        plan, entries = plan_features(self.task, frozen, self.clips, self.forward.prefix_dtype)
 
         def compute() -> bool:
             found = open_features(path, plan)
@@ -165,7 +153,7 @@ class _Run:
         if not self.ranks.of_first(compute):
             raise InterruptedRunError("train: stopped while features were computed; those that are done are kept")
         features = FeatureReader(path)
-        self.inputs = FeatureInputs(features, entries, self.labels, self.config, self.device)
+        self.inputs = FeatureInputs(features, entries, self.task)
         return features
 
     def through(self) -> RunResult:
@@ -174,7 +162,7 @@ class _Run:
         while not self.is_over():
             epoch = len(self.results) + 1
             self.model.train()
-            plans = self._plan(epoch)
+            plans = self.task.plan(self.task.order(epoch), self.ranks.rank, self.ranks.count)
             rest = [part for plan in plans[self.sums.num_steps :] for part in plan.parts]
             if epoch == 1 and not self.sums.num_steps:
                 self._show_first(rest[0])
@@ -240,33 +228,8 @@ class _Run:
             model.load_state_dict(resume.weights)
         elif config.init:
             self.hooks.on_init(start_from(model, Path(config.init), self.reader.classes))
-        model.to(self.device, memory_format=torch.channels_last_3d)
+        model.to(self.task.device, memory_format=torch.channels_last_3d)
         return model
-
-    def _try_precision(self, frames: npt.NDArray[np.int64] | None) -> Choice:
-        config = self.config
-        clips = ClipInputs(self.reader, self.labels, config, frames, Forward(self.model, "off"), self.device)
-        sample = self.rows[: self._clips_at_once()]
-        with contextlib.closing(clips.stream([sample], None)) as stream:
-            batch = next(stream)
-            labels = batch.labels.clone()
-            inputs = clips.pixels(batch, None)
-            weight = plan_steps(sample, self.labels, self.class_weights, len(sample))[0].weight
-            criterion = functools.partial(self.loss, weight=weight)
-            return choose_precision(config.amp, self.model, criterion, inputs, labels)
-
-    def _plan(self, epoch: int) -> list[StepPlan]:
-        config = self.config
-        order = epoch_rows(self.rows, self.labels[self.rows], config.balance, config.seed, epoch)
-        return plan_steps(
-            order,
-            self.labels,
-            self.class_weights,
-            config.batch_size,
-            accumulate=config.accumulate,
-            rank=self.ranks.rank,
-            num_ranks=self.ranks.count,
-        )
 
     def _clips_at_once(self) -> int:
         return -(-self.config.batch_size // (self.config.accumulate * self.ranks.count))
@@ -319,50 +282,6 @@ def _check_agreement(ranks: Ranks, reader: Reader, config: TrainConfig, resume: 
                     f"train: {name} of process {number} is {found}, expected {first[name]} as of process 0. Give all "
                     "processes the same files and options"
                 )
-
-
-def _training_clips(reader: Reader, config: TrainConfig) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the training rows, and the labels of all rows, permuted where the config says so."""
-    for split in (Split.TRAIN, Split.VAL):
-        if not len(reader.rows(split.name.lower())):
-            raise InputError(
-                f"{reader.name}: no {split.name.lower()} clips, expected at least one. Build it with --split 70/15/15"
-            )
-    rows, labels = reader.rows("train"), reader.labels.copy()
-    if config.shuffle_labels:
-        known = np.concatenate([rows, reader.rows("val")])
-        labels[known] = np.random.default_rng(config.seed).permutation(labels[known])
-    return rows, labels
-
-
-def check_config(reader: Reader, config: TrainConfig) -> None:
-    """Refuse a config that this cache or device cannot serve.
-
-    Raises:
-        InputError: More frames than a clip has, a precision that the device has not, or what needs frozen stages
-            where nothing is frozen.
-    """
-    if config.amp == "fp16" and config.device.startswith("cpu"):
-        raise InputError("--amp fp16: not on a CPU, expected a GPU. Use --amp auto")
-    for option, given in (
-        ("--amp bf16-prefix", config.amp == "bf16-prefix"),
-        ("--feature-cache", config.feature_views is not None),
-    ):
-        if given and config.freeze == "none":
-            raise InputError(f"{option}: nothing is frozen, expected --freeze stem or more. Leave it out")
-    used, there = config.num_frames_used or 1, reader.spec.num_frames
-    if not 1 <= used <= there:
-        raise InputError(
-            f"{reader.name}: num_frames_used {used}, expected 1 to {there}, the frames of a clip. "
-            "Lower --num-frames-used"
-        )
-
-
-def _used_frames(reader: Reader, config: TrainConfig) -> npt.NDArray[np.int64] | None:
-    check_config(reader, config)
-    if config.num_frames_used in (None, reader.spec.num_frames):
-        return None
-    return sample_indices(reader.spec.num_frames, config.num_frames_used or 0)
 
 
 def _result(

@@ -1,5 +1,6 @@
 """Which precision to train in: measured with a real step on the real shapes, gradients compared."""
 
+import contextlib
 import copy
 import dataclasses
 import time
@@ -10,6 +11,8 @@ from torch import nn
 
 from vidcache.model import R3D18
 from vidcache.train.forward import PRECISIONS, Forward
+from vidcache.train.inputs import ClipInputs
+from vidcache.train.task import Task
 
 AMPS = ("auto", *PRECISIONS)
 MAX_GRADIENT_ERROR = 0.05
@@ -29,6 +32,29 @@ class Choice:
 
     name: str
     reason: str
+
+
+def try_precision(
+    task: Task, model: R3D18, loss: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor], num_clips: int
+) -> Choice:
+    """Choose the precision of a run, with its first clips as they are.
+
+    Args:
+        task: What it trains on.
+        model: On the device; is not changed.
+        loss: Of the run: from logits, labels and the loss weights of a step.
+        num_clips: That go through the model at once; at most the batch size.
+
+    Raises:
+        ValueError: As `choose_precision`.
+        CacheError: A clip cannot be read.
+    """
+    clips, sample = ClipInputs(task, Forward(model, "off")), task.rows[:num_clips]
+    with contextlib.closing(clips.stream([sample], None)) as stream:
+        batch = next(stream)
+        labels, inputs = batch.labels.clone(), clips.pixels(batch, None)
+    weight = task.plan(sample)[0].weight
+    return choose_precision(task.config.amp, model, lambda logits, right: loss(logits, right, weight), inputs, labels)
 
 
 def choose_precision(

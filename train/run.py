@@ -24,10 +24,11 @@ from vidcache.text import plural, printable
 from vidcache.train.board import TRAIN_BATCH, board
 from vidcache.train.config import TrainConfig
 from vidcache.train.features import feature_path
-from vidcache.train.loop import check_config, train
+from vidcache.train.loop import train
 from vidcache.train.preview import batch_strips
 from vidcache.train.ranks import Ranks
 from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
+from vidcache.train.task import check_config
 
 # What a resumed run may do otherwise; on another device it is not the same bit for bit.
 FREE = {"reader_threads", "verify", "device", "feature_file"}

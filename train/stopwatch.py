@@ -12,6 +12,7 @@ from vidcache.model import R3D18
 from vidcache.train.forward import Forward
 from vidcache.train.inputs import ClipInputs
 from vidcache.train.step import Loss
+from vidcache.train.task import Task
 
 TIMED = ("augment", "frozen", "trained", "backward", "optimizer")
 
@@ -95,8 +96,8 @@ class TimedForward(Forward):
 class TimedInputs(ClipInputs):
     """A `ClipInputs` whose augmentation is timed."""
 
-    def __init__(self, *args: Any, watch: Stopwatch) -> None:
-        super().__init__(*args)
+    def __init__(self, task: Task, forward: Forward, watch: Stopwatch) -> None:
+        super().__init__(task, forward)
         self._watch = watch
 
     def pixels(self, batch: Batch, epoch: int | None) -> torch.Tensor:

@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_stream.py --data ../shared/data/overhead_home --scratch /tmp/bench
 
 Everything reads the same clips in the same random order in batches of the same size, warm, in turn in each
-round. The floor is a bare loop of `os.preadv` over the same offsets into one buffer. Peers come with the
-`bench` extra; one that is not installed, or does not load, is left out and named.
+round. The floor is a bare loop of `os.preadv` over the same offsets into the two buffers of the stream in turn
+(huge pages: reading into a plain numpy buffer is slower than the stream). Peers come with the `bench` extra;
+one that is not installed, or does not load, is left out and named. torchcodec needs FFmpeg's shared libraries.
 """
 
 import argparse
@@ -69,30 +70,31 @@ def contenders(cache: Path, raw: Path, scratch: Path, order: np.ndarray[Any, Any
     """Everything that reads the clips of `order`."""
     reader = CacheReader(cache)
     spec, header = reader.spec, reader.header
-    buffer = np.empty((size, *spec.clip_shape), np.uint8)
-    view = memoryview(buffer).cast("B")
+    ring, host = Workspace(), torch.device("cpu")  # the same two buffers for all that need some
+    first, second = (
+        ring.take(f"clips {place}", (size, *spec.clip_shape), torch.uint8, host).numpy() for place in range(2)
+    )
 
-    def bare(rows: np.ndarray[Any, Any], target: memoryview) -> int:
+    def bare(rows: np.ndarray[Any, Any], *buffers: np.ndarray[Any, Any]) -> int:
+        targets = [memoryview(buffer).cast("B") for buffer in buffers]
         for index, row in enumerate(rows.tolist()):
             start = index % size * spec.clip_bytes
             os.preadv(
                 reader.fileno(),
-                [target[start : start + spec.clip_bytes]],
+                [targets[index // size % len(targets)][start : start + spec.clip_bytes]],
                 header.clips_offset + row * spec.clip_bytes,
             )
         return len(rows)
 
-    second = memoryview(np.empty_like(buffer)).cast("B")
-
     def floor_of_two() -> int:
         with ThreadPoolExecutor(2) as pool:
-            return sum(pool.map(bare, np.array_split(order, 2), (view, second)))
+            return sum(pool.map(bare, np.array_split(order, 2), (first, second)))
 
     def copies() -> int:
-        clips = np.ones_like(buffer)
+        second.fill(1)
         for start in range(0, len(order), size):
             for place in range(len(order[start : start + size])):
-                buffer[place] = clips[place]
+                first[place] = second[place]
         return len(order)
 
     def fancy() -> int:
@@ -110,10 +112,8 @@ def contenders(cache: Path, raw: Path, scratch: Path, order: np.ndarray[Any, Any
         return len(order)
 
     def ours(threads: int) -> Contender:
-        workspace = Workspace()
-
         def run() -> int:
-            stream = stream_batches(reader, order, size, num_threads=threads, workspace=workspace)
+            stream = stream_batches(reader, order, size, num_threads=threads, workspace=ring)
             return sum(len(batch.rows) for batch in stream)
 
         return run
@@ -122,7 +122,7 @@ def contenders(cache: Path, raw: Path, scratch: Path, order: np.ndarray[Any, Any
     place_of = {row: place for place, row in enumerate(dataset.rows.tolist())}
     sampler = [place_of[row] for row in order.tolist()]
     found: dict[str, Contender] = {
-        "floor: os.preadv": lambda: bare(order, view),
+        "floor: os.preadv": lambda: bare(order, first, second),
         "the same in 2 threads": floor_of_two,
         "one copy per clip": copies,
         "stream, 1 thread": ours(1),

@@ -23,7 +23,6 @@ from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import Batch, epoch_order
 from vidcache.checkpoint import Checkpoint
 from vidcache.model import R3D18
-from vidcache.sampling import sample_indices
 from vidcache.train.batching import plan_steps
 from vidcache.train.config import TrainConfig
 from vidcache.train.features import compute_features, open_features, plan_features
@@ -32,6 +31,7 @@ from vidcache.train.inputs import ClipInputs, FeatureInputs
 from vidcache.train.precision import _error
 from vidcache.train.ranks import Ranks
 from vidcache.train.step import EpochSums, Loss, Stepper
+from vidcache.train.task import Task
 
 
 def make_model(reader: CacheReader, init: Path | None, device: str, *, channels_last: bool = True) -> R3D18:
@@ -69,16 +69,15 @@ class Bench:
     def __init__(self, reader: CacheReader, arguments: argparse.Namespace, num_frames: int) -> None:
         self.reader, self.arguments, self.device = reader, arguments, arguments.device
         self.num_frames = num_frames
-        self.frames = sample_indices(reader.spec.num_frames, num_frames)
         self.config = TrainConfig(
             weights="none", batch_size=arguments.batch_size, num_frames_used=num_frames, epochs=10**6, feature_views=1
         )
+        self.task = Task.of(reader, self.config, arguments.device)
         self.order = epoch_order(reader.rows("train"), 0, 1)[: arguments.batch_size * arguments.steps]
 
     def clips(self, forward: Forward) -> ClipInputs:
         """The inputs of `vidtrain`."""
-        device = torch.device(self.device)
-        return ClipInputs(self.reader, self.reader.labels, self.config, self.frames, forward, device)
+        return ClipInputs(self.task, forward)
 
     def resident(self) -> tuple[torch.Tensor, torch.Tensor]:
         """An augmented batch, and its labels."""
@@ -173,8 +172,8 @@ class Bench:
         """Return the seconds a clip of a plain epoch, of one from features, and of computing these."""
         model = make_model(self.reader, None, self.device)
         forward = Forward(model, "off")
-        clips, device = self.clips(forward), torch.device(self.device)
-        plan, entries = plan_features(self.reader, model.split()[0], clips, self.config, forward.prefix_dtype)
+        clips = self.clips(forward)
+        plan, entries = plan_features(self.task, model.split()[0], clips, forward.prefix_dtype)
         path = folder / "bench.features.h5"
         path.unlink(missing_ok=True)
         computing = seconds_of(
@@ -182,7 +181,7 @@ class Bench:
         )
         found = open_features(path, plan)
         assert found
-        inputs = {"plain": clips, "features": FeatureInputs(found, entries, self.reader.labels, self.config, device)}
+        inputs = {"plain": clips, "features": FeatureInputs(found, entries, self.task)}
         plans = plan_steps(self.order, self.reader.labels, None, self.config.batch_size)
         optimizer, scaler = make_optimizer(model), torch.amp.GradScaler(self.device, enabled=False)
         seconds: dict[str, list[float]] = {name: [] for name in inputs}

@@ -72,6 +72,13 @@ PARTS = (
         "tests/benchmarks/bench_train.py --cache SCRATCH/stream.h5 --scratch SCRATCH",
     ),
     Part(
+        "learned",
+        "The same with the weights of `make demo`: gradients of weights that have learned nothing are so sensitive that "
+        "bf16 cannot be judged by them.",
+        "",
+        "tests/benchmarks/bench_train.py --cache SCRATCH/stream.h5 --scratch SCRATCH --init demo/best.pt",
+    ),
+    Part(
         "near",
         "The leak guard: which copies it finds, what it pairs by mistake, how it scales.",
         "Recall of 0.95 at no more than 1 % of false pairs.",

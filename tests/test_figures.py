@@ -1,0 +1,62 @@
+"""Pictures with the names of strangers in them: any script, any mark-up."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from vidcache import figures
+from vidcache.eval.metrics import compute_metrics
+from vidcache.eval.pictures import draw_confusion, draw_per_class
+from vidcache.filmstrip import Filmstrip, draw_filmstrips
+from vidcache.preprocess.plots import draw_bars
+
+NAMES = ("日本語", r"$\no{such$ mark_up^", "plain")
+
+
+def confusion(path: Path) -> None:
+    """A confusion matrix with the names as classes and in the title."""
+    draw_confusion(compute_metrics(np.arange(3), np.eye(3), NAMES), " ".join(NAMES), path)
+
+
+def per_class(path: Path) -> None:
+    """Accuracy by class."""
+    draw_per_class(compute_metrics(np.arange(3), np.eye(3), NAMES).per_class, " ".join(NAMES), path)
+
+
+def filmstrip(path: Path) -> None:
+    """Frames with the names above and beside them."""
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    draw_filmstrips([Filmstrip(name, ((name, frames),)) for name in NAMES], path)
+
+
+def bars(path: Path) -> None:
+    """A chart of the analysis."""
+    path.write_bytes(draw_bars(NAMES, {"clips": np.arange(3)}, "clips"))
+
+
+@pytest.mark.parametrize("draw", [confusion, per_class, filmstrip, bars])
+def test_any_name_is_drawn_without_a_word(draw: Callable[[Path], None], tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(tmp_path / "drawn.png")
+
+    assert imread(tmp_path / "drawn.png").std() > 0.01
+
+
+def test_what_matplotlib_lacks_comes_from_a_font_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    # Comes with matplotlib and has what no other font has, in the range that is for private use.
+    for fallback in ((), ("no such font",), ("STIXNonUnicode",)):
+        monkeypatch.setattr(figures, "FALLBACK_FONTS", fallback)
+        figures._fonts.cache_clear()
+        draw_filmstrips([Filmstrip("\ue00a", (("", np.zeros((2, 8, 8, 3), np.uint8)),))], tmp_path / "drawn.png")
+        drawn.append((tmp_path / "drawn.png").read_bytes())
+    figures._fonts.cache_clear()
+
+    assert drawn[0] == drawn[1] != drawn[2]
