@@ -145,17 +145,22 @@ def stream_chunks(
             parts = [part for part in itertools.pairwise(edges) if part[0] < part[1]]
             return _Filling(buffer, chunk, [pool.submit(ring.fill, buffer, chunk, *part) for part in parts])
 
-        waiting = collections.deque(begin(chunk) for chunk in itertools.islice(coming, prefetch))
+        waiting: collections.deque[_Filling] = collections.deque()
+
+        def begin_until(count: int) -> None:
+            """Have so many batches on their way; the ring has a buffer more than `prefetch`."""
+            waiting.extend(begin(chunk) for chunk in itertools.islice(coming, count - len(waiting)))
+
         try:
+            begin_until(prefetch)
             while waiting:
-                # A buffer is free for this one: the ring has one more than are ahead of the consumer. It is begun
-                # before the wait, so that the threads go from one batch to the next without one.
-                waiting.extend(begin(chunk) for chunk in itertools.islice(coming, 1))
                 filled = waiting.popleft()
                 for part in filled.parts:
                     part.result()
+                begin_until(prefetch)
                 yield ring.hand_over(filled.buffer, filled.rows)
                 ring.give_back(filled.buffer)
+                begin_until(prefetch + 1)  # not after the next wait: threads go from one batch to the next without one
         finally:
             pool.shutdown(cancel_futures=True)
             ring.wait()
