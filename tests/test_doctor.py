@@ -875,11 +875,14 @@ def test_reading_comes_from_the_disk_or_it_is_said(tmp_path: Path) -> None:
         with mmap.mmap(file.fileno(), 0) as held:  # what is mapped stays in memory
             held.read()
             how = forget(file.fileno(), 1 << 20)
-    said = check_disk(tmp_path, 1, Spec()).found
+    said = {"(from memory" in check_disk(tmp_path, 1, Spec()).found for _ in range(5)}
 
     assert "from memory: it could not be emptied" == how or here is None
     assert (True, False) == (here, forgotten) or here is None
-    assert ("(from memory" in said) is (forgotten is not False)
+    if forgotten is False:
+        assert False in said  # a busy kernel may keep a page now and then, but not five times in a row
+    else:
+        assert {True} == said
 
 
 def test_memory_that_looks_like_a_disk_is_not_believed() -> None:
