@@ -75,13 +75,13 @@ docs: install
 	@echo "Site: $(CURDIR)/site/index.html"
 
 # Each figure is a ratio of two things measured in turn, its floor beside it; what is printed goes to
-# tests/benchmarks/RESULTS.md. DATA: RAW/<class>/<video>. ONLY: some parts, as train,predict. About an hour on 2 cores.
+# tests/benchmarks/RESULTS.md. DATA: RAW/<class>/<video>. ONLY: some parts, as train,predict. An hour or two on 2 cores.
 DATA ?= ../shared/data/overhead_home
 SCRATCH ?= /tmp/vidcache-bench
 ONLY ?=
 bench: install
 	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[bench]' --config-settings editable_mode=strict
-	test -f $(DEMO)/best.pt || $(MAKE) demo
+	case ",$(ONLY)," in ,,|*,learned,*) test -f $(DEMO)/best.pt || $(MAKE) demo;; esac
 	$(BIN)/python tests/benchmarks/run_all.py --data $(DATA) --scratch $(SCRATCH) --only "$(ONLY)"
 
 clean:

@@ -31,7 +31,7 @@ from vidcache.train.precision import MAX_SLOWDOWN, try_precision
 from vidcache.train.ranks import Ranks
 from vidcache.train.step import EpochSums, Stepper, make_optimizer
 from vidcache.train.stopwatch import Stopwatch, TimedForward, TimedInputs, TimedLoss, TimedScaler, wait_for
-from vidcache.train.task import Task, training_rows
+from vidcache.train.task import Task, needed_rows
 
 _TOGETHER = 5  # steps between two looks at a device that runs ahead of the loop
 
@@ -58,7 +58,7 @@ def measure(
         CacheError: A clip cannot be read.
         VidcacheError: The memory of the device is full, or a loss is not finite.
     """
-    rows = training_rows(reader)
+    rows = needed_rows(reader, "train")
     config = dataclasses.replace(config, batch_size=min(config.batch_size, len(rows)))
     task = Task.of(reader, config, config.device)
     with (

@@ -35,7 +35,7 @@ from vidcache.train.ranks import Ranks
 from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
 from vidcache.train.step import EpochSums, Loss, Stepper, make_optimizer
 from vidcache.train.sync_norm import synchronise_norms
-from vidcache.train.task import Task, training_rows
+from vidcache.train.task import Task, needed_rows
 
 
 def train(
@@ -75,7 +75,7 @@ def train(
     """
     ranks = ranks or Ranks(device=config.device)
     task = Task.of(reader, config, ranks.device)
-    training_rows(reader, "val")
+    needed_rows(reader, "val")
     with (
         ranks.watch(),
         memory_advice(config.batch_size, config.accumulate, ranks.count, task.num_frames),

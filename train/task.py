@@ -45,7 +45,7 @@ class Task:
             InputError: There are none, or this cache or device cannot serve the config.
         """
         check_config(reader, config)
-        rows = training_rows(reader)
+        rows = needed_rows(reader, "train")
         labels = reader.labels.copy()
         if config.shuffle_labels:
             known = np.concatenate([rows, reader.rows("val")])
@@ -82,7 +82,7 @@ class Task:
         )
 
 
-def training_rows(reader: Reader, split: str = "train") -> Rows:
+def needed_rows(reader: Reader, split: str) -> Rows:
     """Return the rows of a split that a run cannot do without.
 
     Raises:
