@@ -15,6 +15,7 @@ from vidcache.files import write_text_atomically
 from vidcache.text import printable, to_json
 
 CHANGES = ("worse", "better", "other mistake")
+PER_CLASS = ["class", "num_clips", "num_correct", "accuracy", "low", "high", "too_few_to_claim"]
 
 
 def write_results(
@@ -35,9 +36,8 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     values = {**summary, "confusion": metrics.confusion.tolist()}
     write_text_atomically(folder / "metrics.json", to_json(values, indent=2) + "\n")
-    header = ["class", "num_clips", "num_correct", "accuracy", "low", "high", "too_few_to_claim"]
-    per_class = [[row[name] for name in header] for row in summary["per_class"]]
-    write_text_atomically(folder / "per_class.csv", to_csv(header, per_class))
+    per_class = [[row[name] for name in PER_CLASS] for row in summary["per_class"]]
+    write_text_atomically(folder / "per_class.csv", to_csv(PER_CLASS, per_class))
     write_text_atomically(folder / "predictions.csv", _predictions_csv(reader, predictions))
     title = (
         f"{summary['split']}: {metrics.num_correct} of {metrics.num_clips} right = {metrics.accuracy:.1%} "
