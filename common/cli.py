@@ -75,19 +75,36 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it; `VIDCACHE_DEBUG=1` shows tracebacks of expected errors too."""
-        signal.signal(signal.SIGTERM, _interrupt)
+        """Run it; `VIDCACHE_DEBUG=1` shows tracebacks of expected errors too.
+
+        SIGINT and SIGTERM interrupt what it does. Once that is over they end the process at once: nothing that
+        comes later can make a failure of a success.
+        """
+        interrupted = False
+
+        def interrupt(number: int, frame: object) -> None:  # noqa: ARG001 -- signal's signature
+            nonlocal interrupted
+            interrupted = True
+            raise KeyboardInterrupt
+
+        _on_signals(interrupt)
         try:
-            return super().invoke(ctx)
-        except VidcacheError as error:
-            _fail(ctx, str(error), error.exit_code)
-        except KeyboardInterrupt:
-            _fail(ctx, f"interrupted{self._kept}", 130)
-        except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            where = f"{error.filename}: " if error.filename else ""
-            _fail(ctx, f"{where}{error.strerror or error}", 1)
+            try:
+                return super().invoke(ctx)
+            finally:
+                _on_signals(signal.SIG_DFL)
+        except click.exceptions.Exit:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            # An interruption may come out as anything: NumPy makes a TypeError of it, a lock that is being taken a RuntimeError.
+            if interrupted or isinstance(error, KeyboardInterrupt):
+                _fail(ctx, f"interrupted{self._kept}", 130)
+            if isinstance(error, VidcacheError):
+                _fail(ctx, str(error), error.exit_code)
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                where = f"{error.filename}: " if error.filename else ""
+                _fail(ctx, f"{where}{error.strerror or error}", 1)
+            raise
 
 
 def command_line() -> str:
@@ -105,8 +122,10 @@ def command_line() -> str:
     return printable(" ".join([*said, ctx.meta[_TYPED]]))
 
 
-def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001 -- signal's signature
-    raise KeyboardInterrupt
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background jobs ignore SIGINT
+            signal.signal(number, handler)
 
 
 def _fail(ctx: click.Context, message: str, code: int) -> None:

@@ -1,6 +1,7 @@
 """Checkout guard, and the fixtures that more than one file needs."""
 
 import os
+import signal
 import site
 import sys
 from pathlib import Path
@@ -41,6 +42,15 @@ def _restore_random_state() -> object:
     torch.manual_seed(0)
     yield
     torch.random.set_rng_state(state)
+
+
+@pytest.fixture(autouse=True)
+def _restore_signals() -> object:
+    """A command that runs in this process leaves it without handlers: Ctrl-C has to end the tests in an orderly way."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
