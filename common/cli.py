@@ -96,7 +96,7 @@ class Command(click.Command):
         except click.exceptions.Exit:
             raise
         except (Exception, KeyboardInterrupt) as error:
-            # An interruption may come out as anything: NumPy makes a TypeError of it, a lock that is being taken a RuntimeError.
+            # It may come out as anything: NumPy makes a TypeError of it, a lock that is being taken a RuntimeError.
             if interrupted or isinstance(error, KeyboardInterrupt):
                 _fail(ctx, f"interrupted{self._kept}", 130)
             if isinstance(error, VidcacheError):
