@@ -35,16 +35,26 @@ def draw_filmstrips(strips: Sequence[Filmstrip], path: Path) -> None:
         OSError: The disk is full or not writable; an older file is untouched.
     """
     num_frames, height, width = strips[0].lines[0][1].shape[:3]
+    gap = max(1, width // 20)
     line_inches = _FRAME_INCHES * height / width
-    heights = [len(strip.lines) * line_inches + 0.35 for strip in strips]
-    figure = Figure(figsize=(num_frames * _FRAME_INCHES, sum(heights)), layout="constrained")
-    parts = np.atleast_1d(np.array(figure.subfigures(len(strips), 1, height_ratios=heights)))
-    for part, strip in zip(parts, strips, strict=True):
-        part.suptitle(strip.title, fontsize=7, x=0.01, ha="left", **name_style())
-        axes = part.subplots(len(strip.lines), num_frames, squeeze=False)
-        for (name, pictures), line in zip(strip.lines, axes, strict=True):
-            for picture, axis in zip(pictures, line, strict=True):
-                axis.imshow(picture, interpolation="nearest")
-                axis.set(xticks=[], yticks=[])
-            line[0].set_ylabel(name, fontsize=7, **name_style())
+    heights = [len(strip.lines) * line_inches + 0.25 for strip in strips]
+    figure = Figure(figsize=(num_frames * _FRAME_INCHES + 0.25, sum(heights)), layout="constrained")
+    axes = figure.subplots(len(strips), squeeze=False, height_ratios=heights)[:, 0]
+    for axis, strip in zip(axes, strips, strict=True):
+        axis.imshow(_join([pictures for _, pictures in strip.lines], gap), interpolation="nearest")
+        axis.set_title(strip.title, loc="left", fontsize=7, **name_style())
+        middles = [(height - 1) / 2 + index * (height + gap) for index in range(len(strip.lines))]
+        names = [name for name, _ in strip.lines]
+        axis.set_yticks(middles, names, rotation=90, va="center", fontsize=7, **name_style())
+        axis.tick_params(length=0)
+        axis.set_xticks([])
+        axis.spines[:].set_visible(False)
     write_png(figure, path, 130)
+
+
+def _join(lines: Sequence[Pictures], gap: int) -> Pictures:
+    """Return the frames of all lines in one picture, white between them: an Axes for each frame takes 20 ms."""
+    frames_LFHWC = np.pad(np.stack(lines), ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    num_lines, num_frames, height, width, _ = frames_LFHWC.shape
+    joined = frames_LFHWC.transpose(0, 2, 1, 3, 4).reshape(num_lines * height, num_frames * width, 3)
+    return joined[:-gap, :-gap]
