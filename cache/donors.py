@@ -18,15 +18,11 @@ import xxhash
 
 from vidcache.cache import journal, layout
 from vidcache.cache.layout import COLUMNS, RECORD, Layout, Stage
+from vidcache.cache.place import build_folder
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.files import pread_all, write_text_atomically
 from vidcache.spec import Spec
-
-
-def build_folder(output: Path) -> Path:
-    """Return the folder in which a cache is built: cache.h5 -> .cache.h5.build."""
-    return output.with_name(f".{output.name}.build")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from vidcache.cache.donors import build_folder
 from vidcache.cache.image import SparseImage
 from vidcache.cache.layout import (
     HASH_HEX,
@@ -28,19 +26,17 @@ from vidcache.cache.layout import (
     USER_BLOCK_BYTES,
     create_dataset,
     metadata_hash_of,
-    seal,
     unseal,
 )
-from vidcache.cache.writer import check_space, lock_output
 from vidcache.errors import CacheError
-from vidcache.files import pread_all, pwrite_all, sync_file, sync_folder
+from vidcache.files import pread_all
 from vidcache.text import printable
 
 Rows = npt.NDArray[np.int64]
 MAGIC = b"vidfeats"
 FORMAT_VERSION = 1
-_HASH_BYTES = 16
-_HEADER = np.dtype(
+HASH_BYTES = 16
+HEADER = np.dtype(
     [
         ("format", "S8"),
         ("format_version", "<u4"),
@@ -87,150 +83,6 @@ class FeaturePlan:
         return digest.hexdigest()
 
 
-class FeatureWriter:
-    """The one writer of one file of features; goes on after an interrupted one of the same plan.
-
-    Entries are written in order. Those that were said to be safe are compared with their hashes before they count.
-
-    Args:
-        path: The file; what was there stays until `finish`.
-        plan: What it is to hold.
-
-    Attributes:
-        num_done: Entries that are written; the next one is this one.
-
-    Raises:
-        LockedError: Another process writes the same file.
-        VidcacheError: The disk has no room for it.
-    """
-
-    def __init__(self, path: Path, plan: FeaturePlan) -> None:
-        self.path, self.plan, self.num_done = path, plan, 0
-        self._folder = build_folder(path)
-        self._data = self._journal = -1
-        self._hashes = b""
-        self._lock = lock_output(path)
-        try:
-            self._begin()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give lock and descriptors back."""
-        for descriptor in (self._data, self._journal, self._lock):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._data = self._journal = self._lock = -1
-
-    def write(self, features: npt.NDArray[np.uint8]) -> None:
-        """Append entries; they survive a power cut when this returns.
-
-        Args:
-            features: (B, T', H', W', 2 C) uint8, C-contiguous: the bytes of bfloat16 numbers.
-
-        Raises:
-            ValueError: Another shape, or more entries than are planned.
-            OSError: The disk is full or broken.
-        """
-        *rest, channels = self.plan.shape
-        expected = (len(features), *rest, 2 * channels)
-        if features.shape != expected or features.dtype != np.uint8:
-            raise ValueError(f"features are {features.dtype} {features.shape}, expected uint8 {expected}")
-        if self.num_done + len(features) > len(self.plan.rows):
-            raise ValueError(f"entry {self.num_done + len(features) - 1}, expected 0 to {len(self.plan.rows) - 1}")
-        hashes = []
-        for offset, entry in enumerate(features, self.num_done):
-            pwrite_all(self._data, entry.data.cast("B"), self._slot(offset))
-            hashes.append(xxhash.xxh3_128_digest(entry.data))
-        sync_file(self._data)
-        pwrite_all(self._journal, memoryview(b"".join(hashes)), self.num_done * _HASH_BYTES)
-        sync_file(self._journal)
-        self._hashes += b"".join(hashes)
-        self.num_done += len(features)
-
-    def finish(self) -> None:
-        """Write columns and header, and publish the file under its name.
-
-        Raises:
-            ValueError: An entry is missing.
-            OSError: The disk is full or broken.
-        """
-        plan = self.plan
-        if self.num_done != len(plan.rows):
-            raise ValueError(f"{self.num_done} of {len(plan.rows)} entries are written, expected all")
-        hexadecimal = np.array(
-            [self._hashes[i : i + 16].hex() for i in range(0, len(self._hashes), 16)], f"S{HASH_HEX}"
-        )
-        columns = {"rows": plan.rows.astype("<i8"), "views": plan.views.astype("<i4"), "hashes": hexadecimal}
-        for name, values in columns.items():
-            pwrite_all(self._data, memoryview(values.tobytes()), self._offsets[name])
-        header = np.zeros((), _HEADER)
-        features_bytes = len(plan.rows) * plan.entry_bytes
-        for name, value in {
-            "format": MAGIC,
-            "format_version": FORMAT_VERSION,
-            "complete": 1,
-            "num_entries": len(plan.rows),
-            "shape": plan.shape,
-            "hashes_offset": self._offsets["hashes"],
-            "features_offset": self._offsets["features"],
-            "file_bytes": self._file_bytes,
-            "metadata_hash": metadata_hash_of(self._data, self._offsets["features"], features_bytes, self._file_bytes),
-            "key": plan.key,
-        }.items():
-            header[name] = value
-        sync_file(self._data)
-        pwrite_all(self._data, memoryview(seal(header)), 0)
-        sync_file(self._data)
-        (self._folder / "data.h5").rename(self.path)
-        sync_folder(self.path.parent)
-        shutil.rmtree(self._folder)
-
-    def _begin(self) -> None:
-        name, data = self._folder / "key", self._folder / "data.h5"
-        # Without data, another process was killed after it had published them.
-        is_same = data.exists() and name.exists() and name.read_bytes() == self.plan.key.encode()
-        present = data.stat().st_blocks * 512 if is_same else 0
-        if not is_same and self._folder.exists():
-            shutil.rmtree(self._folder)
-        check_space(self.path, len(self.plan.rows) * (self.plan.entry_bytes + _HASH_BYTES) - present)
-        image, self._offsets, self._file_bytes = _skeleton(self.plan)
-        if not is_same:
-            self._folder.mkdir()
-            with data.open("xb") as file:
-                image.save(file.fileno())
-                os.fsync(file.fileno())
-            name.write_bytes(self.plan.key.encode())  # the last one: without it, all of this is made again
-            sync_folder(self._folder)
-            sync_folder(self._folder.parent)
-        self._data = os.open(data, os.O_RDWR | os.O_CLOEXEC)
-        self._journal = os.open(self._folder / "journal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._count_done((self._folder / "journal").read_bytes())
-
-    def _count_done(self, journal: bytes) -> None:
-        """Take in entries as long as they are what the journal says."""
-        entry = np.empty(self.plan.entry_bytes, np.uint8)
-        for number in range(min(len(journal) // _HASH_BYTES, len(self.plan.rows))):
-            pread_all(self._data, entry.data, self._slot(number))
-            said = journal[number * _HASH_BYTES : (number + 1) * _HASH_BYTES]
-            if xxhash.xxh3_128_digest(entry.data) != said:
-                return
-            self._hashes += said
-            self.num_done += 1
-
-    def _slot(self, entry: int) -> int:
-        return self._offsets["features"] + entry * self.plan.entry_bytes
-
-
 class FeatureReader:
     """A file of features, open for reading; a source for `vidcache.cache.stream`.
 
@@ -253,7 +105,7 @@ class FeatureReader:
             self.close()
             raise CacheError(f"{where}: {error.strerror}, expected a file of features") from None
         try:
-            header = unseal(block, _HEADER, where, _REMEDY, MAGIC)
+            header = unseal(block, HEADER, where, _REMEDY, MAGIC)
             if header["format_version"] != FORMAT_VERSION:
                 raise CacheError(f"{where}: version {header['format_version']}, expected {FORMAT_VERSION}. {_REMEDY}")
             self.shape: tuple[int, ...] = tuple(header["shape"].tolist())
@@ -353,7 +205,7 @@ def is_feature_file(path: Path) -> bool:
     return False
 
 
-def _skeleton(plan: FeaturePlan) -> tuple[SparseImage, dict[str, int], int]:
+def create_skeleton(plan: FeaturePlan) -> tuple[SparseImage, dict[str, int], int]:
     """Make an HDF5 file in which all has its place: the file, where everything lies, its length."""
     image, count = SparseImage(), len(plan.rows)
     with h5py.File(

@@ -1,32 +1,27 @@
 """Reading a cache: checked once, then bytes straight from the descriptor.
 
-A file is trusted only after its header and metadata hashes are right; libhdf5 parses it then, and
-only to compare the structure. Afterwards no HDF5 object is kept: reading is `preadv`, so a reader
-works in threads, after fork and (by reopening) after pickling.
+No HDF5 object is kept: reading is `preadv`, so a reader works in threads, after fork and (by
+reopening) after pickling.
 """
 
 import abc
-import contextlib
 import os
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
 from vidcache.cache import layout
-from vidcache.cache.layout import COLUMNS, USER_BLOCK_BYTES, Header, Split, Status
+from vidcache.cache.contents import read_contents
+from vidcache.cache.layout import Split, Status
 from vidcache.errors import CacheError
 from vidcache.files import pread_all
 from vidcache.spec import Spec
 from vidcache.text import printable
 
 Rows = npt.NDArray[np.int64]
-_PLUGINS = threading.Lock()
 
 
 class Reader(abc.ABC):
@@ -183,11 +178,12 @@ class CacheReader(Reader):
                 f"{printable(path)}: {error.strerror}. Build it first: vidcache build RAW {printable(path)}"
             ) from None
         try:
-            self.header = self._check_header()
-            self._read_structure()
+            contents = read_contents(self._descriptor, printable(path))
         except BaseException:
             self.close()
             raise
+        self.header, self.attributes, self.spec = contents.header, contents.attributes, contents.spec
+        self.classes, self.columns = contents.classes, contents.columns
 
     def __del__(self) -> None:
         self.close()
@@ -255,130 +251,3 @@ class CacheReader(Reader):
             ],
             np.int64,
         )
-
-    def _check_header(self) -> Header:
-        where = printable(self.path)
-        try:
-            block = os.pread(self._descriptor, USER_BLOCK_BYTES, 0)
-        except OSError as error:
-            raise CacheError(f"{where}: {error.strerror}. Expected a cache file") from None
-        header = Header.from_bytes(block, where)
-        size, clips_bytes = os.fstat(self._descriptor).st_size, header.num_clips * header.clip_bytes
-        expected = max(header.file_bytes, header.clips_offset + clips_bytes)
-        if size != expected:
-            raise CacheError(
-                f"{where}: {size:,} bytes long, expected {expected:,}. "
-                "Restore a copy, or build it again with --overwrite"
-            )
-        found = layout.metadata_hash_of(self._descriptor, header.clips_offset, clips_bytes, size)
-        if found != header.metadata_hash:
-            raise CacheError(
-                f"{where}: the columns are damaged (hash {found}, expected {header.metadata_hash}). "
-                "Restore a copy, or build it again with --overwrite"
-            )
-        return header
-
-    def _read_structure(self) -> None:
-        where = printable(self.path)
-        # The same descriptor, so that the file that is parsed is the file that was hashed.
-        with _no_plugins(), os.fdopen(os.dup(self._descriptor), "rb") as raw, h5py.File(raw, "r") as file:
-            try:
-                self._check_structure(file)
-                self.attributes = {name: _plain(value) for name, value in file.attrs.items()}
-                self.spec = Spec(
-                    self.header.num_frames,
-                    self.header.height,
-                    self.header.width,
-                    self.attributes["sampling"],
-                    self.attributes["scaling"],
-                )
-                names = [bytes(name) for name in file["classes"][:]]
-                self.classes = tuple(os.fsdecode(name) for name in names)
-                self.columns = {column.name: file["videos"][column.name][:] for column in COLUMNS}
-            except (KeyError, ValueError, OSError) as error:
-                raise CacheError(
-                    f"{where}: no valid cache structure ({error}). Build it again with --overwrite"
-                ) from error
-        for name, found, expected in (
-            ("fingerprint", layout.fingerprint_of(self.spec, names, self.columns), self.header.fingerprint),
-            ("split_hash", layout.split_hash_of(self.columns), self.header.split_hash),
-        ):
-            if found != expected:
-                raise CacheError(f"{where}: {name} is {found}, expected {expected}. Build it again with --overwrite")
-        self._check_values()
-
-    def _check_values(self) -> None:
-        """Refuse numbers that would be used as indices or in arithmetic, and cannot be meant."""
-        for name, highest in (
-            ("label", len(self.classes) - 1),
-            ("status", max(Status)),
-            ("split", max(Split)),
-            ("num_real", self.spec.num_frames),
-            ("mean_rgb", 255),
-        ):
-            values = self.columns[name].reshape(len(self), -1)
-            wrong = ~((values >= 0) & (values <= highest)).all(axis=1)  # NaN is wrong
-            if wrong.any():
-                row = int(np.flatnonzero(wrong)[0])
-                found = values[row].tolist()
-                raise CacheError(
-                    f"{self.name}: {name} of row {row} is {found[0] if len(found) == 1 else found}, expected 0 to "
-                    f"{highest}. Build it again with --overwrite"
-                )
-
-    def _check_structure(self, file: Any) -> None:
-        """Refuse everything that could make libhdf5 read other files or run filters."""
-        header = self.header
-        expected = {f"videos/{c.name}": (header.num_clips, *c.shape) for c in COLUMNS}
-        expected["clips"] = (header.num_clips, header.num_frames, header.height, header.width, 3)
-        for name, shape in {**expected, "classes": None}.items():
-            holder, place = file, ""
-            for part in name.split("/"):  # each looked at before it is followed: a link opens other files
-                place += f"/{part}"
-                if part not in holder:
-                    raise ValueError(f"{place} is missing")
-                if not isinstance(holder.get(part, getlink=True), h5py.HardLink):
-                    raise ValueError(f"{place} is a link")
-                holder = holder[part]
-            dataset = holder
-            properties = dataset.id.get_create_plist() if isinstance(dataset, h5py.Dataset) else None
-            if (
-                properties is None
-                or properties.get_layout() != h5py.h5d.CONTIGUOUS
-                or properties.get_external_count()
-                or properties.get_nfilters()
-            ):
-                raise ValueError(f"/{name} is no contiguous, unfiltered, internal dataset")
-            if shape is not None and dataset.shape != shape:
-                raise ValueError(f"/{name} has shape {dataset.shape}, expected {shape}")
-        for column in COLUMNS:
-            found, wanted = file["videos"][column.name].dtype, layout.column_dtype(column, 0)
-            if found.kind != wanted.kind or (wanted.itemsize and found != wanted):
-                raise ValueError(f"/videos/{column.name} is {found}, expected {wanted}")
-        if file["clips"].dtype != np.uint8 or file["clips"].id.get_offset() != header.clips_offset:
-            raise ValueError(f"/clips is not uint8 at byte {header.clips_offset}")
-        for name in (*expected, "classes"):
-            start = file[name].id.get_offset() or 0  # inside the user block: it has no storage
-            if not USER_BLOCK_BYTES <= start <= header.file_bytes - file[name].nbytes:
-                raise ValueError(f"/{name} lies at {start}, outside the file")
-
-
-@contextlib.contextmanager
-def _no_plugins() -> Iterator[None]:
-    """Keep libhdf5 from loading code for a filter that a file names, from `HDF5_PLUGIN_PATH` or elsewhere."""
-    with _PLUGINS:
-        folders = [h5py.h5pl.get(index) for index in range(h5py.h5pl.size())]
-        for _ in folders:
-            h5py.h5pl.remove(0)
-        try:
-            yield
-        finally:
-            for folder in folders:
-                h5py.h5pl.append(folder)
-
-
-def _plain(value: Any) -> Any:
-    """Turn an attribute into str, int, float or a list of them."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

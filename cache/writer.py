@@ -1,16 +1,12 @@
 """Writing a cache: fixed slots, a journal, a verified finish, one rename.
 
-Next to `cache.h5` lie, while it is built, `cache.h5.lock` (never removed: removing a lock file is
-a race) and `.cache.h5.build/<plan>/` with `plan.json`, `data.h5` and `journal`. A build under
-another plan (a video was added) has another folder, and takes over what is still good from the
+While `cache.h5` is built, `.cache.h5.build/<plan>/` has `plan.json`, `data.h5` and `journal`. A
+build under another plan (a video was added) has another folder, and takes over what is still good from the
 earlier ones. The published name is never opened for writing. Nothing here decodes anything.
 """
 
 import contextlib
-import errno
-import fcntl
 import os
-import shutil
 import stat
 import threading
 import time
@@ -22,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vidcache.cache import journal, layout
-from vidcache.cache.donors import Donor, Skeleton, build_folder
+from vidcache.cache.donors import Donor, Skeleton
 from vidcache.cache.layout import COLUMNS, RECORD, Header, Layout, Stage, Status
+from vidcache.cache.place import build_folder, check_space, lock_output, remove_build, remove_builds
 from vidcache.cache.plan import Plan
-from vidcache.errors import CacheError, LockedError, VidcacheError
-from vidcache.files import copy_range, free_bytes, pread_all, pwrite_all, sync_file, sync_folder
+from vidcache.errors import CacheError
+from vidcache.files import copy_range, pread_all, pwrite_all, sync_file, sync_folder
 from vidcache.text import printable
 
 COMMIT_CLIPS = 32
@@ -164,7 +161,7 @@ class CacheWriter:
         self.commit()
         for folder in sorted(build_folder(self.output).iterdir()):
             if folder != self.folder:
-                _remove_build(folder)
+                remove_build(folder)
 
     def commit(self) -> None:
         """Make everything that was completed so far survive a power cut: data first, then journal.
@@ -234,14 +231,14 @@ class CacheWriter:
         (self.folder / "data.h5").rename(self.output)
         sync_folder(self.output.parent)
         sync_folder(self.folder)
-        _remove_builds(self.output)
+        remove_builds(self.output)
         return header
 
     def _slot(self, row: int) -> int:
         return self._layout.clips_offset + row * self.plan.spec.clip_bytes
 
     def _create(self) -> Layout:
-        _remove_build(self.folder)
+        remove_build(self.folder)
         self.folder.mkdir(parents=True)
         plan = self.plan
         made = layout.create_skeleton(
@@ -319,33 +316,6 @@ class CacheWriter:
                 )
 
 
-def lock_output(output: Path) -> int:
-    """Make this process the only one that writes a file; the lock is gone when the descriptor is closed.
-
-    Raises:
-        LockedError: Another process has it.
-        VidcacheError: The folder cannot be written, or its file system cannot lock.
-    """
-    where = printable(output)
-    try:
-        descriptor = os.open(output.with_name(f"{output.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise VidcacheError(
-            f"{where}: cannot write into {printable(output.parent)} ({error.strerror}). "
-            "Choose a folder that exists and is writable"
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise VidcacheError(
-                f"{where}: this file system cannot lock files ({error.strerror}). Build on a local disk"
-            ) from error
-        raise LockedError(f"{where}: another build is writing it. Wait for that build, or stop it") from None
-    return descriptor
-
-
 def _check_space(output: Path, folder: Path, plan: Plan) -> None:
     try:
         present = os.stat(folder / "data.h5").st_blocks * 512
@@ -354,49 +324,7 @@ def _check_space(output: Path, folder: Path, plan: Plan) -> None:
     check_space(output, plan.num_clips * (plan.spec.clip_bytes + 2 * journal.ENTRY_BYTES) - present)
 
 
-def check_space(output: Path, needed: int) -> None:
-    """Refuse to begin what the disk has no room for.
-
-    Raises:
-        VidcacheError: Fewer bytes are free than are needed.
-    """
-    free = free_bytes(output.parent)
-    if needed > free:
-        raise VidcacheError(
-            f"{printable(output)}: needs {needed:,} bytes, but its disk has {free:,} free. "
-            "Free some space, or write to another disk"
-        )
-
-
 def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def clean_up(output: Path) -> None:
-    """Remove what a killed build has left beside a finished cache; leave it to a build that still runs."""
-    if build_folder(output).is_dir():
-        try:
-            lock = lock_output(output)
-        except LockedError:
-            return
-        try:
-            _remove_builds(output)
-        finally:
-            os.close(lock)
-
-
-def _remove_builds(output: Path) -> None:
-    folder = build_folder(output)
-    if folder.is_dir():
-        for build in sorted(folder.iterdir()):
-            _remove_build(build)
-        shutil.rmtree(folder)
-
-
-def _remove_build(folder: Path) -> None:
-    """Remove one build, plan first, so that a kill in between leaves nothing that resumes."""
-    (folder / "plan.json").unlink(missing_ok=True)
-    if folder.is_dir():
-        shutil.rmtree(folder)

@@ -17,8 +17,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from vidcache.cache.place import lock_output
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.writer import lock_output
 from vidcache.errors import LockedError
 from vidcache.eval.doctor import OK, PROBLEM, WARNING, Asked, Check, control_groups, guarded, one
 from vidcache.eval.doctor_disk import PIECE_BYTES, forget, in_memory, size, speed, timed_reads, write

@@ -20,11 +20,12 @@ from rich.text import Text
 
 from vidcache.cli import Command, echo_json, json_option, num_cpus, option
 from vidcache.errors import TooManyFailuresError
-from vidcache.preprocess.build import BuildReport, build_cache, check_class_sizes
+from vidcache.preprocess.build import BuildReport, build_cache
 from vidcache.preprocess.decode import Limits
 from vidcache.preprocess.demo import CLASSES, render_demo
 from vidcache.preprocess.ffmpeg import find_tools
 from vidcache.preprocess.options import BACKENDS, BuildOptions
+from vidcache.preprocess.planning import check_class_sizes
 from vidcache.preprocess.problems import failures_path
 from vidcache.preprocess.sources import LAYOUTS, find_videos
 from vidcache.preprocess.split_cli import SplitCommand, make_choice, parse_with, show_notes, split_options

@@ -1,31 +1,27 @@
-"""One video file to one clip: open, hash, probe, decode, and say what really happened.
+"""One video file to one clip: probe, decode, and say what really happened.
 
 Knows one video at a time; what to do with the clip is the caller's.
 """
 
 import dataclasses
-import mmap
 import os
 import re
-import stat
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import ffmpeg
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
+from vidcache.preprocess.clip_output import PIXELS, ClipOutput
 from vidcache.preprocess.failure import Failure, Reason
 from vidcache.preprocess.ffmpeg import Children, Exit, Tools
-from vidcache.preprocess.keyed import CHATTER, plan_keyed
+from vidcache.preprocess.keyed import plan_keyed
 from vidcache.preprocess.probe import SAFE_INPUT, Probe, probe_video
 from vidcache.preprocess.sampling import select_expression
+from vidcache.preprocess.video_file import hash_file, open_video
 from vidcache.spec import Spec
 from vidcache.text import one_line
 
@@ -39,8 +35,6 @@ _UNSUPPORTED = re.compile(
     r"|is not implemented|No decoder for"
 )
 _ENCRYPTED = re.compile(r"encrypt|decrypt", re.I)
-# The same pixels as rgb24, plane by plane: swscale packs pixels without SIMD, 8 to 10 ms of 55 for a short clip.
-_PIXELS, _PLANES = "gbrp", (2, 0, 1)
 _TOO_LARGE = re.compile(r"Picture size \S+ is invalid|exceeds specified max|Cannot allocate memory")
 
 
@@ -97,49 +91,6 @@ class Decoded:
     damage: str
 
 
-def open_video(path: str | bytes | Path) -> int:
-    """Open a regular file for reading, and nothing else.
-
-    Returns:
-        A descriptor. No name ever reaches ffmpeg.
-
-    Raises:
-        Failure: It is a link, FIFO, device or folder, it is empty, or it cannot be read.
-    """
-    try:
-        # O_NONBLOCK: opening a FIFO would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if os.path.islink(path):
-            raise Failure(Reason.NOT_A_REGULAR_FILE, "a symbolic link") from None
-        if error.errno is not None and os.path.lexists(path) and not os.path.isfile(path):
-            raise Failure(Reason.NOT_A_REGULAR_FILE, error.strerror or "") from None
-        raise Failure(Reason.UNREADABLE, error.strerror or "") from None
-    facts = os.fstat(descriptor)
-    problem = None
-    if not stat.S_ISREG(facts.st_mode):
-        problem = Failure(Reason.NOT_A_REGULAR_FILE, stat.filemode(facts.st_mode))
-    elif facts.st_size == 0:
-        problem = Failure(Reason.UNREADABLE, "the file is empty")
-    if problem:
-        os.close(descriptor)
-        raise problem
-    return descriptor
-
-
-def hash_video(path: str | bytes | Path) -> str:
-    """Return the xxh3-128 of a video file, hex.
-
-    Raises:
-        Failure: It is not a regular file, or cannot be read.
-    """
-    descriptor = open_video(path)
-    try:
-        return _hash_file(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def decode_video(
     path: str | bytes | Path, spec: Spec, tools: Sequence[Tools], children: Children, limits: Limits
 ) -> Decoded:
@@ -159,7 +110,7 @@ def decode_video(
     descriptor, source_hash = open_video(path), ""
     try:
         before = os.fstat(descriptor)
-        source_hash = _hash_file(descriptor)
+        source_hash = hash_file(descriptor)
         *others, last = tools
         for pair in others:
             try:
@@ -195,7 +146,7 @@ def _decode(
 ) -> Decoded:
     probe = probe_video(tools, children, descriptor, deadline=deadline, max_pixels=limits.max_pixels)
     expected = max(probe.num_packets, 1)
-    with _Output(spec) as output:
+    with ClipOutput(spec) as output:
         if limits.keyed:
             keyed = _decode_keyed(descriptor, spec, tools, children, deadline, limits, probe, output)
             if keyed:
@@ -241,7 +192,7 @@ def _decode_keyed(
     deadline: float,
     limits: Limits,
     probe: Probe,
-    output: "_Output",
+    output: ClipOutput,
 ) -> Ledger | None:
     """Decode only what the samples need; None, where that is not sure to give the same frames."""
     plan = plan_keyed(tools, children, descriptor, probe, spec.num_frames, deadline=deadline)
@@ -280,62 +231,13 @@ def _command(
     stream = ffmpeg.input(f"file:/dev/fd/{descriptor}", **source)[str(probe.stream_index)]
     stream = stream.filter("select", chosen)
     stream = stream.filter("scale", spec.width, spec.height, flags=spec.scaling)
-    stream = stream.output(f"file:/dev/fd/{output}", format="rawvideo", pix_fmt=_PIXELS, fps_mode="passthrough")
+    stream = stream.output(f"file:/dev/fd/{output}", format="rawvideo", pix_fmt=PIXELS, fps_mode="passthrough")
     stream = stream.global_args("-y", "-nostdin", "-hide_banner", "-nostats", "-v", "level+verbose")
     stream = stream.global_args("-filter_complex_threads", "1")
     if drop:
         stream = stream.global_args("-copyts")  # the times that ffprobe saw
     command: list[str] = stream.compile(cmd=tools.ffmpeg)
     return command
-
-
-class _Output:
-    """A file in memory that ffmpeg writes by itself: through a pipe, each frame would wake us."""
-
-    def __init__(self, spec: Spec) -> None:
-        self._spec = spec
-        if sys.platform == "linux":
-            self.descriptor = os.memfd_create("clip", os.MFD_CLOEXEC)
-        else:
-            with tempfile.TemporaryFile() as file:
-                self.descriptor = os.dup(file.fileno())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self.descriptor)
-
-    @property
-    def num_frames(self) -> int:
-        """Whole frames that are there."""
-        return os.fstat(self.descriptor).st_size // (self._spec.clip_bytes // self._spec.num_frames)
-
-    def run(self, children: Children, command: Sequence[str], source: int, deadline: float) -> Exit:
-        """Let ffmpeg write here from the start."""
-        os.ftruncate(self.descriptor, 0)
-        return children.run(
-            command,
-            pass_fds=(source, self.descriptor),
-            deadline=deadline,
-            max_file_bytes=self._spec.clip_bytes,
-            chatter=CHATTER,
-        )
-
-    def padded_clip(self) -> npt.NDArray[np.uint8]:
-        """Return (T, H, W, 3) uint8, the last frame repeated as far as need be."""
-        num_frames, spec = self.num_frames, self._spec
-        with mmap.mmap(self.descriptor, 0, prot=mmap.PROT_READ) as memory:
-            planes = np.frombuffer(memory, np.uint8, num_frames * spec.clip_bytes // spec.num_frames)
-            planes = planes.reshape(num_frames, 3, spec.height, spec.width)
-            clip = np.empty(spec.clip_shape, np.uint8)
-            for channel, plane in enumerate(_PLANES):
-                clip[:num_frames, ..., channel] = planes[:, plane]
-            del planes  # or the memory could not be unmapped
-        clip[num_frames:] = clip[num_frames - 1]
-        return clip
 
 
 def _read_ledger(ended: Exit) -> Ledger:
@@ -377,13 +279,3 @@ def _damage(probe: Probe, ledger: Ledger) -> str:
     if probe.num_frames_from_header > probe.num_packets_in_file:
         return f"{Reason.MISSING_FRAMES}: {ledger.num_frames} decoded, the header says {probe.num_frames_from_header}"
     return ""
-
-
-def _hash_file(descriptor: int) -> str:
-    digest = xxhash.xxh3_128()
-    try:
-        while chunk := os.read(descriptor, 1 << 20):
-            digest.update(chunk)
-    except OSError as error:
-        raise Failure(Reason.UNREADABLE, error.strerror or "") from None
-    return digest.hexdigest()

@@ -17,7 +17,7 @@ from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import CacheError, InputError, LockedError
-from vidcache.preprocess.build import plan_attributes
+from vidcache.preprocess.planning import plan_attributes
 from vidcache.preprocess.rule import Assignment, SplitChoice, SplitRule, Splitter
 from vidcache.text import printable
 

@@ -15,8 +15,8 @@ from vidcache.cache.layout import Status
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
-from vidcache.preprocess.decode import hash_video
 from vidcache.preprocess.failure import Failure
+from vidcache.preprocess.video_file import hash_video
 
 VERSIONS = {"vidcache_version", "ffmpeg_version"}
 

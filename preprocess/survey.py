@@ -12,13 +12,14 @@ import numpy as np
 from vidcache.cache.layout import ERROR_BYTES, RECORD, Status
 from vidcache.preprocess.analysis import Facts, Progress, no_progress
 from vidcache.preprocess.backends import in_threads
-from vidcache.preprocess.decode import Limits, hash_video, open_video
+from vidcache.preprocess.decode import Limits
 from vidcache.preprocess.failure import Failure, Reason
 from vidcache.preprocess.ffmpeg import Children, Tools, find_tools
 from vidcache.preprocess.given import folder_splits
 from vidcache.preprocess.probe import Probe, probe_video
 from vidcache.preprocess.record import failure_record
 from vidcache.preprocess.sources import find_videos
+from vidcache.preprocess.video_file import hash_video, open_video
 from vidcache.text import one_line, printable
 
 

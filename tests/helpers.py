@@ -19,8 +19,8 @@ from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.eval import loading
 from vidcache.perceptual import perceptual_hash
-from vidcache.preprocess.build import plan_attributes
 from vidcache.preprocess.ffmpeg import find_tools
+from vidcache.preprocess.planning import plan_attributes
 from vidcache.preprocess.rule import SplitRule
 from vidcache.preprocess.split import assign_splits
 from vidcache.spec import Spec

@@ -21,7 +21,7 @@ from matplotlib.image import imread
 
 from tests.helpers import TOOLS, make_cache, make_raw, make_video, tiny_models
 from vidcache import cli
-from vidcache.cache.donors import build_folder
+from vidcache.cache.place import build_folder
 from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
 from vidcache.cli import COMMANDS, echo_json

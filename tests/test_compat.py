@@ -21,7 +21,8 @@ import xxhash
 from click.testing import CliRunner, Result
 
 from vidcache import cli
-from vidcache.cache.features import FeaturePlan, FeatureReader, FeatureWriter
+from vidcache.cache.feature_writer import FeatureWriter
+from vidcache.cache.features import FeaturePlan, FeatureReader
 from vidcache.cache.layout import RECORD
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
@@ -30,8 +31,8 @@ from vidcache.checkpoint import Checkpoint
 from vidcache.errors import CacheError, MismatchError
 from vidcache.eval.cli import main as videval
 from vidcache.eval.predict_cli import main as vidpredict
-from vidcache.preprocess.build import plan_attributes
 from vidcache.preprocess.groups import Grouping
+from vidcache.preprocess.planning import plan_attributes
 from vidcache.preprocess.rule import SplitRule
 from vidcache.spec import Spec
 from vidcache.train.cli import main as vidtrain

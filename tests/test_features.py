@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import make_cache, tiny_models
-from vidcache.cache import writer as writer_module
-from vidcache.cache.features import FeaturePlan, FeatureReader, FeatureWriter
+from vidcache.cache import place as place_module
+from vidcache.cache.feature_writer import FeatureWriter
+from vidcache.cache.features import FeaturePlan, FeatureReader
 from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import CacheError, InputError, InterruptedRunError, LockedError, VidcacheError
@@ -193,7 +194,7 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "free_bytes", lambda _: 100)
+    monkeypatch.setattr(place_module, "free_bytes", lambda _: 100)
 
     with pytest.raises(VidcacheError, match=r"f\.h5: needs 1,372 bytes, but its disk has 100 free"):
         FeatureWriter(tmp_path / "f.h5", make_plan())

@@ -15,8 +15,9 @@ import pytest
 from tests.helpers import make_raw, make_video
 from tests.test_cache import fill, small_plan
 from vidcache.cache import writer as writer_module
-from vidcache.cache.donors import build_folder, open_donors
+from vidcache.cache.donors import open_donors
 from vidcache.cache.layout import Split, Status
+from vidcache.cache.place import build_folder
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import CacheError, InputError, LockedError, VidcacheError

@@ -412,7 +412,7 @@ def test_a_kill_at_any_instant_leaves_the_old_split_or_the_new(cache: Path, tmp_
     split_cache(golden, SplitChoice(seed=1))
     code = (
         "import os, signal, sys; from pathlib import Path; from vidcache import files; "
-        "from vidcache.cache import writer; from vidcache.preprocess.resplit import split_cache; "
+        "from vidcache.cache import place, writer; from vidcache.preprocess.resplit import split_cache; "
         "from vidcache.preprocess.rule import SplitChoice\n"
         "left = [int(sys.argv[2])]\n"
         "def killing(function):\n"
@@ -421,8 +421,9 @@ def test_a_kill_at_any_instant_leaves_the_old_split_or_the_new(cache: Path, tmp_
         "        if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
         "        return function(*arguments)\n"
         "    return call\n"
-        "for name in ('pwrite_all', 'copy_range', 'sync_file', 'sync_folder', '_write_all', '_remove_build'):\n"
+        "for name in ('pwrite_all', 'copy_range', 'sync_file', 'sync_folder', '_write_all'):\n"
         "    setattr(writer, name, killing(getattr(writer, name)))\n"
+        "place.remove_build = writer.remove_build = killing(place.remove_build)\n"
         "Path.rename = killing(Path.rename)\n"
         "split_cache(Path(sys.argv[1]), SplitChoice(seed=1))\n"
     )

@@ -1,15 +1,10 @@
 """`vidtrain`: options in, best.pt and best.run/ out."""
 
-import contextlib
 import dataclasses
-import math
 import os
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -19,6 +14,7 @@ from vidcache.cli import Command, beside, check_png, choose_device, command_line
 from vidcache.errors import InputError, InterruptedRunError
 from vidcache.text import plural, printable
 from vidcache.train.reporter import Reporter
+from vidcache.train.stop import Stop
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.train.augment import Strength
@@ -169,7 +165,7 @@ def main(
     with join_ranks(config.device) as ranks:
         stderr = Console(stderr=True, quiet=not ranks.is_first)
         try:
-            with Reporter(stderr) as reporter, _Stop(reporter.show_stop) as stop:
+            with Reporter(stderr) as reporter, Stop(reporter.show_stop) as stop:
                 result = run_training(
                     caches,
                     out,
@@ -290,43 +286,3 @@ def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "T
                 f"{there[name]}, expected the same. Leave it out, or train without --resume"
             )
     return dataclasses.replace(old, **{**free, "device": choose_device(free.get("device", old.device))})
-
-
-class _Stop:
-    """The first SIGINT or SIGTERM asks the run to stop after the step that it is in; a later one stops it at once.
-
-    One that comes within a second is the same one: torchrun and a batch system may both pass it on.
-
-    Args:
-        on_asked: Told of the first one.
-    """
-
-    def __init__(self, on_asked: Callable[[], None]) -> None:
-        self._on_asked = on_asked
-        self._asked_at = math.inf
-        self._before: dict[int, Any] = {}
-
-    @property
-    def asked(self) -> bool:
-        """Whether the run is to stop."""
-        return self._asked_at < math.inf
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: object) -> None:  # noqa: ARG002 -- signal's signature
-        now, asked = time.monotonic(), self.asked
-        if now - self._asked_at > 1:
-            raise KeyboardInterrupt
-        self._asked_at = min(now, self._asked_at)
-        if not asked:
-            with contextlib.suppress(RuntimeError):  # it came in the middle of a write to stderr
-                self._on_asked()

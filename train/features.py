@@ -16,7 +16,8 @@ import torch
 import xxhash
 from torch import nn
 
-from vidcache.cache.features import FeaturePlan, FeatureReader, FeatureWriter, is_feature_file
+from vidcache.cache.feature_writer import FeatureWriter
+from vidcache.cache.features import FeaturePlan, FeatureReader, is_feature_file
 from vidcache.errors import CacheError, InputError
 from vidcache.files import free_bytes
 from vidcache.text import plural, printable

@@ -23,9 +23,9 @@ import numpy as np
 
 from vidcache.cache.layout import RECORD, clip_hash_of
 from vidcache.cache.writer import CacheWriter
-from vidcache.preprocess.build import make_plan
 from vidcache.preprocess.decode import Limits, decode_video
 from vidcache.preprocess.ffmpeg import Children, find_tools
+from vidcache.preprocess.planning import make_plan
 from vidcache.preprocess.rule import SplitRule
 from vidcache.preprocess.sources import find_videos
 from vidcache.preprocess.split import assign_splits

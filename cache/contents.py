@@ -1,0 +1,172 @@
+"""What a cache file says of itself, checked before it is believed.
+
+A file is trusted only after its header and metadata hashes are right; libhdf5 parses it then, and
+only to compare the structure. Nothing of HDF5 is open afterwards.
+"""
+
+import contextlib
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from vidcache.cache import layout
+from vidcache.cache.layout import COLUMNS, USER_BLOCK_BYTES, Header, Split, Status
+from vidcache.errors import CacheError
+from vidcache.spec import Spec
+
+_PLUGINS = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """Everything of a cache but its clips.
+
+    Attributes:
+        header: The user block.
+        attributes: Root attributes of the file: how it was made.
+        spec: Shape of the clips.
+        classes: Class names; a label is an index into them.
+        columns: One (N, ...) array per column of `vidcache.cache.layout.COLUMNS`.
+    """
+
+    header: Header
+    attributes: dict[str, Any]
+    spec: Spec
+    classes: tuple[str, ...]
+    columns: dict[str, npt.NDArray[Any]]
+
+
+def read_contents(descriptor: int, where: str) -> Contents:
+    """Read and check everything of a cache but its clips.
+
+    Args:
+        descriptor: The file, open for reading; stays ours.
+        where: The file, for messages.
+
+    Raises:
+        CacheError: The file is unfinished, damaged, foreign or of another version.
+    """
+    header = _read_header(descriptor, where)
+    # The same descriptor, so that the file that is parsed is the file that was hashed.
+    with _no_plugins(), os.fdopen(os.dup(descriptor), "rb") as raw, h5py.File(raw, "r") as file:
+        try:
+            _check_structure(file, header)
+            attributes = {name: _plain(value) for name, value in file.attrs.items()}
+            spec = Spec(header.num_frames, header.height, header.width, attributes["sampling"], attributes["scaling"])
+            names = [bytes(name) for name in file["classes"][:]]
+            columns = {column.name: file["videos"][column.name][:] for column in COLUMNS}
+        except (KeyError, ValueError, OSError) as error:
+            raise CacheError(f"{where}: no valid cache structure ({error}). Build it again with --overwrite") from error
+    for name, found, expected in (
+        ("fingerprint", layout.fingerprint_of(spec, names, columns), header.fingerprint),
+        ("split_hash", layout.split_hash_of(columns), header.split_hash),
+    ):
+        if found != expected:
+            raise CacheError(f"{where}: {name} is {found}, expected {expected}. Build it again with --overwrite")
+    contents = Contents(header, attributes, spec, tuple(os.fsdecode(name) for name in names), columns)
+    _check_values(contents, where)
+    return contents
+
+
+def _read_header(descriptor: int, where: str) -> Header:
+    try:
+        block = os.pread(descriptor, USER_BLOCK_BYTES, 0)
+    except OSError as error:
+        raise CacheError(f"{where}: {error.strerror}. Expected a cache file") from None
+    header = Header.from_bytes(block, where)
+    size, clips_bytes = os.fstat(descriptor).st_size, header.num_clips * header.clip_bytes
+    expected = max(header.file_bytes, header.clips_offset + clips_bytes)
+    if size != expected:
+        raise CacheError(
+            f"{where}: {size:,} bytes long, expected {expected:,}. Restore a copy, or build it again with --overwrite"
+        )
+    found = layout.metadata_hash_of(descriptor, header.clips_offset, clips_bytes, size)
+    if found != header.metadata_hash:
+        raise CacheError(
+            f"{where}: the columns are damaged (hash {found}, expected {header.metadata_hash}). "
+            "Restore a copy, or build it again with --overwrite"
+        )
+    return header
+
+
+def _check_structure(file: Any, header: Header) -> None:
+    """Refuse everything that could make libhdf5 read other files or run filters."""
+    expected = {f"videos/{c.name}": (header.num_clips, *c.shape) for c in COLUMNS}
+    expected["clips"] = (header.num_clips, header.num_frames, header.height, header.width, 3)
+    for name, shape in {**expected, "classes": None}.items():
+        holder, place = file, ""
+        for part in name.split("/"):  # each looked at before it is followed: a link opens other files
+            place += f"/{part}"
+            if part not in holder:
+                raise ValueError(f"{place} is missing")
+            if not isinstance(holder.get(part, getlink=True), h5py.HardLink):
+                raise ValueError(f"{place} is a link")
+            holder = holder[part]
+        dataset = holder
+        properties = dataset.id.get_create_plist() if isinstance(dataset, h5py.Dataset) else None
+        if (
+            properties is None
+            or properties.get_layout() != h5py.h5d.CONTIGUOUS
+            or properties.get_external_count()
+            or properties.get_nfilters()
+        ):
+            raise ValueError(f"/{name} is no contiguous, unfiltered, internal dataset")
+        if shape is not None and dataset.shape != shape:
+            raise ValueError(f"/{name} has shape {dataset.shape}, expected {shape}")
+    for column in COLUMNS:
+        found, wanted = file["videos"][column.name].dtype, layout.column_dtype(column, 0)
+        if found.kind != wanted.kind or (wanted.itemsize and found != wanted):
+            raise ValueError(f"/videos/{column.name} is {found}, expected {wanted}")
+    if file["clips"].dtype != np.uint8 or file["clips"].id.get_offset() != header.clips_offset:
+        raise ValueError(f"/clips is not uint8 at byte {header.clips_offset}")
+    for name in (*expected, "classes"):
+        start = file[name].id.get_offset() or 0  # inside the user block: it has no storage
+        if not USER_BLOCK_BYTES <= start <= header.file_bytes - file[name].nbytes:
+            raise ValueError(f"/{name} lies at {start}, outside the file")
+
+
+def _check_values(contents: Contents, where: str) -> None:
+    """Refuse numbers that would be used as indices or in arithmetic, and cannot be meant."""
+    for name, highest in (
+        ("label", len(contents.classes) - 1),
+        ("status", max(Status)),
+        ("split", max(Split)),
+        ("num_real", contents.spec.num_frames),
+        ("mean_rgb", 255),
+    ):
+        values = contents.columns[name].reshape(contents.header.num_clips, -1)
+        wrong = ~((values >= 0) & (values <= highest)).all(axis=1)  # NaN is wrong
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            found = values[row].tolist()
+            raise CacheError(
+                f"{where}: {name} of row {row} is {found[0] if len(found) == 1 else found}, expected 0 to "
+                f"{highest}. Build it again with --overwrite"
+            )
+
+
+@contextlib.contextmanager
+def _no_plugins() -> Iterator[None]:
+    """Keep libhdf5 from loading code for a filter that a file names, from `HDF5_PLUGIN_PATH` or elsewhere."""
+    with _PLUGINS:
+        folders = [h5py.h5pl.get(index) for index in range(h5py.h5pl.size())]
+        for _ in folders:
+            h5py.h5pl.remove(0)
+        try:
+            yield
+        finally:
+            for folder in folders:
+                h5py.h5pl.append(folder)
+
+
+def _plain(value: Any) -> Any:
+    """Turn an attribute into str, int, float or a list of them."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
