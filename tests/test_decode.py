@@ -327,7 +327,7 @@ def test_a_child_that_writes_faster_than_we_read_is_ended(children: Children) ->
     )
 
     assert ended.timed_out
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60
 
 
 def test_a_huge_picture_is_refused(tmp_path: Path, children: Children) -> None:

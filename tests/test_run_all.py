@@ -54,6 +54,19 @@ def test_what_is_not_run_or_fails_keeps_what_was_there(tmp_path: Path, monkeypat
     assert "```\n7\n```" in out.read_text()
 
 
+def test_the_cache_of_the_data_is_made_for_the_parts_that_need_it(
+    raw_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from vidcache.cache.reader import CacheReader; print(len(CacheReader('CACHE')), 'clips')"
+    parts = (PARTS[0], Part("third", "How many?", "", f'-c "{code}"'))
+
+    run(monkeypatch, tmp_path / "R.md", "--only", "first", parts=parts)
+    assert not (tmp_path / "scratch" / "data.h5").exists()
+    run(monkeypatch, tmp_path / "R.md", "--data", str(raw_dir), parts=parts)
+
+    assert "```\n9 clips\n```" in (tmp_path / "R.md").read_text()
+
+
 def test_a_part_that_does_not_exist_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -247,7 +247,7 @@ def test_real_builds_killed_at_any_time_lose_nothing(tmp_path: Path) -> None:
                 os.killpg(child.pid, how)  # its children are in a group of their own
             else:
                 child.send_signal(how)
-        child.communicate(timeout=30)
+        child.communicate(timeout=60)
         lock.unlink(missing_ok=True)
         if child.returncode == 0:
             finished += 1
@@ -258,7 +258,7 @@ def test_real_builds_killed_at_any_time_lose_nothing(tmp_path: Path) -> None:
         assert child.returncode in (-how, 130)
         assert not cache.exists() or golden == cache.read_bytes()
         start = time.monotonic()
-        while (left := alive(str(tools / "ff"))) and time.monotonic() - start < 2:
+        while (left := alive(str(tools / "ff"))) and time.monotonic() - start < 30:
             time.sleep(0.02)
         assert [] == left
 

@@ -34,7 +34,6 @@ from vidcache.cache.stream import epoch_order, stream_batches
 from vidcache.pixels import Workspace
 from vidcache.sampling import sample_indices
 
-VIDCACHE = str(Path(sys.executable).with_name("vidcache"))
 Contender = Callable[[], int]
 
 
@@ -241,21 +240,18 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="RAW/<class>/<video> of real videos")
+    parser.add_argument("--cache", type=Path, required=True, help="what vidcache build makes of them")
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/vidcache-bench"))
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     arguments.scratch.mkdir(parents=True, exist_ok=True)
-    cache = arguments.scratch / "stream.h5"
-    subprocess.run(
-        [VIDCACHE, "build", str(arguments.data), str(cache), "--workers", "2"], check=True, capture_output=True
-    )
-    with CacheReader(cache) as reader:
+    with CacheReader(arguments.cache) as reader:
         order = epoch_order(reader.rows(), 0, 1)
     runs: dict[str, list[tuple[float, float]]] = {}
     for round_ in range(arguments.rounds + 1):
         if not round_:
-            found = contenders(cache, arguments.data, arguments.scratch, order, arguments.batch_size)
+            found = contenders(arguments.cache, arguments.data, arguments.scratch, order, arguments.batch_size)
         for name, run in found.items():
             cpu, start = cpu_seconds(), time.perf_counter()
             num_clips = run()
@@ -273,7 +269,7 @@ def main() -> None:
             f"{name:28} {speed:8.0f} clips/s  {cpu:7.2f} ms CPU/clip  {ratio:6.3f} of the floor's speed  "
             f"{work:6.1f} times the CPU of a copy"
         )
-    subprocess.run([sys.executable, "-c", MEMORY, str(cache)], check=True)
+    subprocess.run([sys.executable, "-c", MEMORY, str(arguments.cache)], check=True)
 
 
 if __name__ == "__main__":

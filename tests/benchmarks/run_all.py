@@ -34,7 +34,7 @@ class Part:
         name: For `--only`.
         question: What it answers, and what its floor is.
         asked: The figures that were asked for, or ""; so that a miss can be seen.
-        arguments: Of python; DATA and SCRATCH stand for the folders.
+        arguments: Of python; DATA and SCRATCH stand for the folders, CACHE for what `vidcache build` makes of DATA.
     """
 
     name: str
@@ -56,27 +56,27 @@ PARTS = (
         "Clips from a cache beside a bare preadv loop over the same offsets (the floor) and beside other ways to feed a "
         "training loop, each used as its documentation says.",
         "0.95 of the floor; two threads 1.5 times one; at most 1.15 times the CPU of one copy; memory of two batches.",
-        "tests/benchmarks/bench_stream.py --data DATA --scratch SCRATCH",
+        "tests/benchmarks/bench_stream.py --data DATA --cache CACHE --scratch SCRATCH",
     ),
     Part(
         "augment",
         "Flip, four jitters and normalisation of a clip beside torchvision v2 clip by clip, and kornia.",
         "linear 20 times as fast as torchvision, exact 2 times.",
-        "tests/benchmarks/bench_augment.py --cache SCRATCH/stream.h5",
+        "tests/benchmarks/bench_augment.py --cache CACHE",
     ),
     Part(
         "train",
         "The loop of vidtrain beside bare steps on a resident batch (the floor: 1.00), and a step in every way beside "
         "the plain one.",
         "The loop at 0.99 or more with 16 and with 64 frames.",
-        "tests/benchmarks/bench_train.py --cache SCRATCH/stream.h5 --scratch SCRATCH",
+        "tests/benchmarks/bench_train.py --cache CACHE --scratch SCRATCH",
     ),
     Part(
         "learned",
         "The same with the weights of `make demo`: gradients of weights that have learned nothing are so sensitive that "
         "bf16 cannot be judged by them.",
         "",
-        "tests/benchmarks/bench_train.py --cache SCRATCH/stream.h5 --scratch SCRATCH --init demo/best.pt",
+        "tests/benchmarks/bench_train.py --cache CACHE --scratch SCRATCH --init demo/best.pt",
     ),
     Part(
         "near",
@@ -112,10 +112,15 @@ def main() -> None:
         parser.error(f"--only: no part {', '.join(sorted(unknown))}")
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     sections, failed = read_sections(arguments.out), []
+    cache = arguments.scratch / "data.h5"
+    places = {"DATA": arguments.data, "SCRATCH": arguments.scratch, "CACHE": cache}
+    if any("CACHE" in part.arguments for part in PARTS if part.name in chosen):
+        build = [Path(sys.executable).with_name("vidcache"), "build", arguments.data, cache, "--workers", "2"]
+        subprocess.run(build, check=True)
     for part in PARTS:
         if part.name not in chosen:
             continue
-        words = part.arguments.replace("DATA", str(arguments.data)).replace("SCRATCH", str(arguments.scratch))
+        words = re.sub("DATA|SCRATCH|CACHE", lambda place: str(places[place[0]]), part.arguments)
         print(f"\n== {part.name}: {part.question}", flush=True)
         started, said = time.perf_counter(), []
         with subprocess.Popen([sys.executable, *shlex.split(words)], stdout=subprocess.PIPE, text=True) as process:
@@ -152,7 +157,8 @@ def document(sections: dict[str, str]) -> str:
     parts = [f"## {part.name}\n{sections[part.name]}" for part in PARTS if part.name in sections]
     return (
         "# Measured\n\nWritten by `make bench`; what it printed, row by row, lost ones too. DATA is a folder of real videos "
-        "(277 clips of 320x240, 7 classes), SCRATCH a folder for caches and rendered videos.\n\n" + "".join(parts)
+        "(277 clips of 320x240, 7 classes), CACHE what `vidcache build` makes of it, SCRATCH a folder for caches and rendered "
+        "videos.\n\n" + "".join(parts)
     ).rstrip() + "\n"
 
 
