@@ -307,7 +307,7 @@ def choose(
     *,
     frozen: bool = False,
 ) -> object:
-    monkeypatch.setattr(precision, "_conv_slowdown", lambda _: slowdown)
+    monkeypatch.setattr(precision, "conv_slowdown", lambda _: slowdown)
     real = precision._timed_step
     remaining = iter(seconds)
 
@@ -371,13 +371,13 @@ def test_a_precision_that_is_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_one_small_convolution_is_measured_for_real() -> None:
-    assert 0 < precision._conv_slowdown(torch.device("cpu")) < math.inf
+    assert 0 < precision.conv_slowdown(torch.device("cpu")) < math.inf
 
 
 def test_the_copy_that_is_tried_does_not_change_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _Stub()
     before = model.layer.weight.clone()
-    monkeypatch.setattr(precision, "_conv_slowdown", lambda _: 0.1)
+    monkeypatch.setattr(precision, "conv_slowdown", lambda _: 0.1)
     choose_precision(
         "auto",
         model,  # type: ignore[arg-type]

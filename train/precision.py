@@ -91,7 +91,7 @@ def choose_precision(
         return Choice(amp, "as asked")
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return Choice("off", "this GPU has no bf16; --amp fp16 can be tried")
-    quick = _conv_slowdown(device)
+    quick = conv_slowdown(device)
     if quick > MAX_SLOWDOWN:
         return Choice("off", f"one bf16 convolution takes {quick:.0f} times as long here")
     trial = copy.deepcopy(model)
@@ -113,8 +113,8 @@ def choose_precision(
     return Choice("off", "; ".join(refused))
 
 
-def _conv_slowdown(device: torch.device) -> float:
-    """How many times slower one small bf16 convolution is than in float32.
+def conv_slowdown(device: torch.device) -> float:
+    """Return how many times slower one small bf16 convolution is than in float32.
 
     Asked first, because without AVX-512 a whole step in bf16 takes 50 times as long (76 s for
     8 clips of 8x48x48 on a Zen 3 CPU): too long to find out by doing it.

@@ -28,7 +28,7 @@ from vidcache.train.config import TrainConfig
 from vidcache.train.features import compute_features, open_features, plan_features
 from vidcache.train.forward import Forward
 from vidcache.train.inputs import ClipInputs, FeatureInputs
-from vidcache.train.precision import _error
+from vidcache.train.precision import MAX_SLOWDOWN, _error, conv_slowdown
 from vidcache.train.ranks import Ranks
 from vidcache.train.step import EpochSums, Loss, Stepper
 from vidcache.train.task import Task
@@ -136,6 +136,9 @@ class Bench:
         add("plain: float32, contiguous", lambda: plain(contiguous), plain, fused=False)
         last = make_model(self.reader, init, self.device)
         add("channels_last_3d, fused Adam", lambda: last(pixels), last)
+        slowdown = conv_slowdown(torch.device(self.device))
+        if slowdown > MAX_SLOWDOWN:
+            print(f"bf16 left out: one convolution in it takes {slowdown:.0f} times as long here", flush=True)
         for name, precision, is_stored in (
             ("+ frozen stages folded", "off", False),
             ("feature cache, the rest in float32", "off", True),
@@ -143,6 +146,8 @@ class Bench:
             ("+ everything in bf16 (--amp bf16)", "bf16", False),
             ("feature cache, the rest in bf16", "bf16", True),
         ):
+            if precision != "off" and slowdown > MAX_SLOWDOWN:
+                continue
             model = make_model(self.reader, init, self.device)
             forward = Forward(model, precision)
             kept = forward.prefix(pixels).to(torch.bfloat16) if is_stored else None
