@@ -6,18 +6,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from vidcache.cache.features import FORMAT_VERSION, HASH_BYTES, HEADER, MAGIC, FeaturePlan, create_skeleton
-from vidcache.cache.layout import (
-    HASH_HEX,
-    metadata_hash_of,
-    seal,
-)
+from vidcache.cache.features import FORMAT_VERSION, HEADER, MAGIC, FeaturePlan
+from vidcache.cache.image import SparseImage
+from vidcache.cache.layout import HASH_HEX, PAGE_BYTES, USER_BLOCK_BYTES, create_dataset, metadata_hash_of, seal
 from vidcache.cache.place import build_folder, check_space, lock_output
 from vidcache.files import pread_all, pwrite_all, sync_file, sync_folder
+
+_HASH_BYTES = 16
 
 
 class FeatureWriter:
@@ -85,7 +85,7 @@ class FeatureWriter:
             pwrite_all(self._data, entry.data.cast("B"), self._slot(offset))
             hashes.append(xxhash.xxh3_128_digest(entry.data))
         sync_file(self._data)
-        pwrite_all(self._journal, memoryview(b"".join(hashes)), self.num_done * HASH_BYTES)
+        pwrite_all(self._journal, memoryview(b"".join(hashes)), self.num_done * _HASH_BYTES)
         sync_file(self._journal)
         self._hashes += b"".join(hashes)
         self.num_done += len(features)
@@ -135,8 +135,8 @@ class FeatureWriter:
         present = data.stat().st_blocks * 512 if is_same else 0
         if not is_same and self._folder.exists():
             shutil.rmtree(self._folder)
-        check_space(self.path, len(self.plan.rows) * (self.plan.entry_bytes + HASH_BYTES) - present)
-        image, self._offsets, self._file_bytes = create_skeleton(self.plan)
+        check_space(self.path, len(self.plan.rows) * (self.plan.entry_bytes + _HASH_BYTES) - present)
+        image, self._offsets, self._file_bytes = _skeleton(self.plan)
         if not is_same:
             self._folder.mkdir()
             with data.open("xb") as file:
@@ -152,9 +152,9 @@ class FeatureWriter:
     def _count_done(self, journal: bytes) -> None:
         """Take in entries as long as they are what the journal says."""
         entry = np.empty(self.plan.entry_bytes, np.uint8)
-        for number in range(min(len(journal) // HASH_BYTES, len(self.plan.rows))):
+        for number in range(min(len(journal) // _HASH_BYTES, len(self.plan.rows))):
             pread_all(self._data, entry.data, self._slot(number))
-            said = journal[number * HASH_BYTES : (number + 1) * HASH_BYTES]
+            said = journal[number * _HASH_BYTES : (number + 1) * _HASH_BYTES]
             if xxhash.xxh3_128_digest(entry.data) != said:
                 return
             self._hashes += said
@@ -162,3 +162,26 @@ class FeatureWriter:
 
     def _slot(self, entry: int) -> int:
         return self._offsets["features"] + entry * self.plan.entry_bytes
+
+
+def _skeleton(plan: FeaturePlan) -> tuple[SparseImage, dict[str, int], int]:
+    """Make an HDF5 file in which all has its place: the file, where everything lies, its length."""
+    image, count = SparseImage(), len(plan.rows)
+    with h5py.File(
+        image,
+        "w",
+        libver="earliest",
+        userblock_size=USER_BLOCK_BYTES,
+        alignment_threshold=min(1 << 20, count * plan.entry_bytes),
+        alignment_interval=PAGE_BYTES,
+    ) as file:
+        for name, value in {**plan.facts, "number_format": "bfloat16, as its two bytes"}.items():
+            file.attrs[name] = np.bytes_(os.fsencode(value)) if isinstance(value, str) else value
+        made = {
+            "rows": create_dataset(file, "rows", np.dtype("<i8"), (count,)),
+            "views": create_dataset(file, "views", np.dtype("<i4"), (count,)),
+            "hashes": create_dataset(file, "hashes", np.dtype(f"S{HASH_HEX}"), (count,)),
+            "features": create_dataset(file, "features", np.dtype("<u2"), (count, *plan.shape)),
+        }
+        offsets = {name: dataset.get_offset() for name, dataset in made.items()}
+    return image, offsets, image.num_bytes

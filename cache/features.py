@@ -1,7 +1,7 @@
 """Features of clips in a file: what the frozen stages of a model make of them, computed once.
 
-The file is laid out and written as a cache is: `[user block][HDF5 metadata and columns][features]`, fixed slots, the
-header last, one rename. Numbers are bfloat16, kept as the two bytes of each (HDF5 has no such type). Nothing here
+The file is laid out as a cache is: `[user block][HDF5 metadata and columns][features]`; `vidcache.cache.feature_writer`
+writes it. Numbers are bfloat16, kept as the two bytes of each (HDF5 has no such type). Nothing here
 computes anything.
 """
 
@@ -14,17 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from vidcache.cache.image import SparseImage
 from vidcache.cache.layout import (
     HASH_HEX,
-    PAGE_BYTES,
     USER_BLOCK_BYTES,
-    create_dataset,
     metadata_hash_of,
     unseal,
 )
@@ -35,7 +31,6 @@ from vidcache.text import printable
 Rows = npt.NDArray[np.int64]
 MAGIC = b"vidfeats"
 FORMAT_VERSION = 1
-HASH_BYTES = 16
 HEADER = np.dtype(
     [
         ("format", "S8"),
@@ -203,26 +198,3 @@ def is_feature_file(path: Path) -> bool:
     with contextlib.suppress(OSError), path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
     return False
-
-
-def create_skeleton(plan: FeaturePlan) -> tuple[SparseImage, dict[str, int], int]:
-    """Make an HDF5 file in which all has its place: the file, where everything lies, its length."""
-    image, count = SparseImage(), len(plan.rows)
-    with h5py.File(
-        image,
-        "w",
-        libver="earliest",
-        userblock_size=USER_BLOCK_BYTES,
-        alignment_threshold=min(1 << 20, count * plan.entry_bytes),
-        alignment_interval=PAGE_BYTES,
-    ) as file:
-        for name, value in {**plan.facts, "number_format": "bfloat16, as its two bytes"}.items():
-            file.attrs[name] = np.bytes_(os.fsencode(value)) if isinstance(value, str) else value
-        made = {
-            "rows": create_dataset(file, "rows", np.dtype("<i8"), (count,)),
-            "views": create_dataset(file, "views", np.dtype("<i4"), (count,)),
-            "hashes": create_dataset(file, "hashes", np.dtype(f"S{HASH_HEX}"), (count,)),
-            "features": create_dataset(file, "features", np.dtype("<u2"), (count, *plan.shape)),
-        }
-        offsets = {name: dataset.get_offset() for name, dataset in made.items()}
-    return image, offsets, image.num_bytes

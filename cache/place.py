@@ -1,7 +1,7 @@
 """The place that a cache is written to: its lock, its room, and the folder in which it is built.
 
 Next to `cache.h5` lie, while it is built, `cache.h5.lock` (never removed: removing a lock file is
-a race) and `.cache.h5.build/`, with one folder for each plan.
+a race) and `.cache.h5.build/`; that of a cache has one folder for each plan.
 """
 
 import errno

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vidcache.cache import layout
-from vidcache.cache.contents import read_contents
 from vidcache.cache.layout import Split, Status
+from vidcache.cache.metadata import read_metadata
 from vidcache.errors import CacheError
 from vidcache.files import pread_all
 from vidcache.spec import Spec
@@ -178,12 +178,12 @@ class CacheReader(Reader):
                 f"{printable(path)}: {error.strerror}. Build it first: vidcache build RAW {printable(path)}"
             ) from None
         try:
-            contents = read_contents(self._descriptor, printable(path))
+            metadata = read_metadata(self._descriptor, printable(self.path))
         except BaseException:
             self.close()
             raise
-        self.header, self.attributes, self.spec = contents.header, contents.attributes, contents.spec
-        self.classes, self.columns = contents.classes, contents.columns
+        self.header, self.attributes, self.spec = metadata.header, metadata.attributes, metadata.spec
+        self.classes, self.columns = metadata.classes, metadata.columns
 
     def __del__(self) -> None:
         self.close()

@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """Finds its commands in `COMMANDS` and imports one when it is called."""
 
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Run; Ctrl-C ends it at once while the command is still being imported."""
+        _on_signals(signal.SIG_DFL)
+        return super().main(*args, **settings)
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
         """Return the names, sorted."""
         return sorted(COMMANDS)
@@ -69,6 +75,11 @@ class Command(click.Command):
         super().__init__(*args, **settings)
         self._kept = kept
 
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Run; Ctrl-C ends it at once while the options are still being read."""
+        _on_signals(signal.SIG_DFL)
+        return super().main(*args, **settings)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Remember what was typed, for `command_line`."""
         ctx.meta[_TYPED] = shlex.join([*ctx.command_path.split(), *args])
@@ -80,18 +91,22 @@ class Command(click.Command):
         SIGINT and SIGTERM interrupt what it does. Once that is over they end the process at once: nothing that
         comes later can make a failure of a success.
         """
-        interrupted = False
+        interrupted = over = False
 
         def interrupt(number: int, frame: object) -> None:  # noqa: ARG001 -- signal's signature
             nonlocal interrupted
+            if over:  # it came while the handlers were being changed
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
             interrupted = True
             raise KeyboardInterrupt
 
-        _on_signals(interrupt)
         try:
             try:
+                _on_signals(interrupt)
                 return super().invoke(ctx)
             finally:
+                over = True
                 _on_signals(signal.SIG_DFL)
         except click.exceptions.Exit:
             raise
@@ -130,7 +145,7 @@ def _on_signals(handler: Any) -> None:
 
 def _fail(ctx: click.Context, message: str, code: int) -> None:
     if os.environ.get("VIDCACHE_DEBUG") == "1":
-        raise
+        traceback.print_exc()
     click.echo(f"Error: {message}", err=True)
     ctx.exit(code)
 

@@ -16,7 +16,7 @@ from vidcache.preprocess.keyed import CHATTER
 from vidcache.spec import Spec
 
 # The same pixels as rgb24, plane by plane: swscale packs pixels without SIMD, 8 to 10 ms of 55 for a short clip.
-PIXELS, _PLANES = "gbrp", (2, 0, 1)
+PIXEL_FORMAT, _PLANES = "gbrp", (2, 0, 1)
 
 
 class ClipOutput:

@@ -15,13 +15,13 @@ import ffmpeg
 import numpy as np
 import numpy.typing as npt
 
-from vidcache.preprocess.clip_output import PIXELS, ClipOutput
+from vidcache.preprocess.clip_output import PIXEL_FORMAT, ClipOutput
 from vidcache.preprocess.failure import Failure, Reason
 from vidcache.preprocess.ffmpeg import Children, Exit, Tools
 from vidcache.preprocess.keyed import plan_keyed
+from vidcache.preprocess.opening import hash_file, open_video
 from vidcache.preprocess.probe import SAFE_INPUT, Probe, probe_video
 from vidcache.preprocess.sampling import select_expression
-from vidcache.preprocess.video_file import hash_file, open_video
 from vidcache.spec import Spec
 from vidcache.text import one_line
 
@@ -231,7 +231,7 @@ def _command(
     stream = ffmpeg.input(f"file:/dev/fd/{descriptor}", **source)[str(probe.stream_index)]
     stream = stream.filter("select", chosen)
     stream = stream.filter("scale", spec.width, spec.height, flags=spec.scaling)
-    stream = stream.output(f"file:/dev/fd/{output}", format="rawvideo", pix_fmt=PIXELS, fps_mode="passthrough")
+    stream = stream.output(f"file:/dev/fd/{output}", format="rawvideo", pix_fmt=PIXEL_FORMAT, fps_mode="passthrough")
     stream = stream.global_args("-y", "-nostdin", "-hide_banner", "-nostats", "-v", "level+verbose")
     stream = stream.global_args("-filter_complex_threads", "1")
     if drop:

@@ -1,4 +1,4 @@
-"""What is known before the first video is opened: the rule of the split, the plan of the cache."""
+"""The plan of a build: its rows, the rule of its split, the classes that are too small for one."""
 
 import importlib.metadata
 from collections import Counter

@@ -16,7 +16,7 @@ from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.preprocess.failure import Failure
-from vidcache.preprocess.video_file import hash_video
+from vidcache.preprocess.opening import hash_video
 
 VERSIONS = {"vidcache_version", "ffmpeg_version"}
 

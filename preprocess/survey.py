@@ -16,10 +16,10 @@ from vidcache.preprocess.decode import Limits
 from vidcache.preprocess.failure import Failure, Reason
 from vidcache.preprocess.ffmpeg import Children, Tools, find_tools
 from vidcache.preprocess.given import folder_splits
+from vidcache.preprocess.opening import hash_video, open_video
 from vidcache.preprocess.probe import Probe, probe_video
 from vidcache.preprocess.record import failure_record
 from vidcache.preprocess.sources import find_videos
-from vidcache.preprocess.video_file import hash_video, open_video
 from vidcache.text import one_line, printable
 
 

@@ -310,7 +310,7 @@ def violations(
 
 
 def state_of(folder: Path) -> str:
-    """Name everything that is in a folder: names, bytes, and which of them are one file."""
+    """Name everything that is in a folder: names, bytes, and how many names each file has."""
     digest = xxhash.xxh3_128()
     for path in sorted(folder.rglob("*")):
         said = path.lstat()

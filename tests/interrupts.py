@@ -1,12 +1,12 @@
 """A signal at any line: `python -m tests.interrupts FOLDER N` interrupts N builds, each at another line of Python.
 
 A signal that a test sends arrives where a program spends its time, which is in a wait. Here each build runs in a
-forked child that traces its own main thread, and the child signals itself at a line that was drawn: every line is
-as likely as any other, and half of them are drawn from the last ones, between the end of the work and the end of
-the process. The lines of the standard library, joblib, click and h5py count too.
+forked child that traces its own main thread, and the child signals itself at a line that was drawn: half of them from all
+lines after the lock was taken, half from the last ones, between the end of the work and the end of the process. The
+lines of the standard library, joblib, click and h5py count too.
 
-Prints a line of JSON for each build: the line, the exit code ("hangs" after a minute), whether the cache was there
-afterwards as it has to be, and what was said on stderr.
+Prints a line of JSON for each build: the exit code ("hangs" after a minute), whether the cache was there afterwards as
+it has to be, whether the signal came at all, and what was said on stderr.
 """
 
 import json
@@ -27,6 +27,8 @@ import vidcache.preprocess.cli
 from tests.helpers import make_raw
 
 LAST_LINES = 150
+SIGNALS = signal.SIGINT, signal.SIGTERM
+SIGNALLED = "the signal comes"
 FINISHED = 0
 NEVER = 1 << 62
 
@@ -44,8 +46,10 @@ def main(folder: Path, num_runs: int) -> None:
         cache.parent.mkdir()
         line = rng.randrange(num_lines) if index % 2 else num_lines - rng.randrange(LAST_LINES)
         code = _run(command, line, folder / "said")
-        whole = cache.read_bytes() == golden if cache.exists() else code != FINISHED
-        print(json.dumps({"line": line, "code": code, "whole": whole, "said": (folder / "said").read_text()}))
+        over = code in (FINISHED, *(-number for number in SIGNALS))
+        whole = cache.read_bytes() == golden if cache.exists() else not over
+        said = (folder / "said").read_text()
+        print(json.dumps({"code": code, "whole": whole, "came": SIGNALLED in said, "said": said}))
 
 
 def _run(command: list[str], line: int, said: Path) -> int | str:
@@ -66,13 +70,16 @@ def _run(command: list[str], line: int, said: Path) -> int | str:
 def _build(command: list[str], line: int, said: Path) -> None:
     """Run a command in this process, signal it at its n-th line after it has taken the lock, and end."""
     num_lines, code = 0, 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal num_lines
         if event == "line":
             num_lines += 1
             if num_lines == line:
-                signal.raise_signal(signal.SIGTERM)
+                sys.stderr.write(f"{SIGNALLED}\n")
+                sys.stderr.flush()
+                signal.raise_signal(SIGNALS[line % 2])
         return trace
 
     def lock_and_trace(output: Path) -> int:

@@ -54,7 +54,7 @@ TARGETS = {
     "cache/cli.py": "leaks cli",
     "cache/writer.py": "cache rebuild",
     "cache/place.py": "cache rebuild",
-    "cache/contents.py": "cache malicious_cache",
+    "cache/metadata.py": "cache malicious_cache",
     "cache/reader.py": "cache stream",
     "cache/stream.py": "stream joined",
     "cache/dataset.py": "joined stream",

@@ -204,7 +204,10 @@ def test_errors_are_one_line_and_debug_shows_the_traceback(tmp_path: Path, monke
     )
 
     monkeypatch.setenv("VIDCACHE_DEBUG", "1")
-    assert "InputError" == type(vidcache("build", tmp_path / "none", tmp_path / "c.h5").exception).__name__
+    result = vidcache("build", tmp_path / "none", tmp_path / "c.h5")
+    assert 2 == result.exit_code
+    assert result.stderr.startswith("Traceback (most recent call last):\n")
+    assert f"Error: {tmp_path}/none: No such file" in result.stderr
 
 
 def test_the_environment_is_weaker_than_the_command_line(
@@ -273,6 +276,19 @@ def test_a_signal_keeps_what_is_done_and_exits_130(tmp_path: Path, number: int) 
 
     again = subprocess.run([*command, *options, "--json"], capture_output=True, text=True, check=True)
     assert json.loads(again.stdout)["num_reused"] >= 1
+
+
+def test_an_ignored_signal_stays_ignored(built: Path, tmp_path: Path) -> None:
+    """As a shell's background jobs ignore SIGINT: Ctrl-C is for what runs in the foreground."""
+    ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    code = "import os, signal; from vidcache.cli import main; from vidcache.cache import writer\n"
+    code += "lock = writer.lock_output\n"
+    code += "writer.lock_output = lambda output: (lock(output), signal.raise_signal(signal.SIGINT))[0]\n"
+    command = [sys.executable, "-c", code + "main()", "build", built.parent / "raw", tmp_path / "c.h5"]
+
+    ended = subprocess.run([*command, "--max-failures", "1"], capture_output=True, text=True, preexec_fn=ignore)
+
+    assert 0 == ended.returncode, ended.stderr
 
 
 # --- info and verify --------------------------------------------------------------------------

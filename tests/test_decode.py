@@ -16,8 +16,8 @@ from vidcache.preprocess import ffmpeg as ffmpeg_module
 from vidcache.preprocess.decode import Decoded, Limits, decode_video
 from vidcache.preprocess.failure import Failure, Reason
 from vidcache.preprocess.ffmpeg import Children, Tools, find_tools
+from vidcache.preprocess.opening import open_video
 from vidcache.preprocess.probe import probe_video
-from vidcache.preprocess.video_file import open_video
 from vidcache.sampling import sample_indices
 from vidcache.spec import Spec
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from vidcache import figures
@@ -60,3 +61,26 @@ def test_what_matplotlib_lacks_comes_from_a_font_of_this_machine(
     figures._fonts.cache_clear()
 
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_filmstrip_has_its_frames_in_their_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("vidcache.filmstrip.write_png", lambda figure, *_: drawn.append(figure))
+    frames = np.random.default_rng(0).integers(0, 250, (2, 3, 8, 10, 3), np.uint8)  # (lines, F, H, W, 3)
+
+    draw_filmstrips(
+        [Filmstrip("a", (("x", frames[0]), ("y", frames[1]))), Filmstrip("b", (("z", frames[1]),))], tmp_path
+    )
+
+    first, second = drawn[0].axes
+    assert ["a", "b"] == [first.get_title("left"), second.get_title("left")]
+    assert ["x", "y"] == [label.get_text() for label in first.get_yticklabels()]
+    picture = np.array(first.images[0].get_array())
+    assert (2 * 8 + 1, 3 * 10 + 2, 3) == picture.shape
+    for line in range(2):
+        for frame in range(3):
+            place = np.s_[9 * line : 9 * line + 8, 11 * frame : 11 * frame + 10]
+            assert np.array_equal(frames[line, frame], picture[place])
+            picture[place] = 255
+    assert (picture == 255).all()  # what is left lies between them
+    assert np.array_equal(frames[1, 2], np.asarray(second.images[0].get_array())[:, 22:])

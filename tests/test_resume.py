@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -211,7 +212,8 @@ def start(cache: Path, out: Path, how: str, after: int, *more: str) -> "subproce
     command = [sys.executable, "-c", RUN, str(cache), "--out", str(out), *(more or FLAGS)]
     environment = {**os.environ, "DIE_AFTER": str(after), "HOW": how, "PYTHONPATH": str(Path(__file__).parents[1])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload,no-any-return]
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored where tests run in the background
+    return subprocess.Popen(command, env=environment, preexec_fn=heed, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
 @pytest.mark.parametrize(("how", "after"), [("KILL", 2), ("KILL", 6), ("TERM", 5), ("INT", 10)])

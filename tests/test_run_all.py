@@ -65,6 +65,8 @@ def test_the_cache_of_the_data_is_made_for_the_parts_that_need_it(
     run(monkeypatch, tmp_path / "R.md", "--data", str(raw_dir), parts=parts)
 
     assert "```\n9 clips\n```" in (tmp_path / "R.md").read_text()
+    with pytest.raises(SystemExit, match="failed: third$"):
+        run(monkeypatch, tmp_path / "R.md", "--data", str(tmp_path / "nothing"), parts=parts)
 
 
 def test_a_part_that_does_not_exist_is_an_error(

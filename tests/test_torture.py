@@ -269,15 +269,18 @@ def test_real_builds_killed_at_any_time_lose_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="tests/interrupts.py forks")
 def test_a_signal_at_any_line_is_an_interruption(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.interrupts", str(tmp_path / "runs"), str(max(24, N))]
+    command = [sys.executable, "-m", "tests.interrupts", str(tmp_path / "runs"), str(max(30, N))]
     ended = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=True)
 
     runs = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert max(24, N) == len(runs)
+    assert max(30, N) == len(runs)
     assert [] == [run for run in runs if not run["whole"]]
-    # 0: the signal came inside a destructor, whose exceptions Python drops. -15: the work was over.
-    assert [] == [run for run in runs if run["code"] not in (130, 0, -signal.SIGTERM)]
-    assert {130, -signal.SIGTERM} <= {run["code"] for run in runs}
+    codes = {130, -signal.SIGINT, -signal.SIGTERM}  # the last two: the work was over
+    assert codes == {run["code"] for run in runs if run["came"]} - {0}
+    assert [] == [run for run in runs if run["code"] == 130 and "Error: interrupted; what is done" not in run["said"]]
+    # Where the signal came inside a destructor or an attribute that C code asked for, Python drops the exception.
+    assert len([run for run in runs if run["came"] and run["code"] == 0]) < len(runs) / 4
+    assert {0} >= {run["code"] for run in runs if not run["came"]}
 
 
 def test_a_reader_never_sees_half_a_cache(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ class Stop:
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background jobs ignore SIGINT
+                self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(
@@ -39,9 +40,12 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: object) -> None:  # noqa: ARG002 -- signal's signature
+    def _ask(self, number: int, frame: object) -> None:
         now, asked = time.monotonic(), self.asked
         if now - self._asked_at > 1:
+            before = self._before[number]
+            if callable(before):  # that of the command, which knows then that it was interrupted
+                before(number, frame)
             raise KeyboardInterrupt
         self._asked_at = min(now, self._asked_at)
         if not asked:

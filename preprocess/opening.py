@@ -1,4 +1,4 @@
-"""A video as a file: opened once, by us, and hashed; no name ever reaches ffmpeg."""
+"""A video as a file: opened by us, never by name in ffmpeg, and hashed."""
 
 import os
 import stat

@@ -24,7 +24,7 @@ _PLUGINS = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
-class Contents:
+class Metadata:
     """Everything of a cache but its clips.
 
     Attributes:
@@ -42,11 +42,11 @@ class Contents:
     columns: dict[str, npt.NDArray[Any]]
 
 
-def read_contents(descriptor: int, where: str) -> Contents:
+def read_metadata(descriptor: int, where: str) -> Metadata:
     """Read and check everything of a cache but its clips.
 
     Args:
-        descriptor: The file, open for reading; stays ours.
+        descriptor: The file, open for reading; stays the caller's.
         where: The file, for messages.
 
     Raises:
@@ -69,9 +69,9 @@ def read_contents(descriptor: int, where: str) -> Contents:
     ):
         if found != expected:
             raise CacheError(f"{where}: {name} is {found}, expected {expected}. Build it again with --overwrite")
-    contents = Contents(header, attributes, spec, tuple(os.fsdecode(name) for name in names), columns)
-    _check_values(contents, where)
-    return contents
+    metadata = Metadata(header, attributes, spec, tuple(os.fsdecode(name) for name in names), columns)
+    _check_values(metadata, where)
+    return metadata
 
 
 def _read_header(descriptor: int, where: str) -> Header:
@@ -131,16 +131,16 @@ def _check_structure(file: Any, header: Header) -> None:
             raise ValueError(f"/{name} lies at {start}, outside the file")
 
 
-def _check_values(contents: Contents, where: str) -> None:
+def _check_values(metadata: Metadata, where: str) -> None:
     """Refuse numbers that would be used as indices or in arithmetic, and cannot be meant."""
     for name, highest in (
-        ("label", len(contents.classes) - 1),
+        ("label", len(metadata.classes) - 1),
         ("status", max(Status)),
         ("split", max(Split)),
-        ("num_real", contents.spec.num_frames),
+        ("num_real", metadata.spec.num_frames),
         ("mean_rgb", 255),
     ):
-        values = contents.columns[name].reshape(contents.header.num_clips, -1)
+        values = metadata.columns[name].reshape(metadata.header.num_clips, -1)
         wrong = ~((values >= 0) & (values <= highest)).all(axis=1)  # NaN is wrong
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
