@@ -53,12 +53,17 @@ class Cluster:
         self.scheduler = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.scheduler.stdout is not None
         self.address = self.scheduler.stdout.readline().strip()
-        self.workers = [self.add_worker() for _ in range(2)]
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.complete()
+
+    def complete(self) -> None:
+        """Have two workers; with a single one, joblib would do the work in this process."""
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        while len(self.workers) < 2:
+            command = [sys.executable, "-c", WORKER, self.address]
+            self.workers.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
         with distributed.Client(self.address, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=60)
-
-    def add_worker(self) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen([sys.executable, "-c", WORKER, self.address], stderr=subprocess.DEVNULL)
 
     def close(self) -> None:
         for process in (*self.workers, self.scheduler):
@@ -118,7 +123,7 @@ def test_a_lost_worker_costs_a_retry_not_the_build(cluster: Cluster, raw: Path, 
     assert [-signal.SIGKILL] == [worker.returncode for worker in died]
     assert 20 == report.num_decoded
     assert (tmp_path / "here.h5").read_bytes() == (tmp_path / "there.h5").read_bytes()
-    cluster.workers.append(cluster.add_worker())
+    cluster.complete()
 
 
 def test_a_scheduler_that_does_not_answer_is_an_error_that_says_how_to_start_one(raw: Path, tmp_path: Path) -> None:
