@@ -6,14 +6,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from vidcache.cache.features import FORMAT_VERSION, HEADER, MAGIC, FeaturePlan
 from vidcache.cache.image import SparseImage
-from vidcache.cache.layout import HASH_HEX, PAGE_BYTES, USER_BLOCK_BYTES, create_dataset, metadata_hash_of, seal
+from vidcache.cache.layout import HASH_HEX, create_dataset, create_file, metadata_hash_of, seal
 from vidcache.cache.place import build_folder, check_space, lock_output
 from vidcache.files import pread_all, pwrite_all, sync_file, sync_folder
 
@@ -101,7 +100,7 @@ class FeatureWriter:
         if self.num_done != len(plan.rows):
             raise ValueError(f"{self.num_done} of {len(plan.rows)} entries are written, expected all")
         hexadecimal = np.array(
-            [self._hashes[i : i + 16].hex() for i in range(0, len(self._hashes), 16)], f"S{HASH_HEX}"
+            [self._hashes[i : i + _HASH_BYTES].hex() for i in range(0, len(self._hashes), _HASH_BYTES)], f"S{HASH_HEX}"
         )
         columns = {"rows": plan.rows.astype("<i8"), "views": plan.views.astype("<i4"), "hashes": hexadecimal}
         for name, values in columns.items():
@@ -167,16 +166,8 @@ class FeatureWriter:
 def _skeleton(plan: FeaturePlan) -> tuple[SparseImage, dict[str, int], int]:
     """Make an HDF5 file in which all has its place: the file, where everything lies, its length."""
     image, count = SparseImage(), len(plan.rows)
-    with h5py.File(
-        image,
-        "w",
-        libver="earliest",
-        userblock_size=USER_BLOCK_BYTES,
-        alignment_threshold=min(1 << 20, count * plan.entry_bytes),
-        alignment_interval=PAGE_BYTES,
-    ) as file:
-        for name, value in {**plan.facts, "number_format": "bfloat16, as its two bytes"}.items():
-            file.attrs[name] = np.bytes_(os.fsencode(value)) if isinstance(value, str) else value
+    attributes = {**plan.facts, "number_format": "bfloat16, as its two bytes"}
+    with create_file(image, attributes, count * plan.entry_bytes) as file:
         made = {
             "rows": create_dataset(file, "rows", np.dtype("<i8"), (count,)),
             "views": create_dataset(file, "views", np.dtype("<i4"), (count,)),

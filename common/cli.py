@@ -38,13 +38,15 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
-    """Finds its commands in `COMMANDS` and imports one when it is called."""
-
+class _Program(click.Command):
     def main(self, *args: Any, **settings: Any) -> Any:
-        """Run; Ctrl-C ends it at once while the command is still being imported."""
+        """Run; Ctrl-C ends it at once while a command is imported and its options are read."""
         _on_signals(signal.SIG_DFL)
         return super().main(*args, **settings)
+
+
+class LazyGroup(_Program, click.Group):
+    """Finds its commands in `COMMANDS` and imports one when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
         """Return the names, sorted."""
@@ -64,7 +66,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
 
 
-class Command(click.Command):
+class Command(_Program):
     """A command whose expected errors are one line on stderr and an exit code.
 
     Args:
@@ -74,11 +76,6 @@ class Command(click.Command):
     def __init__(self, *args: Any, kept: str = "", **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._kept = kept
-
-    def main(self, *args: Any, **settings: Any) -> Any:
-        """Run; Ctrl-C ends it at once while the options are still being read."""
-        _on_signals(signal.SIG_DFL)
-        return super().main(*args, **settings)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Remember what was typed, for `command_line`."""

@@ -45,17 +45,17 @@ def main(folder: Path, num_runs: int) -> None:
         shutil.rmtree(cache.parent)
         cache.parent.mkdir()
         line = rng.randrange(num_lines) if index % 2 else num_lines - rng.randrange(LAST_LINES)
-        code = _run(command, line, folder / "said")
+        code = _run(command, line, folder / "said", SIGNALS[index // 2 % 2])
         over = code in (FINISHED, *(-number for number in SIGNALS))
         whole = cache.read_bytes() == golden if cache.exists() else not over
         said = (folder / "said").read_text()
         print(json.dumps({"code": code, "whole": whole, "came": SIGNALLED in said, "said": said}))
 
 
-def _run(command: list[str], line: int, said: Path) -> int | str:
+def _run(command: list[str], line: int, said: Path, number: int = signal.SIGTERM) -> int | str:
     child = os.fork()
     if child == 0:
-        _build(command, line, said)
+        _build(command, line, said, number)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -67,7 +67,7 @@ def _run(command: list[str], line: int, said: Path) -> int | str:
     return "hangs"
 
 
-def _build(command: list[str], line: int, said: Path) -> None:
+def _build(command: list[str], line: int, said: Path, number: int) -> None:
     """Run a command in this process, signal it at its n-th line after it has taken the lock, and end."""
     num_lines, code = 0, 1
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
@@ -79,7 +79,7 @@ def _build(command: list[str], line: int, said: Path) -> None:
             if num_lines == line:
                 sys.stderr.write(f"{SIGNALLED}\n")
                 sys.stderr.flush()
-                signal.raise_signal(SIGNALS[line % 2])
+                signal.raise_signal(number)
         return trace
 
     def lock_and_trace(output: Path) -> int:

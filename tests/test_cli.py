@@ -278,6 +278,18 @@ def test_a_signal_keeps_what_is_done_and_exits_130(tmp_path: Path, number: int) 
     assert json.loads(again.stdout)["num_reused"] >= 1
 
 
+@pytest.mark.parametrize("program", ["vidcache.cli", "vidcache.train.cli"])
+def test_ctrl_c_before_the_work_ends_the_process(program: str) -> None:
+    """While the command is imported or its options are read: 130 of a shell, not click's 1."""
+    code = f"import signal, click; from {program} import main\n"
+    code += "click.Context.__init__ = lambda *_, **settings: signal.raise_signal(signal.SIGINT)\nmain()"
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+
+    ended = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, preexec_fn=heed)
+
+    assert -signal.SIGINT == ended.returncode, ended.stderr
+
+
 def test_an_ignored_signal_stays_ignored(built: Path, tmp_path: Path) -> None:
     """As a shell's background jobs ignore SIGINT: Ctrl-C is for what runs in the foreground."""
     ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)

@@ -31,6 +31,7 @@ from vidcache.train.config import TrainConfig
 from vidcache.train.loop import train
 from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
 from vidcache.train.run import resumed_config, run_training
+from vidcache.train.stop import Stop
 
 # 22 training clips: 3 epochs of 4 steps, the last of which is short.
 CONFIG = TrainConfig(
@@ -261,6 +262,25 @@ def test_a_second_signal_stops_at_once(cache: Path, tmp_path: Path) -> None:
     assert 130 == process.returncode
     assert "Error: interrupted; a run that had begun goes on with --resume\n" in stderr
     assert 1 == Checkpoint.load(tmp_path / "best.run" / "last.pt").epoch
+
+
+def test_the_wish_to_stop_leaves_what_is_ignored_and_tells_the_command_of_the_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[int] = []
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+
+    with Stop(lambda: None) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert not stop.asked
+        signal.raise_signal(signal.SIGTERM)
+        assert (True, []) == (stop.asked, told)
+        later = time.monotonic() + 2
+        monkeypatch.setattr("vidcache.train.stop.time.monotonic", lambda: later)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert [signal.SIGTERM] == told
 
 
 # --- the command -----------------------------------------------------------------------------------
