@@ -6,13 +6,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from vidcache.cache.features import FORMAT_VERSION, HEADER, MAGIC, FeaturePlan
 from vidcache.cache.image import SparseImage
-from vidcache.cache.layout import HASH_HEX, create_dataset, create_file, metadata_hash_of, seal
+from vidcache.cache.layout import HASH_HEX, PAGE_BYTES, USER_BLOCK_BYTES, create_dataset, metadata_hash_of, seal
 from vidcache.cache.place import build_folder, check_space, lock_output
 from vidcache.files import pread_all, pwrite_all, sync_file, sync_folder
 
@@ -166,8 +167,16 @@ class FeatureWriter:
 def _skeleton(plan: FeaturePlan) -> tuple[SparseImage, dict[str, int], int]:
     """Make an HDF5 file in which all has its place: the file, where everything lies, its length."""
     image, count = SparseImage(), len(plan.rows)
-    attributes = {**plan.facts, "number_format": "bfloat16, as its two bytes"}
-    with create_file(image, attributes, count * plan.entry_bytes) as file:
+    with h5py.File(
+        image,
+        "w",
+        libver="earliest",
+        userblock_size=USER_BLOCK_BYTES,
+        alignment_threshold=min(1 << 20, count * plan.entry_bytes),
+        alignment_interval=PAGE_BYTES,
+    ) as file:
+        for name, value in {**plan.facts, "number_format": "bfloat16, as its two bytes"}.items():
+            file.attrs[name] = np.bytes_(os.fsencode(value)) if isinstance(value, str) else value
         made = {
             "rows": create_dataset(file, "rows", np.dtype("<i8"), (count,)),
             "views": create_dataset(file, "views", np.dtype("<i4"), (count,)),

@@ -5,11 +5,10 @@ has its final place before the first clip is written, so writing is `pwrite` and
 `preadv`; libhdf5 only makes the empty skeleton, and checks a file whose hash is already known good.
 """
 
-import contextlib
 import dataclasses
 import enum
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -298,8 +297,21 @@ def create_skeleton(
         OSError: The disk is full, or there is such a file.
     """
     image = SparseImage()
-    said = {"format": FORMAT.decode(), "format_version": FORMAT_VERSION, **attributes}
-    with create_file(image, said, num_clips * spec.clip_bytes) as file:
+    with h5py.File(
+        image,
+        "w",
+        libver="earliest",
+        userblock_size=USER_BLOCK_BYTES,
+        # Only datasets above the threshold start on a page: small columns stay packed.
+        alignment_threshold=min(1 << 20, num_clips * spec.clip_bytes),
+        alignment_interval=PAGE_BYTES,
+    ) as file:
+        for name, value in {
+            "format": FORMAT.decode(),
+            "format_version": FORMAT_VERSION,
+            **attributes,
+        }.items():
+            file.attrs[name] = np.bytes_(os.fsencode(value)) if isinstance(value, str) else value
         width = max(len(name) for name in classes)
         names = create_dataset(file, "classes", np.dtype(f"S{width}"), (len(classes),))
         names.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(classes, f"S{width}"))
@@ -314,32 +326,6 @@ def create_skeleton(
     with path.open("xb") as out:
         image.save(out.fileno())
     return Layout(offsets, clips_offset, image.num_bytes)
-
-
-@contextlib.contextmanager
-def create_file(image: SparseImage, attributes: Mapping[str, Any], data_bytes: int) -> Iterator[Any]:
-    """Begin an HDF5 file that any libhdf5 reads, with a user block and root attributes.
-
-    Args:
-        image: To write it into.
-        attributes: str, int, float or lists of them.
-        data_bytes: Size of the dataset that is to start on a page.
-
-    Yields:
-        The `h5py.File`; finished afterwards.
-    """
-    with h5py.File(
-        image,
-        "w",
-        libver="earliest",
-        userblock_size=USER_BLOCK_BYTES,
-        # Only datasets above the threshold start on a page: small columns stay packed.
-        alignment_threshold=min(1 << 20, data_bytes),
-        alignment_interval=PAGE_BYTES,
-    ) as file:
-        for name, value in attributes.items():
-            file.attrs[name] = np.bytes_(os.fsencode(value)) if isinstance(value, str) else value
-        yield file
 
 
 def create_dataset(group: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
