@@ -86,21 +86,21 @@ class Skeleton:
 
     @classmethod
     def load(cls, folder: Path) -> "Skeleton | None":
-        """Read it back; None where there is none, or not a whole one."""
+        """Read it back; None where there is none, not a whole one, or one of another format version."""
         try:
             whole = json.loads((folder / "plan.json").read_text())
             if whole["hash"] != _hash(whole["facts"]):
                 return None
             facts = json.loads(whole["facts"])
-            return cls(**{**facts, "layout": Layout(**facts["layout"]), "spec": Spec(**facts["spec"])})
+            found = cls(**{**facts, "layout": Layout(**facts["layout"]), "spec": Spec(**facts["spec"])})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
+        # One with other columns is of another format version.
+        return found if {column.name for column in COLUMNS} == found.layout.column_offsets.keys() else None
 
     def matches(self, descriptor: int) -> bool:
         """Whether an open data.h5 still is what was made."""
         made = self.layout
-        if {column.name for column in COLUMNS} != made.column_offsets.keys():
-            return False  # of a vidcache with other columns
         if os.fstat(descriptor).st_size != made.file_bytes:
             return False
         return skeleton_hash(descriptor, made, self.num_clips, self.path_bytes, self.spec) == self.skeleton_hash
@@ -135,7 +135,7 @@ class Earlier:
     Attributes:
         where: The finished cache, or the folder of an interrupted build.
         spec: Of its clips.
-        ffmpeg_version: Of the ffmpeg that decoded them.
+        ffmpeg_version: Of the ffmpeg that decoded them; empty if none of them can be taken over.
     """
 
     where: Path
@@ -151,7 +151,8 @@ def earlier_builds(output: Path, finished: CacheReader | None) -> list[Earlier]:
         if skeleton
     ]
     if finished:
-        found.append(Earlier(output, finished.spec, str(finished.attributes.get("ffmpeg_version", ""))))
+        version = str(finished.attributes.get("ffmpeg_version", "")) if finished.is_current_format else ""
+        found.append(Earlier(output, finished.spec, version))
     return found
 
 

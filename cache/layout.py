@@ -21,7 +21,7 @@ from vidcache.errors import CacheError
 from vidcache.spec import Spec
 
 FORMAT = b"vidcache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 USER_BLOCK_BYTES = 4096
 PAGE_BYTES = 4096
 HASH_HEX = 32  # characters of a 128-bit hash
@@ -54,13 +54,14 @@ class Stage(enum.Enum):
 
 
 class Column(NamedTuple):
-    """One dataset of `/videos`: `shape` is that of one row."""
+    """One dataset of `/videos`: `shape` is that of one row, `since` the first format version that has it."""
 
     name: str
     dtype: str
     stage: Stage
     meaning: str
     shape: tuple[int, ...] = ()
+    since: int = 1
 
 
 # `path` is as wide as the longest path of the cache; S* columns are bytes padded with NUL.
@@ -84,10 +85,18 @@ COLUMNS = (
     Column("num_real", "<i4", Stage.DECODE, "frames of the clip that are not padding"),
     Column("codec", "S24", Stage.DECODE, "as ffprobe names it"),
     Column("pixel_format", "S24", Stage.DECODE, "as ffprobe names it"),
+    Column("transfer", "S16", Stage.DECODE, "transfer function as ffprobe names it; empty unknown", since=2),
+    Column("primaries", "S16", Stage.DECODE, "colour primaries as ffprobe names them; empty unknown", since=2),
     Column("mean_rgb", "<f4", Stage.DECODE, "mean of all pixels of the clip, 0 to 255", (3,)),
     Column("group", "<i4", Stage.FINISH, "clips that belong together: a split by fractions parts none"),
     Column("split", "|u1", Stage.FINISH, "0 train, 1 val, 2 test, 3 unused"),
 )
+
+
+def columns_of(format_version: int) -> tuple[Column, ...]:
+    """Return the columns that a cache of a format version has; older ones lack the newer columns."""
+    return tuple(column for column in COLUMNS if column.since <= format_version)
+
 
 # What a worker knows of a video once it is decoded; also the body of a journal record.
 RECORD = np.dtype([(c.name, c.dtype, c.shape) for c in COLUMNS if c.stage is Stage.DECODE])
@@ -121,6 +130,7 @@ class Header:
         metadata_hash: xxh3-128 of everything but this block and the clips.
         fingerprint: What is in the cache; see `fingerprint_of`.
         split_hash: Which clip is in which split; see `split_hash_of`.
+        format_version: 1 to `FORMAT_VERSION`.
     """
 
     num_clips: int
@@ -132,6 +142,7 @@ class Header:
     metadata_hash: str
     fingerprint: str
     split_hash: str
+    format_version: int = FORMAT_VERSION
 
     @property
     def clip_bytes(self) -> int:
@@ -143,7 +154,7 @@ class Header:
         fields = np.zeros((), HEADER)
         for name, value in dataclasses.asdict(self).items():
             fields[name] = value.encode("ascii") if isinstance(value, str) else value
-        fields["format"], fields["format_version"], fields["complete"] = FORMAT, FORMAT_VERSION, 1
+        fields["format"], fields["complete"] = FORMAT, 1
         fields["clip_bytes"] = self.clip_bytes
         return seal(fields)
 
@@ -156,15 +167,15 @@ class Header:
             where: The file's name, for messages.
 
         Raises:
-            CacheError: It is not the user block of a finished, undamaged cache of this version.
+            CacheError: It is not the user block of a finished, undamaged cache of a version that can be read.
         """
         rebuild = "Restore a copy, or build it again with --overwrite"
         fields = unseal(block, HEADER, where, rebuild)
         version = int(fields["format_version"])
-        if version != FORMAT_VERSION:
+        if not 1 <= version <= FORMAT_VERSION:
             older = "Use the vidcache that made it, or build it again with --overwrite"
             raise CacheError(
-                f"{where}: format version {version}, but this vidcache reads version {FORMAT_VERSION}. "
+                f"{where}: format version {version}, but this vidcache reads versions 1 to {FORMAT_VERSION}. "
                 f"{'Use a newer vidcache' if version > FORMAT_VERSION else older}"
             )
         values: dict[str, Any] = {field.name: fields[field.name].item() for field in dataclasses.fields(cls)}

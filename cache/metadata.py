@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidcache.cache import layout
-from vidcache.cache.layout import COLUMNS, USER_BLOCK_BYTES, Header, Split, Status
+from vidcache.cache.layout import COLUMNS, USER_BLOCK_BYTES, Header, Split, Status, columns_of
 from vidcache.errors import CacheError
 from vidcache.spec import Spec
 
@@ -32,7 +32,8 @@ class Metadata:
         attributes: Root attributes of the file: how it was made.
         spec: Shape of the clips.
         classes: Class names; a label is an index into them.
-        columns: One (N, ...) array per column of `vidcache.cache.layout.COLUMNS`.
+        columns: One (N, ...) array per column of `vidcache.cache.layout.COLUMNS`; zeros (empty text) where the
+            format version of the file lacks it.
     """
 
     header: Header
@@ -60,7 +61,12 @@ def read_metadata(descriptor: int, where: str) -> Metadata:
             attributes = {name: _plain(value) for name, value in file.attrs.items()}
             spec = Spec(header.num_frames, header.height, header.width, attributes["sampling"], attributes["scaling"])
             names = [bytes(name) for name in file["classes"][:]]
-            columns = {column.name: file["videos"][column.name][:] for column in COLUMNS}
+            columns = {
+                column.name: np.zeros((header.num_clips, *column.shape), column.dtype)
+                if column.since > header.format_version
+                else file["videos"][column.name][:]
+                for column in COLUMNS
+            }
         except (KeyError, ValueError, OSError) as error:
             raise CacheError(f"{where}: no valid cache structure ({error}). Build it again with --overwrite") from error
     for name, found, expected in (
@@ -97,7 +103,7 @@ def _read_header(descriptor: int, where: str) -> Header:
 
 def _check_structure(file: Any, header: Header) -> None:
     """Refuse everything that could make libhdf5 read other files or run filters."""
-    expected = {f"videos/{c.name}": (header.num_clips, *c.shape) for c in COLUMNS}
+    expected = {f"videos/{c.name}": (header.num_clips, *c.shape) for c in columns_of(header.format_version)}
     expected["clips"] = (header.num_clips, header.num_frames, header.height, header.width, 3)
     for name, shape in {**expected, "classes": None}.items():
         holder, place = file, ""
@@ -119,7 +125,7 @@ def _check_structure(file: Any, header: Header) -> None:
             raise ValueError(f"/{name} is no contiguous, unfiltered, internal dataset")
         if shape is not None and dataset.shape != shape:
             raise ValueError(f"/{name} has shape {dataset.shape}, expected {shape}")
-    for column in COLUMNS:
+    for column in columns_of(header.format_version):
         found, wanted = file["videos"][column.name].dtype, layout.column_dtype(column, 0)
         if found.kind != wanted.kind or (wanted.itemsize and found != wanted):
             raise ValueError(f"/videos/{column.name} is {found}, expected {wanted}")

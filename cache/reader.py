@@ -207,6 +207,11 @@ class CacheReader(Reader):
         return self._descriptor
 
     @property
+    def is_current_format(self) -> bool:
+        """Whether the file knows all that a cache made today knows of a video."""
+        return self.header.format_version == layout.FORMAT_VERSION
+
+    @property
     def fingerprint(self) -> str:
         """Names the content: spec, classes, paths, labels and clips."""
         return self.header.fingerprint

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vidcache.cache.donors import Earlier, earlier_builds, open_donors
-from vidcache.cache.layout import Split, Status
+from vidcache.cache.layout import FORMAT_VERSION, Split, Status
 from vidcache.cache.place import clean_up
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
@@ -149,7 +149,8 @@ def _build(
         )
         tally = _Tally(writer, progress)
         if not options.overwrite:
-            with open_donors(output, finished, plan.spec, plan.identity()) as donors:
+            donor = finished if finished and finished.is_current_format else None
+            with open_donors(output, donor, plan.spec, plan.identity()) as donors:
                 for row in take_over(
                     raw,
                     writer,
@@ -171,8 +172,18 @@ def _build(
         _check_result(output, plan, good, problems, options)
         assigned = splitter.assign(writer.records, good)
         header = writer.finish(assigned.group, assigned.split)
-    return _report(
-        output, plan, writer.records, assigned.split, header.fingerprint, assigned.notes, num_decoded=len(pending)
+    notes = (*assigned.notes, *_format_notes(finished))
+    return _report(output, plan, writer.records, assigned.split, header.fingerprint, notes, num_decoded=len(pending))
+
+
+def _format_notes(finished: CacheReader | None) -> tuple[str, ...]:
+    """Say why nothing of a cache of an older format version was taken over."""
+    if finished is None or finished.is_current_format:
+        return ()
+    found = finished.header.format_version
+    return (
+        f"the older cache had format version {found}: every video was decoded again, since version {FORMAT_VERSION} "
+        "keeps more of each",
     )
 
 

@@ -47,6 +47,8 @@ class Probe:
         codec: Name of the codec.
         encrypted: The container says that the stream is encrypted.
         pixel_format: Name of the pixel format; empty if unknown.
+        transfer: Name of the transfer function; empty if unknown.
+        primaries: Name of the colour primaries; empty if unknown.
         width: Pixels, as displayed.
         height: Pixels, as displayed.
         rotation: Degrees clockwise that ffmpeg will turn the pixels: 0, 90, 180 or 270.
@@ -72,6 +74,8 @@ class Probe:
     num_frames_from_header: int
     fps_from_header: float
     duration_seconds: float
+    transfer: str = ""
+    primaries: str = ""
     reorder_depth_from_header: int = -1
     timeline: Timeline | None = None
 
@@ -92,7 +96,10 @@ def probe_video(tools: Tools, children: Children, descriptor: int, *, deadline: 
     command = [tools.ffprobe, "-v", "error"]
     for name, value in SAFE_INPUT.items():
         command += [f"-{name}", value]
-    stream = "index,codec_name,codec_tag_string,width,height,nb_frames,pix_fmt,avg_frame_rate,has_b_frames"
+    stream = (
+        "index,codec_name,codec_tag_string,width,height,nb_frames,pix_fmt,color_transfer,color_primaries,"
+        "avg_frame_rate,has_b_frames"
+    )
     command += [
         *("-select_streams", "v", "-of", "compact", "-show_entries"),
         f"stream={stream}:stream_disposition=default,attached_pic:stream_side_data=rotation"
@@ -201,6 +208,8 @@ class _Reader:
             codec=_known(stream.get("codec_name")),
             encrypted=_known(stream.get("codec_tag_string")) in {"encv", "drmi"},
             pixel_format=_known(stream.get("pix_fmt")),
+            transfer=_known(stream.get("color_transfer")),
+            primaries=_known(stream.get("color_primaries")),
             width=width,
             height=height,
             rotation=-turns % 4 * 90,

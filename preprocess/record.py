@@ -33,6 +33,8 @@ def clip_record(decoded: Decoded) -> np.void:
         "num_real": decoded.num_real,
         "codec": probe.codec.encode()[:24],
         "pixel_format": probe.pixel_format.encode()[:24],
+        "transfer": probe.transfer.encode()[:16],
+        "primaries": probe.primaries.encode()[:16],
         "mean_rgb": _mean_rgb(clip),
     }
     for name, value in values.items():

@@ -8,15 +8,17 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vidcache.cache.donors import open_donors, partial_builds
+from vidcache.cache.donors import open_donors, partial_builds, records_of
 from vidcache.cache.layout import Split, Status
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import CacheError, InputError, LockedError
+from vidcache.perceptual import perceptual_hash
 from vidcache.preprocess.planning import plan_attributes
 from vidcache.preprocess.rule import Assignment, SplitChoice, SplitRule, Splitter
 from vidcache.text import printable
@@ -73,7 +75,7 @@ def split_cache(
         cache = cache.resolve()  # a link stays one: what it leads to is replaced
     with CacheReader(cache) as reader:
         rule = choice.applied_to(SplitRule.from_attributes(reader.attributes))
-        columns, depth = reader.columns, int(reader.attributes["class_depth"])
+        columns, depth = _current_columns(reader), int(reader.attributes["class_depth"])
         attributes = plan_attributes(reader.spec, depth, rule, reader.attributes["ffmpeg_version"])
         # It was decoded by the vidcache that built it.
         attributes["vidcache_version"] = reader.attributes["vidcache_version"]
@@ -95,13 +97,31 @@ def split_cache(
         )
         split_hash = reader.split_hash
         if not same and not dry_run:
-            split_hash = _write(cache, reader, plan, assigned, progress)
+            split_hash = _write(cache, reader, plan, records_of(columns), assigned, progress)
         return _report(reader, rule, split_hash, assigned, up_to_date=bool(same))
 
 
-def _write(cache: Path, reader: CacheReader, plan: Plan, assigned: Assignment, progress: Progress) -> str:
+def _current_columns(reader: CacheReader) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the columns as a cache made today has them, as far as they can be known without the videos."""
+    if reader.is_current_format:
+        return reader.columns
+    hashes = reader.columns["perceptual_hash"].copy()
+    for row in reader.rows().tolist():
+        (clip,) = reader.read([row])
+        hashes[row] = perceptual_hash(clip[: max(reader.columns["num_real"][row], 1)])
+    return {**reader.columns, "perceptual_hash": hashes}
+
+
+def _write(
+    cache: Path,
+    reader: CacheReader,
+    plan: Plan,
+    records: np.ndarray[Any, Any],
+    assigned: Assignment,
+    progress: Progress,
+) -> str:
     with CacheWriter(cache, plan) as writer, open_donors(cache, reader, plan.spec, plan.identity()) as donors:
-        finished = donors[-1]
+        finished = dataclasses.replace(donors[-1], records=records)
         _check_alone(cache, reader, writer)
         for row in writer.pending:
             if not writer.take_over(row, finished, row):

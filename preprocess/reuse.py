@@ -35,7 +35,8 @@ def is_current(raw: Path, reader: CacheReader, plan: Plan, *, check_contents: bo
     """
     wanted = {name: value for name, value in plan.attributes.items() if name not in VERSIONS}
     if (
-        len(reader) != plan.num_clips
+        not reader.is_current_format
+        or len(reader) != plan.num_clips
         or reader.spec != plan.spec
         or reader.classes != tuple(os.fsdecode(name) for name in plan.classes)
         or any(reader.attributes.get(name) != value for name, value in wanted.items())

@@ -192,15 +192,6 @@ def test_an_unfinished_build_is_no_cache(tmp_path: Path) -> None:
         CacheReader(cache_writer.folder / "data.h5")
 
 
-def test_a_newer_version_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "FORMAT_VERSION", 2)
-    path = build_small(tmp_path / "c.h5")
-    monkeypatch.undo()
-
-    with pytest.raises(CacheError, match="format version 2, but this vidcache reads version 1"):
-        CacheReader(path)
-
-
 @pytest.mark.parametrize(("change", "message"), [(-1, "bytes long, expected"), (1, "bytes long, expected")])
 def test_a_file_of_another_length_is_refused(tmp_path: Path, change: int, message: str) -> None:
     path = build_small(tmp_path / "c.h5")

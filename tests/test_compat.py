@@ -1,4 +1,4 @@
-"""Files of format version 1 as they were when it was new, made by hand: every later reader has to read them.
+"""Files of every format version as they were when it was new, made by hand: every later reader has to read them.
 
 Names, dtypes, offsets and the order of what is hashed are literals here, and come from nowhere else. They never change:
 a new version gets its own. Only the two tests of what is written today move on to it.
@@ -20,9 +20,13 @@ import torch
 import xxhash
 from click.testing import CliRunner, Result
 
+from tests.helpers import TOOLS, make_video
 from vidcache import cli
+from vidcache.cache import donors, layout, writer
+from vidcache.cache import plan as cache_plan
 from vidcache.cache.feature_writer import FeatureWriter
 from vidcache.cache.features import FeaturePlan, FeatureReader
+from vidcache.cache.joined import open_caches
 from vidcache.cache.layout import RECORD
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
@@ -31,14 +35,17 @@ from vidcache.checkpoint import Checkpoint
 from vidcache.errors import CacheError, MismatchError
 from vidcache.eval.cli import main as videval
 from vidcache.eval.predict_cli import main as vidpredict
+from vidcache.perceptual import perceptual_hash
+from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.groups import Grouping
+from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.planning import plan_attributes
 from vidcache.preprocess.rule import SplitRule
 from vidcache.spec import Spec
 from vidcache.train.cli import main as vidtrain
 from vidcache.train.features import open_features
 
-# --- a cache of format version 1 --------------------------------------------------------------
+# --- caches of format versions 1 and 2 -------------------------------------------------------------
 
 USER_BLOCK = struct.Struct("<8sII QIIII QQQ 32s32s32s")  # without padding; zeros up to byte 4088, then the checksum
 N, T, H, W = 5, 2, 16, 20
@@ -52,7 +59,7 @@ SPEC = (
 CLASSES = [b"Jump", b"run", b"\xe9t\xe9"]  # the last one is no UTF-8
 ATTRIBUTES: dict[str, bytes | int | list[float]] = {
     "format": b"vidcache",
-    "format_version": 1,
+    "format_version": 0,  # of each
     "sampling": SAMPLING,
     "scaling": SCALING,
     "class_depth": 0,
@@ -66,8 +73,8 @@ ATTRIBUTES: dict[str, bytes | int | list[float]] = {
     "ffmpeg_version": b"8.1",
 }
 
-# Row 1 is damaged, row 2 failed: it has no clip. Row 3 is in no part.
-COLUMNS: list[tuple[str, str, Any, str]] = [  # in the order of the file: name, dtype, values, meaning
+# In the order of the file: name, dtype, values, meaning. Row 1 is damaged, row 2 failed: it has no clip. Row 3 is in no part.
+COLUMNS_2: list[tuple[str, str, Any, str]] = [
     (
         "path",
         "S18",
@@ -119,6 +126,18 @@ COLUMNS: list[tuple[str, str, Any, str]] = [  # in the order of the file: name, 
     ("codec", "S24", [b"h264", b"hevc", b"", b"ffv1", b"a_codec_of_24_characters"], "as ffprobe names it"),
     ("pixel_format", "S24", [b"yuv420p", b"yuv420p10le", b"", b"gray", b"rgb24"], "as ffprobe names it"),
     (
+        "transfer",
+        "S16",
+        [b"bt709", b"smpte2084", b"", b"arib-std-b67", b"a_transfer_of_16"],
+        "transfer function as ffprobe names it; empty unknown",
+    ),
+    (
+        "primaries",
+        "S16",
+        [b"bt709", b"bt2020", b"", b"", b"primaries_of_16_"],
+        "colour primaries as ffprobe names them; empty unknown",
+    ),
+    (
         "mean_rgb",
         "<f4",
         [[0.1, 127.5, 255], [1, 2, 3], [0, 0, 0], [1e-3, 99.99, 3.5], [250, 128, 6]],
@@ -127,7 +146,8 @@ COLUMNS: list[tuple[str, str, Any, str]] = [  # in the order of the file: name, 
     ("group", "<i4", [0, 3, 1, 1, -2], "clips that belong together: a split by fractions parts none"),
     ("split", "|u1", [0, 1, 0, 3, 2], "0 train, 1 val, 2 test, 3 unused"),
 ]
-VALUES: dict[str, npt.NDArray[Any]] = {name: np.array(values, dtype) for name, dtype, values, _ in COLUMNS}
+COLUMNS = {1: [column for column in COLUMNS_2 if column[0] not in ("transfer", "primaries")], 2: COLUMNS_2}
+VALUES: dict[str, npt.NDArray[Any]] = {name: np.array(values, dtype) for name, dtype, values, _ in COLUMNS_2}
 CLIPS = (np.arange(N * CLIP_BYTES) * 31 % 251).astype("u1").reshape(N, T, H, W, 3)
 CLIPS[2] = 0  # the slot of the failed video
 FINGERPRINT = "72af5909cd128eba7f8bb96ed796c9ec"
@@ -153,7 +173,7 @@ def add_dataset(group: h5py.Group, name: str, values: npt.NDArray[Any]) -> h5py.
     return dataset
 
 
-def make_hdf5(target: Any) -> int:
+def make_hdf5(target: Any, version: int) -> int:
     """Write everything but the user block; return where the clips begin."""
     with h5py.File(
         target,
@@ -163,11 +183,11 @@ def make_hdf5(target: Any) -> int:
         alignment_threshold=N * CLIP_BYTES,  # 1 MiB where the clips are more
         alignment_interval=4096,
     ) as file:
-        for name, value in ATTRIBUTES.items():
+        for name, value in {**ATTRIBUTES, "format_version": version}.items():
             file.attrs[name] = np.bytes_(value) if isinstance(value, bytes) else value
         add_dataset(file, "classes", np.array(CLASSES, "S4"))
         videos = file.create_group("videos")
-        for name, _, _, meaning in COLUMNS:
+        for name, _, _, meaning in COLUMNS[version]:
             add_dataset(videos, name, VALUES[name]).attrs["meaning"] = np.bytes_(meaning)
         return int(add_dataset(file, "clips", CLIPS).id.get_offset())
 
@@ -177,12 +197,12 @@ def seal(fields: bytes) -> bytes:
     return body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body))
 
 
-def user_block(hdf5: bytes, clips_offset: int) -> bytes:
+def user_block(hdf5: bytes, clips_offset: int, version: int) -> bytes:
     around = hdf5[4096:clips_offset] + hdf5[clips_offset + N * CLIP_BYTES :]
     classes = b"".join(struct.pack("<Q", len(name)) + name for name in CLASSES)
     return seal(
         USER_BLOCK.pack(
-            *(b"vidcache", 1, 1),  # format, format version, complete
+            *(b"vidcache", version, 1),  # format, format version, complete
             *(N, T, H, W, 0),  # the zero is reserved
             *(clips_offset, CLIP_BYTES, len(hdf5)),
             xxhash.xxh3_128_hexdigest(around).encode(),
@@ -192,40 +212,51 @@ def user_block(hdf5: bytes, clips_offset: int) -> bytes:
     )
 
 
-def make_cache_1(path: Path, place: str = "memory") -> Path:
-    """Made in memory, libhdf5 puts the columns elsewhere than in a file: both are format version 1."""
+def make_cache(version: int, path: Path, place: str = "memory") -> Path:
+    """Made in memory, libhdf5 puts the columns elsewhere than in a file: both are of one format version."""
     memory = io.BytesIO()
-    clips_offset = make_hdf5(memory if place == "memory" else path)
+    clips_offset = make_hdf5(memory if place == "memory" else path, version)
     hdf5 = memory.getvalue() if place == "memory" else path.read_bytes()
-    path.write_bytes(user_block(hdf5, clips_offset) + hdf5[4096:])
+    path.write_bytes(user_block(hdf5, clips_offset, version) + hdf5[4096:])
     return path
 
 
-@pytest.fixture(params=["memory", "disk"])
-def cache(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return make_cache_1(tmp_path / "old.h5", request.param)
+@pytest.fixture(
+    params=[(1, "memory"), (1, "disk"), (2, "memory"), (2, "disk")], ids=lambda param: f"{param[0]}-{param[1]}"
+)
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[int, Path]:
+    version, place = request.param
+    return version, make_cache(version, tmp_path / "old.h5", place)
+
+
+@pytest.fixture
+def cache(made: tuple[int, Path]) -> Path:
+    return made[1]
 
 
 def call(command: click.Command, *arguments: object) -> Result:
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
-def test_a_cache_1_is_read(cache: Path) -> None:
+def test_an_old_cache_is_read(made: tuple[int, Path]) -> None:
+    version, cache = made
     with CacheReader(cache) as reader:
         assert Spec(2, 16, 20, SAMPLING.decode(), SCALING.decode()) == reader.spec
         assert ("Jump", "run", "\udce9t\udce9") == reader.classes
         assert (FINGERPRINT, SPLIT_HASH) == (reader.fingerprint, reader.split_hash)
         assert N == len(reader)
+        known = {name for name, *_ in COLUMNS[version]}
         for name, values in VALUES.items():
+            values = values if name in known else np.zeros_like(values)
             assert values.dtype == reader.columns[name].dtype, name
             assert np.array_equal(values, reader.columns[name]), name
-        assert COLUMNS[0][2] == [reader.path_of(row) for row in range(N)]
+        assert COLUMNS[version][0][2] == [reader.path_of(row) for row in range(N)]
         assert [0, 0, 1, 1, 2] == reader.labels.tolist()
         expected = {name: value.decode() if isinstance(value, bytes) else value for name, value in ATTRIBUTES.items()}
-        assert expected == {name: reader.attributes[name] for name in ATTRIBUTES}
+        assert {**expected, "format_version": version} == {name: reader.attributes[name] for name in ATTRIBUTES}
 
 
-def test_clips_of_a_cache_1_are_read_and_a_failed_one_is_refused(cache: Path) -> None:
+def test_clips_of_an_old_cache_are_read_and_a_failed_one_is_refused(cache: Path) -> None:
     with CacheReader(cache) as reader:
         parts = {split: reader.rows(split).tolist() for split in (None, "train", "val", "test", "unused")}
         assert {None: [0, 1, 3, 4], "train": [0], "val": [1], "test": [4], "unused": [3]} == parts
@@ -236,14 +267,15 @@ def test_clips_of_a_cache_1_are_read_and_a_failed_one_is_refused(cache: Path) ->
             reader.read([0, 2])
 
 
-def test_the_rule_of_the_split_of_a_cache_1_is_read(cache: Path) -> None:
+def test_the_rule_of_the_split_of_an_old_cache_is_read(cache: Path) -> None:
     with CacheReader(cache) as reader:
         rule = SplitRule.from_attributes(reader.attributes)
 
     assert SplitRule(Grouping("regex", r"_(\d+)"), "fractions", (0.6, 0.2, 0.2), 7, "report") == rule
 
 
-def test_vidcache_info_describes_a_cache_1(cache: Path) -> None:
+def test_vidcache_info_describes_an_old_cache(made: tuple[int, Path]) -> None:
+    version, cache = made
     result = call(cli.main, "info", cache, "--json")
 
     assert 0 == result.exit_code, result.stderr
@@ -272,7 +304,7 @@ def test_vidcache_info_describes_a_cache_1(cache: Path) -> None:
         },
         "failures": {"no_frames": 1},
         "attributes": {
-            "format_version": 1,
+            "format_version": version,
             "class_depth": 0,
             "split_by": r"regex _(\d+)",
             "split_source": "fractions",
@@ -289,13 +321,13 @@ def test_vidcache_info_describes_a_cache_1(cache: Path) -> None:
     assert "4 of 5 videos (1 failed, 1 damaged)" in call(cli.main, "info", cache).stdout
 
 
-def test_vidcache_verify_accepts_a_cache_1(cache: Path) -> None:
+def test_vidcache_verify_accepts_an_old_cache(cache: Path) -> None:
     result = call(cli.main, "verify", cache)
 
     assert (0, f"{cache}: 4 clips checked, 0 bad\n") == (result.exit_code, result.stdout)
 
 
-def test_vidcache_verify_finds_an_altered_clip_of_a_cache_1(cache: Path) -> None:
+def test_vidcache_verify_finds_an_altered_clip_of_an_old_cache(cache: Path) -> None:
     with cache.open("r+b") as file:
         file.seek(struct.unpack("<Q", cache.read_bytes()[40:48])[0] + 3 * CLIP_BYTES + 100)
         file.write(b"\xff")
@@ -314,14 +346,14 @@ def test_vidcache_verify_shows_a_name_that_is_no_text(cache: Path) -> None:
     assert call(cli.main, "verify", cache).stdout.startswith("row 1 (Jump/b \\xff_2.mkv): the clip")
 
 
-def test_what_is_written_today_is_the_same_cache_1_byte_for_byte(tmp_path: Path) -> None:
+def test_what_is_written_today_is_the_same_cache_2_byte_for_byte(tmp_path: Path) -> None:
     """A change that makes this fail makes another format, and needs another version; other words of a meaning do not."""
     spec = Spec(2, 16, 20)
     rule = SplitRule(Grouping("regex", r"_(\d+)"), fractions=(0.6, 0.2, 0.2), seed=7, near_duplicates="report")
     plan = Plan(
         spec=spec,
         classes=tuple(CLASSES),
-        paths=tuple(COLUMNS[0][2]),
+        paths=tuple(COLUMNS_2[0][2]),
         labels=tuple(VALUES["label"].tolist()),
         source_bytes=tuple(VALUES["source_bytes"].tolist()),
         source_mtime_ns=tuple(VALUES["source_mtime_ns"].tolist()),
@@ -337,10 +369,111 @@ def test_what_is_written_today_is_the_same_cache_1_byte_for_byte(tmp_path: Path)
             writer.complete(row, record[()])
         writer.finish(VALUES["group"], VALUES["split"])
 
-    written, made = (tmp_path / "new.h5").read_bytes(), make_cache_1(tmp_path / "old.h5").read_bytes()
+    written, made = (tmp_path / "new.h5").read_bytes(), make_cache(2, tmp_path / "old.h5").read_bytes()
 
     assert USER_BLOCK.unpack(made[: USER_BLOCK.size]) == USER_BLOCK.unpack(written[: USER_BLOCK.size])
     assert made == written
+
+
+def test_a_split_makes_a_cache_of_today_of_a_cache_1(tmp_path: Path) -> None:
+    cache = make_cache(1, tmp_path / "old.h5")
+
+    result = call(cli.main, "split", cache, "--split", "40/30/30")
+
+    assert 0 == result.exit_code, result.stderr
+    with CacheReader(cache) as reader:
+        assert (2, 2) == (reader.header.format_version, reader.attributes["format_version"])
+        assert FINGERPRINT == reader.fingerprint
+        assert np.array_equal(CLIPS[[0, 1, 3, 4]], reader.read([0, 1, 3, 4], verify=True))
+        unchanged = VALUES.keys() - {"perceptual_hash", "split", "group", "transfer", "primaries"}
+        for name in unchanged:
+            assert np.array_equal(VALUES[name], reader.columns[name]), name
+        for name in ("transfer", "primaries"):
+            assert not reader.columns[name].any()
+        for row in (0, 1, 3, 4):
+            real = CLIPS[row][: VALUES["num_real"][row]]
+            assert np.array_equal(perceptual_hash(real), reader.columns["perceptual_hash"][row])
+
+
+def make_raw_of_cache_1(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render the videos of the hand-made cache, which then knows their sizes and times."""
+    stats = []
+    for number, name in enumerate(COLUMNS_2[0][2]):
+        path = raw / os.fsdecode(name)
+        make_video(path.with_suffix(".mkv"), 3, first=number * 20, size="20x16").rename(path)
+        stats.append(path.stat())
+    monkeypatch.setitem(VALUES, "source_bytes", np.array([stat.st_size for stat in stats], "<i8"))
+    monkeypatch.setitem(VALUES, "source_mtime_ns", np.array([stat.st_mtime_ns for stat in stats], "<i8"))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_build_takes_nothing_over_from_a_cache_1_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    make_raw_of_cache_1(tmp_path / "raw", monkeypatch)
+    cache = make_cache(version, tmp_path / "old.h5")
+    make_video(tmp_path / "raw" / "Jump" / "new_9.mkv", 3, size="20x16")
+    options = BuildOptions(Spec(2, 16, 20), allow_tiny_classes=True)
+
+    report = build_cache(tmp_path / "raw", cache, options)
+
+    assert {1: (6, 0), 2: (1, 5)}[version] == (report.num_decoded, report.num_reused)
+    note = "the older cache had format version 1: every video was decoded again, since version 2 keeps more of each"
+    assert (note in report.notes) == (version == 1)
+    with CacheReader(cache) as reader:
+        assert 2 == reader.header.format_version
+        ffmpeg = {1: TOOLS.version, 2: f"8.1, {TOOLS.version}"}
+        assert ffmpeg[version] == reader.attributes["ffmpeg_version"]
+    assert build_cache(tmp_path / "raw", cache, options).up_to_date
+
+
+def test_a_cache_1_of_the_same_videos_is_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_raw_of_cache_1(tmp_path / "raw", monkeypatch)
+    cache = make_cache(1, tmp_path / "old.h5")
+
+    report = build_cache(tmp_path / "raw", cache, BuildOptions(Spec(2, 16, 20), allow_tiny_classes=True))
+
+    assert (5, 0, 0) == (report.num_decoded, report.num_reused, report.num_failed)
+
+
+def test_a_half_built_cache_1_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make_cache(2, tmp_path / "old.h5")
+    columns = [column for column in layout.COLUMNS if column.since == 1]
+    for module in (layout, donors, cache_plan, writer):
+        monkeypatch.setattr(module, "COLUMNS", columns)
+    plan = Plan(Spec(2, 16, 24), (b"a",), (b"a/b",), (0,), (1,), (1,), {"ffmpeg_version": "1"})
+    with CacheWriter(cache, plan):  # which is not finished
+        assert list(donors.partial_builds(cache).values()) != [None]
+    monkeypatch.undo()
+
+    assert [None] == list(donors.partial_builds(cache).values())
+    assert 0 == call(cli.main, "split", cache, "--seed", 8).exit_code
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (cli.main, "leaks CACHE"),
+        (cli.main, "preview CACHE --out OUT.png"),
+        (cli.main, "analyze CACHE --out OUT"),
+        (cli.main, "bench CACHE --device cpu"),
+        (cli.main, "split CACHE --dry-run --seed 1"),
+        (vidtrain, "CACHE --weights none --device cpu --epochs 1 --out OUT.pt"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_commands_use_a_cache_1(tmp_path: Path, command: click.Command, arguments: str) -> None:
+    cache = make_cache(1, tmp_path / "c.h5")
+
+    words = [word.replace("CACHE", str(cache)).replace("OUT", str(tmp_path / "out")) for word in arguments.split()]
+
+    result = call(command, *words)
+    assert 0 == result.exit_code, result.output
+
+
+def test_caches_1_and_2_are_used_as_one(tmp_path: Path) -> None:
+    with open_caches([make_cache(1, tmp_path / "1.h5"), make_cache(2, tmp_path / "2.h5")]) as reader:
+        assert [b""] * N + VALUES["transfer"].tolist() == reader.columns["transfer"].tolist()
 
 
 # --- a checkpoint of format version 1 ---------------------------------------------------------
@@ -427,8 +560,9 @@ def test_a_checkpoint_1_is_loaded(tmp_path: Path) -> None:
         assert plain(expected[name]) == plain(getattr(loaded, name)), name
 
 
-def test_a_checkpoint_1_is_evaluated_on_its_cache_1(tmp_path: Path) -> None:
-    cache, checkpoint = make_cache_1(tmp_path / "old.h5"), make_checkpoint(tmp_path / "old.pt")
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_checkpoint_1_is_evaluated_on_its_cache(tmp_path: Path, version: int) -> None:
+    cache, checkpoint = make_cache(version, tmp_path / "old.h5"), make_checkpoint(tmp_path / "old.pt")
 
     result = call(videval, cache, "--ckpt", checkpoint, "--device", "cpu", "--json")
 
@@ -454,19 +588,20 @@ def test_what_is_saved_today_is_the_same_checkpoint_1(tmp_path: Path) -> None:
 
 
 def make_cache_of_version(version: int, path: Path) -> Path:
-    """The version stays where it is, and so does the checksum; the rest is nothing that version 1 knows."""
+    """The version stays where it is, and so does the checksum; the rest is nothing that this vidcache knows."""
     path.write_bytes(seal(struct.pack("<8sI", b"vidcache", version) + b"\xa5" * 500) + b"another format" * 1000)
     return path
 
 
 def refusal(kind: str, version: int, remedy: str) -> str:
-    return f"{kind} version {version}, but this vidcache reads version 1. {remedy}"
+    read = "versions 1 to 2" if kind == "format" else "version 1"
+    return f"{kind} version {version}, but this vidcache reads {read}. {remedy}"
 
 
 NEWER = "Use a newer vidcache"
 CACHE_VERSIONS = [
     (0, "Use the vidcache that made it, or build it again with --overwrite"),
-    (2, NEWER),
+    (3, NEWER),
     (2**32 - 1, NEWER),
 ]
 CHECKPOINT_VERSIONS = [(0, "Use the vidcache that made it, or train again"), (2, NEWER)]
@@ -552,7 +687,7 @@ def test_commands_refuse_a_checkpoint_of_another_version(
 ) -> None:
     (tmp_path / "best.run").mkdir()
     path = make_checkpoint(tmp_path / "best.run" / "last.pt", format_version=version)
-    places = {"CACHE": make_cache_1(tmp_path / "c.h5"), "CHECKPOINT": path, "VIDEO": tmp_path / "v.mp4"}
+    places = {"CACHE": make_cache(2, tmp_path / "c.h5"), "CHECKPOINT": path, "VIDEO": tmp_path / "v.mp4"}
     places |= {"OUT": tmp_path / "out.pt", "RESUMED": tmp_path / "best.pt"}
 
     result = call(command, *(places.get(word, word) for word in arguments.split()))
