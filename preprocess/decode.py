@@ -7,7 +7,7 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from vidcache.preprocess.failure import Failure, Reason
 from vidcache.preprocess.ffmpeg import Children, Exit, Tools
 from vidcache.preprocess.keyed import plan_keyed
 from vidcache.preprocess.opening import hash_file, open_video
-from vidcache.preprocess.probe import SAFE_INPUT, Probe, probe_video
+from vidcache.preprocess.picture import Remedy, Turn, convertible_matrix, scaling_filters
+from vidcache.preprocess.probe import SAFE_INPUT, Probe, probe_turn, probe_video
 from vidcache.preprocess.sampling import select_expression
 from vidcache.spec import Spec
 from vidcache.text import one_line
@@ -34,6 +35,8 @@ _UNSUPPORTED = re.compile(
     r"no decoder found for|Decoder .* not found|doesn't support hardware accelerated|Function not implemented"
     r"|is not implemented|No decoder for"
 )
+_REFUSES_COLOURS = re.compile(r"Impossible to convert between the formats|Unsupported input \(")
+_CHANGES_SHAPE = re.compile(r"filter context - (w: \d+ h: \d+ fmt: \d+)\b.*incoming frame - (?!\1\b)")
 _ENCRYPTED = re.compile(r"encrypt|decrypt", re.I)
 _TOO_LARGE = re.compile(r"Picture size \S+ is invalid|exceeds specified max|Cannot allocate memory")
 
@@ -145,22 +148,29 @@ def _decode(
     source_hash: str,
 ) -> Decoded:
     probe = probe_video(tools, children, descriptor, deadline=deadline, max_pixels=limits.max_pixels)
-    expected = max(probe.num_packets, 1)
+    expected, remedy = max(probe.num_packets, 1), Remedy()
     with ClipOutput(spec) as output:
         if limits.keyed:
             keyed = _decode_keyed(descriptor, spec, tools, children, deadline, limits, probe, output)
             if keyed:
                 return Decoded(output.padded_clip(), spec.num_frames, probe, keyed, source_hash, _damage(probe, keyed))
         # Packets are not always frames: a wrong count shows in the ledger, and then the true one is
-        # known. The decoder is deterministic, so the second pass cannot be wrong again.
-        for _ in range(2):
+        # known. The decoder is deterministic, so the second pass cannot be wrong again; nor can one with the remedy
+        # for what made ffmpeg give up, or give garbage.
+        for _ in range(4):
             chosen = select_expression(expected, spec.num_frames)
-            command = _command(tools, descriptor, output.descriptor, spec, probe, chosen, limits)
+            command = _command(tools, descriptor, output.descriptor, spec, probe, chosen, limits, remedy)
             ended = output.run(children, command, descriptor, deadline)
             given = output.num_frames
             if ended.timed_out:
                 detail = f"ffmpeg had given {given} of {spec.num_frames} frames"
                 raise Failure(Reason.TIMEOUT, detail, given, probe.num_frames_from_header)
+            before = remedy
+            remedy = _remedy_for(
+                ended, before, probe, lambda: probe_turn(tools, children, descriptor, probe, deadline=deadline)
+            )
+            if remedy != before:
+                continue
             ledger = _read_ledger(ended)
             if ledger.num_frames == 0 or given == 0:
                 raise _no_frames(probe, ledger, ended, tools)
@@ -180,7 +190,7 @@ def _decode(
         probe=probe,
         ledger=ledger,
         source_hash=source_hash,
-        damage=_damage(probe, ledger),
+        damage=_damage(probe, ledger) or _colour_damage(probe, remedy),
     )
 
 
@@ -198,7 +208,7 @@ def _decode_keyed(
     plan = plan_keyed(tools, children, descriptor, probe, spec.num_frames, deadline=deadline)
     if plan is None:
         return None
-    command = _command(tools, descriptor, output.descriptor, spec, probe, plan.select, limits, drop=plan.drop)
+    command = _command(tools, descriptor, output.descriptor, spec, probe, plan.select, limits, Remedy(), plan.drop)
     ended = output.run(children, command, descriptor, deadline)
     ledger = _read_ledger(ended)
     as_planned = (output.num_frames, ledger.num_frames) == (spec.num_frames, plan.num_kept)
@@ -215,6 +225,7 @@ def _command(
     probe: Probe,
     chosen: str,
     limits: Limits,
+    remedy: Remedy,
     drop: str = "",
 ) -> list[str]:
     source: dict[str, Any] = {
@@ -226,11 +237,15 @@ def _command(
         # frames: 11 wrong frames of 10 wanted. Kept alive, `scale` follows the size by itself.
         "reinit_filter": 0,
     }
+    if remedy.turn:
+        source["noautorotate"] = None
     if drop:
         source[f"bsf:{probe.stream_index}"] = f"noise=drop='{drop}'"
     stream = ffmpeg.input(f"file:/dev/fd/{descriptor}", **source)[str(probe.stream_index)]
     stream = stream.filter("select", chosen)
-    stream = stream.filter("scale", spec.width, spec.height, flags=spec.scaling)
+    size = (probe.width, probe.height)
+    for name, options in scaling_filters(spec.width, spec.height, spec.scaling, remedy, size):
+        stream = stream.filter(name, **options)
     stream = stream.output(f"file:/dev/fd/{output}", format="rawvideo", pix_fmt=PIXEL_FORMAT, fps_mode="passthrough")
     stream = stream.global_args("-y", "-nostdin", "-hide_banner", "-nostats", "-v", "level+verbose")
     stream = stream.global_args("-filter_complex_threads", "1")
@@ -238,6 +253,17 @@ def _command(
         stream = stream.global_args("-copyts")  # the times that ffprobe saw
     command: list[str] = stream.compile(cmd=tools.ffmpeg)
     return command
+
+
+def _remedy_for(ended: Exit, remedy: Remedy, probe: Probe, ask_for_turn: Callable[[], Turn]) -> Remedy:
+    """See from what ffmpeg said what it must be told; the same again, where that is nothing more."""
+    if not remedy.matrix and _REFUSES_COLOURS.search(ended.stderr):
+        return dataclasses.replace(remedy, matrix=convertible_matrix(probe.matrix, probe.primaries))
+    # What turns pictures has the size and format of the first one, and reads beyond the end of a smaller one.
+    if remedy.turn is None and _CHANGES_SHAPE.search(ended.stderr):
+        turn = ask_for_turn()
+        return dataclasses.replace(remedy, turn=turn if turn.filters else None)
+    return remedy
 
 
 def _read_ledger(ended: Exit) -> Ledger:
@@ -278,4 +304,11 @@ def _damage(probe: Probe, ledger: Ledger) -> str:
     # only its first part: only a header that promises more than the file holds means a loss.
     if probe.num_frames_from_header > probe.num_packets_in_file:
         return f"{Reason.MISSING_FRAMES}: {ledger.num_frames} decoded, the header says {probe.num_frames_from_header}"
+    return ""
+
+
+def _colour_damage(probe: Probe, remedy: Remedy) -> str:
+    """Say that the colours can be wrong."""
+    if remedy.matrix and probe.matrix not in ("", remedy.matrix):
+        return f"{Reason.UNSUPPORTED_COLOURS}: ffmpeg cannot convert {probe.matrix}; read as {remedy.matrix}"
     return ""

@@ -16,6 +16,7 @@ class Reason(enum.StrEnum):
     TOO_LARGE = "too_large"
     NOT_A_REGULAR_FILE = "not_a_regular_file"
     ENCRYPTED = "encrypted"
+    UNSUPPORTED_COLOURS = "unsupported_colours"
 
 
 class Failure(Exception):  # noqa: N818 -- not an error of ours: an outcome, caught where a worker ends

@@ -10,6 +10,7 @@ import re
 
 from vidcache.preprocess.failure import Failure, Reason
 from vidcache.preprocess.ffmpeg import Children, Exit, Tools
+from vidcache.preprocess.picture import Turn, turn_of
 from vidcache.text import one_line
 
 # Containers that hold their own data. Never those that name other files or hosts: hls, dash,
@@ -22,6 +23,7 @@ FORMATS = (
 SAFE_INPUT = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 
 
+_MATRIX_ROW = re.compile(r"0000000\d: +(-?\d+) +(-?\d+) +(-?\d+)")
 _MAX_TIMELINE = 1 << 23  # packets: 77 hours at 30 a second
 
 
@@ -49,9 +51,11 @@ class Probe:
         pixel_format: Name of the pixel format; empty if unknown.
         transfer: Name of the transfer function; empty if unknown.
         primaries: Name of the colour primaries; empty if unknown.
+        matrix: Name of the colour matrix; empty if unknown.
         width: Pixels, as displayed.
         height: Pixels, as displayed.
-        rotation: Degrees clockwise that ffmpeg will turn the pixels: 0, 90, 180 or 270.
+        rotation: Degrees clockwise that ffmpeg will turn the pixels: 0, 90, 180 or 270; 0 where it mirrors them
+            only, or turns them by another angle.
         num_packets: Packets that are to be shown: edit lists can discard some.
         num_packets_in_file: Packets, discarded ones included.
         num_frames_from_header: What the container claims; -1 unknown.
@@ -76,6 +80,7 @@ class Probe:
     duration_seconds: float
     transfer: str = ""
     primaries: str = ""
+    matrix: str = ""
     reorder_depth_from_header: int = -1
     timeline: Timeline | None = None
 
@@ -98,11 +103,11 @@ def probe_video(tools: Tools, children: Children, descriptor: int, *, deadline: 
         command += [f"-{name}", value]
     stream = (
         "index,codec_name,codec_tag_string,width,height,nb_frames,pix_fmt,color_transfer,color_primaries,"
-        "avg_frame_rate,has_b_frames"
+        "color_space,avg_frame_rate,has_b_frames"
     )
     command += [
         *("-select_streams", "v", "-of", "compact", "-show_entries"),
-        f"stream={stream}:stream_disposition=default,attached_pic:stream_side_data=rotation"
+        f"stream={stream}:stream_disposition=default,attached_pic:stream_side_data=displaymatrix"
         ":packet=stream_index,flags,pts,pts_time,duration_time",
         f"file:/dev/fd/{descriptor}",
     ]
@@ -121,6 +126,28 @@ def probe_video(tools: Tools, children: Children, descriptor: int, *, deadline: 
     if probe.width * probe.height > max_pixels:
         raise Failure(Reason.TOO_LARGE, f"{probe.width}x{probe.height} pixels, expected at most {max_pixels:,}")
     return probe
+
+
+def probe_turn(tools: Tools, children: Children, descriptor: int, probe: Probe, *, deadline: float) -> Turn:
+    """Ask how the first picture is to be turned: a decoder also knows what only the stream itself says.
+
+    Args:
+        tools: Which ffprobe.
+        children: Runs it.
+        descriptor: The file, open for reading.
+        probe: What is known of it.
+        deadline: By `time.monotonic()`.
+    """
+    command = [tools.ffprobe, "-v", "quiet", "-threads", "1"]
+    for name, value in SAFE_INPUT.items():
+        command += [f"-{name}", value]
+    command += [
+        *("-select_streams", str(probe.stream_index), "-read_intervals", "%+#8", "-of", "compact"),
+        *("-show_entries", "frame=pts:frame_side_data=displaymatrix", f"file:/dev/fd/{descriptor}"),
+    ]
+    output = bytearray()
+    children.run(command, pass_fds=(descriptor,), deadline=deadline, on_output=output.extend)
+    return _turn(_fields(bytes(output).partition(b"\n")[0])[1])
 
 
 def _why(ended: Exit) -> str:
@@ -171,6 +198,12 @@ class _Packets:
         return round(self.end - self.start, 6) if known else 0.0
 
 
+def _fields(line: bytes) -> tuple[str, dict[str, str]]:
+    """Parse `section|key=value|...`."""
+    section, *pairs = line.decode("utf-8", "replace").split("|")
+    return section, {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
+
+
 class _Reader:
     """Parses ffprobe's compact output (`section|key=value|...` lines) as it comes."""
 
@@ -182,8 +215,7 @@ class _Reader:
     def feed(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            section, *pairs = line.decode("utf-8", "replace").split("|")
-            fields = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
+            section, fields = _fields(line)
             if section == "packet":
                 self.packets.setdefault(fields.get("stream_index", ""), _Packets()).add(fields)
             elif section == "stream":
@@ -196,11 +228,9 @@ class _Reader:
         return (stream.get("disposition:default") == "1", area, packets.shown, -int(stream["index"]))
 
     def probe(self, stream: dict[str, str]) -> Probe:
-        rotation = next((value for key, value in stream.items() if key.endswith(":rotation")), "0")
-        # ffprobe counts anticlockwise; broken matrices give numbers like -2**63.
-        turns = round(_clamped(_number(rotation) or 0.0) / 90) % 4
+        turn = _turn(stream)
         width, height = _integer(stream.get("width"), 0), _integer(stream.get("height"), 0)
-        if turns % 2:
+        if turn.swaps_sides:
             width, height = height, width
         packets = self.packets.get(stream["index"], _Packets())
         return Probe(
@@ -210,9 +240,10 @@ class _Reader:
             pixel_format=_known(stream.get("pix_fmt")),
             transfer=_known(stream.get("color_transfer")),
             primaries=_known(stream.get("color_primaries")),
+            matrix=_known(stream.get("color_space")),
             width=width,
             height=height,
-            rotation=-turns % 4 * 90,
+            rotation=turn.degrees,
             num_packets=packets.shown,
             num_packets_in_file=packets.shown + packets.discarded,
             num_frames_from_header=_integer(stream.get("nb_frames"), -1),
@@ -221,6 +252,13 @@ class _Reader:
             reorder_depth_from_header=_integer(stream.get("has_b_frames"), -1),
             timeline=packets.timeline,
         )
+
+
+def _turn(fields: dict[str, str]) -> Turn:
+    """Of a stream or frame, whose matrix ffprobe writes as the lines of a hexadecimal dump."""
+    matrix = next((value for key, value in fields.items() if key.endswith(":displaymatrix")), "")
+    rows = _MATRIX_ROW.findall(matrix)
+    return turn_of([int(number) for row in rows for number in row]) if len(rows) == 3 else Turn()
 
 
 def _known(text: str | None) -> str:
@@ -233,10 +271,6 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _clamped(degrees: float) -> float:
-    return degrees if abs(degrees) <= 360 else 0.0
 
 
 def _integer(text: str | None, default: int) -> int:

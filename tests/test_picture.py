@@ -1,0 +1,254 @@
+"""Pictures that are turned, mirrored or named in colours that ffmpeg refuses: the right ones come back."""
+
+import math
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tests.helpers import TOOLS, run_ffmpeg
+from vidcache.preprocess.decode import Decoded, Limits, decode_video
+from vidcache.preprocess.ffmpeg import Children
+from vidcache.preprocess.picture import Turn, turn_of
+from vidcache.spec import Spec
+
+Clip = npt.NDArray[np.uint8]
+
+X264 = ("-c:v", "libx264", "-preset", "ultrafast", "-qp", "10", "-g", "5", "-f", "h264")
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[Children]:
+    with Children() as running:
+        yield running
+
+
+def decode(path: Path, children: Children, spec: Spec = Spec(20, 48, 64)) -> Decoded:
+    return decode_video(path, spec, [TOOLS], children, Limits())
+
+
+# --- turned -----------------------------------------------------------------------------------
+
+# Numbers a, b, c, d of a display matrix; what it does to (T, H, W, 3); the rotation that is kept.
+TURNS: dict[str, tuple[tuple[int, int, int, int], Callable[[Clip], Clip], int]] = {
+    "upright": ((1, 0, 0, 1), lambda clip: clip, 0),
+    "90": ((0, 1, -1, 0), lambda clip: np.rot90(clip, -1, (1, 2)), 90),
+    "180": ((-1, 0, 0, -1), lambda clip: np.rot90(clip, 2, (1, 2)), 180),
+    "270": ((0, -1, 1, 0), lambda clip: np.rot90(clip, 1, (1, 2)), 270),
+    "mirrored": ((-1, 0, 0, 1), lambda clip: clip[:, :, ::-1], 0),
+    "upside down": ((1, 0, 0, -1), lambda clip: clip[:, ::-1], 0),
+    "transposed": ((0, 1, 1, 0), lambda clip: clip.transpose(0, 2, 1, 3), 90),
+    "transposed, 180": ((0, -1, -1, 0), lambda clip: np.rot90(clip.transpose(0, 2, 1, 3), 2, (1, 2)), 270),
+}
+SHAPES = {"plain": (160, 120, "yuv420p"), "large": (320, 240, "yuv420p"), "full": (162, 94, "yuv444p")}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The same 10 pictures in several sizes and pixel formats, to be joined."""
+    folder = tmp_path_factory.mktemp("parts")
+    for name, (width, height, pixels) in SHAPES.items():
+        source = ("-f", "lavfi", "-i", "testsrc2=s=160x120:r=25", "-frames:v", "10")
+        run_ffmpeg(*source, "-vf", f"scale={width}:{height}", "-pix_fmt", pixels, *X264, str(folder / name))
+    return {name: (folder / name).read_bytes() for name in SHAPES}
+
+
+def join(path: Path, *parts: bytes, filters: str = "dump_extra=freq=k") -> Path:
+    """An MP4 of one stream, whose parameters are in the stream."""
+    stream = path.with_suffix(".h264")
+    stream.write_bytes(b"".join(parts))
+    run_ffmpeg(
+        "-r", "25", "-f", "h264", "-i", str(stream), "-c", "copy", "-tag:v", "avc3", "-bsf:v", filters, str(path)
+    )
+    return path
+
+
+def set_matrix(path: Path, *numbers: float) -> Path:
+    """Write a display matrix into the header of an MP4's only track."""
+    data = bytearray(path.read_bytes())
+    start = data.rindex(b"tkhd") + 4 + 4 + 20 + 8 + 8
+    assert (1 << 16, 1 << 30) == (
+        struct.unpack_from(">i", data, start)[0],
+        struct.unpack_from(">i", data, start + 32)[0],
+    )
+    a, b, c, d = (round(number * 65536) for number in numbers)
+    struct.pack_into(">9i", data, start, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize("change", ["plain large", "large plain", "plain full", "full plain"])
+def test_a_turned_video_may_change_size_and_format(
+    tmp_path: Path, children: Children, parts: dict[str, bytes], turn: str, change: str
+) -> None:
+    numbers, turned, rotation = TURNS[turn]
+    path = join(tmp_path / "v.mp4", *(parts[name] for name in change.split()))
+    swapped = rotation % 180 == 90
+    upright = decode(path, children, Spec(20, 64, 48) if swapped else Spec(20, 48, 64))
+
+    decoded = decode(set_matrix(path, *numbers), children)
+
+    assert np.array_equal(turned(upright.clip), decoded.clip)
+    width, height, _ = SHAPES[change.split()[0]]
+    size = (height, width) if swapped else (width, height)
+    assert (*size, rotation) == (decoded.probe.width, decoded.probe.height, decoded.probe.rotation)
+    assert (20, "") == (decoded.ledger.num_frames, decoded.damage)
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_turned_video_without_a_change_is_turned_before_it_is_scaled(
+    tmp_path: Path, children: Children, parts: dict[str, bytes], turn: str
+) -> None:
+    numbers, turned, rotation = TURNS[turn]
+    path = join(tmp_path / "v.mp4", parts["plain"], parts["plain"])
+    whole = decode(path, children, Spec(20, 120, 160)).clip  # not scaled
+
+    clip = decode(set_matrix(path, *numbers), children, Spec(20, *((160, 120) if rotation % 180 else (120, 160)))).clip
+
+    difference = np.abs(turned(whole).astype(int) - clip)
+    assert difference.mean() < 2  # of colours, which have half the resolution
+    assert (difference.mean(axis=(1, 2, 3)) < 3).all()
+
+
+def test_a_video_turned_by_another_angle_may_change_size(
+    tmp_path: Path, children: Children, parts: dict[str, bytes]
+) -> None:
+    angle = (math.cos(0.5), math.sin(0.5), -math.sin(0.5), math.cos(0.5))
+    steady = set_matrix(join(tmp_path / "steady.mp4", parts["plain"], parts["plain"]), *angle)
+    changing = set_matrix(join(tmp_path / "changing.mp4", parts["plain"], parts["large"]), *angle)
+
+    expected, decoded = decode(steady, children), decode(changing, children)
+
+    assert (0, 160, 120) == (decoded.probe.rotation, decoded.probe.width, decoded.probe.height)
+    assert np.abs(expected.clip.astype(int) - decoded.clip).mean(axis=(1, 2, 3)).max() < 2
+    assert (expected.clip[:, 0, 0] == 0).all()  # the corners are empty
+
+
+def test_a_video_that_says_itself_how_it_is_turned_may_change_size(
+    tmp_path: Path, children: Children, parts: dict[str, bytes]
+) -> None:
+    orientation = "h264_metadata=display_orientation=insert:rotate=90"
+    plain = (parts["plain"], parts["large"])
+    upright = decode(join(tmp_path / "upright.mp4", *plain), children, Spec(20, 64, 48))
+
+    decoded = decode(join(tmp_path / "v.mp4", *plain, filters=f"dump_extra=freq=k,{orientation}"), children)
+
+    assert np.array_equal(np.rot90(upright.clip, 1, (1, 2)), decoded.clip)
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0, 0, 0, 0, 0), (1 << 16, 0, 0, 0, 0), (0, 0, 0, 0, 1 << 16), (-(1 << 31), 0, 0, 0, 1)]
+)
+def test_a_matrix_without_an_angle_turns_nothing(numbers: tuple[int, ...]) -> None:
+    assert 0 == turn_of(numbers).degrees
+    if not (numbers[0] and numbers[4]):
+        assert Turn() == turn_of(numbers)
+
+
+def test_a_matrix_is_a_quarter_only_within_half_a_degree() -> None:
+    def turn(degrees: float) -> Turn:
+        a, b = (round(65536 * part) for part in (math.cos(math.radians(degrees)), math.sin(math.radians(degrees))))
+        return turn_of([a, b, 0, -b, a])
+
+    assert [0, 90, 180, 270] == [turn(angle).degrees for angle in (0.4, 89.6, 180.4, 269.6)]
+    for angle in (1, 45, 89, 91, 200):
+        assert Turn(0, (("rotate", {"angle": f"{angle}*PI/180"}),)) == turn(angle)
+
+
+# --- colours ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory: pytest.TempPathFactory, parts: dict[str, bytes]) -> Callable[[str], bytes]:
+    """Name other colours in a stream; the pictures stay."""
+    folder = tmp_path_factory.mktemp("tagged")
+    (folder / "plain.h264").write_bytes(parts["plain"])
+
+    def tag(words: str) -> bytes:
+        source = ("-f", "h264", "-i", str(folder / "plain.h264"))
+        run_ffmpeg(*source, "-c", "copy", "-bsf:v", f"h264_metadata={words}", "-f", "h264", str(folder / "v.h264"))
+        return (folder / "v.h264").read_bytes()
+
+    return tag
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "like", "used"),
+    [
+        (8, "ycgco", 1, "bt709"),
+        (10, "bt2020c", 9, "bt2020nc"),
+        (11, "smpte2085", 1, "bt709"),
+        (12, "chroma-derived-nc", 1, "bt709"),
+        (13, "chroma-derived-c", 1, "bt709"),
+        (14, "ictcp", 1, "bt709"),
+        (15, "ipt-c2", 1, "bt709"),
+    ],
+)
+def test_a_colour_matrix_that_ffmpeg_refuses(
+    tmp_path: Path, children: Children, tagged: Callable[[str], bytes], number: int, name: str, like: int, used: str
+) -> None:
+    expected = decode(join(tmp_path / "like.mp4", tagged(f"matrix_coefficients={like}")), children)
+
+    decoded = decode(join(tmp_path / "v.mp4", tagged(f"matrix_coefficients={number}")), children)
+
+    assert np.array_equal(expected.clip, decoded.clip)
+    assert (10, "") == (expected.ledger.num_frames, expected.damage)
+    assert f"unsupported_colours: ffmpeg cannot convert {name}; read as {used}" == decoded.damage
+
+
+def test_wide_colours_stay_wide(tmp_path: Path, children: Children, tagged: Callable[[str], bytes]) -> None:
+    expected = decode(join(tmp_path / "like.mp4", tagged("matrix_coefficients=9")), children)
+
+    decoded = decode(join(tmp_path / "v.mp4", tagged("matrix_coefficients=14:colour_primaries=9")), children)
+
+    assert np.array_equal(expected.clip, decoded.clip)
+
+
+@pytest.mark.parametrize("before", ["", "matrix_coefficients=1"])
+def test_a_colour_matrix_that_ffmpeg_refuses_from_the_middle_on(
+    tmp_path: Path, children: Children, tagged: Callable[[str], bytes], before: str
+) -> None:
+    first = tagged(before or "matrix_coefficients=2")
+    expected = decode(join(tmp_path / "like.mp4", first, first), children)
+
+    decoded = decode(join(tmp_path / "v.mp4", first, tagged("matrix_coefficients=8")), children)
+
+    assert (20, 20) == (decoded.ledger.num_frames, decoded.num_real)
+    assert np.array_equal(expected.clip, decoded.clip)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        *(f"transfer_characteristics={number}" for number in (0, 3, 6, 8, 9, 10, 11, 12, 14, 16, 17, 18, 19, 254)),
+        *(f"colour_primaries={number}" for number in (0, 3, 7, 8, 9, 10, 12, 13, 22, 23, 254)),
+        *(f"matrix_coefficients={number}" for number in (0, 3, 5, 6, 18, 254)),
+        *(f"chroma_sample_loc_type={number}" for number in range(6)),
+        "matrix_coefficients=3:colour_primaries=3:transfer_characteristics=10",
+    ],
+)
+def test_other_names_of_colours_change_no_pixel(
+    tmp_path: Path, children: Children, tagged: Callable[[str], bytes], parts: dict[str, bytes], tag: str
+) -> None:
+    expected = decode(join(tmp_path / "like.mp4", parts["plain"]), children)
+
+    decoded = decode(join(tmp_path / "v.mp4", tagged(tag)), children)
+
+    assert np.array_equal(expected.clip, decoded.clip)
+    assert "" == decoded.damage
+
+
+def test_a_refused_matrix_in_a_turned_video_that_changes(
+    tmp_path: Path, children: Children, tagged: Callable[[str], bytes], parts: dict[str, bytes]
+) -> None:
+    path = join(tmp_path / "v.mp4", tagged("matrix_coefficients=8"), parts["large"])
+    upright = decode(path, children, Spec(20, 64, 48))
+
+    decoded = decode(set_matrix(path, 0, 1, -1, 0), children)
+
+    assert np.array_equal(np.rot90(upright.clip, -1, (1, 2)), decoded.clip)
+    assert decoded.damage.startswith("unsupported_colours: ")
