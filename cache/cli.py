@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +12,7 @@ from vidcache.cache.layout import Split, Status
 from vidcache.cache.leaks import Leaks, draw_leaks, find_leaks
 from vidcache.cache.reader import CacheReader, Reader
 from vidcache.cli import Command, beside, check_png, echo_json, json_option, option
+from vidcache.console import SafeConsole, echo
 from vidcache.errors import CacheError
 from vidcache.near import NEAR
 from vidcache.spec import Spec
@@ -33,7 +33,7 @@ def info(cache: Path, as_json: bool) -> None:
     if as_json:
         echo_json(facts)
         return
-    console = Console()
+    console = SafeConsole()
     shown = [name for name, counts in facts["splits"].items() if name != "unused" or any(counts.values())]
     table = Table("class", *shown, "clips")
     for name in facts["classes"]:
@@ -118,8 +118,8 @@ def verify(cache: Path, as_json: bool) -> None:
         echo_json({"ok": not bad, "num_checked": len(good), "bad": bad})
     else:
         for entry in bad:
-            click.echo(f"row {entry['row']} ({entry['path']}): {entry['problem']}")
-        click.echo(f"{printable(cache)}: {plural(len(good), 'clip')} checked, {len(bad)} bad")
+            echo(f"row {entry['row']} ({entry['path']}): {entry['problem']}")
+        echo(f"{printable(cache)}: {plural(len(good), 'clip')} checked, {len(bad)} bad")
     if bad:
         raise CacheError(
             f"{printable(cache)}: {len(bad)} of {plural(len(good), 'clip')} do not match their hash, expected none. "
@@ -170,12 +170,12 @@ def leaks(
         return
     for pair in pairs:
         said = "  ".join(f"{split:5}  {path}" for split, path in zip(pair["splits"], pair["paths"], strict=True))
-        click.echo(f"{pair['distance']:.6f}  {said}")
+        echo(f"{pair['distance']:.6f}  {said}")
     if total > len(pairs):
-        click.echo(f"and {total - len(pairs):,} more: --num-pairs")
-    click.echo(f"{reader.name}: {found.in_words}")
+        echo(f"and {total - len(pairs):,} more: --num-pairs")
+    echo(f"{reader.name}: {found.in_words}")
     if total:
-        click.echo(f"{printable(picture)}: the nearest {min(num_pictures, total)} side by side")
+        echo(f"{printable(picture)}: the nearest {min(num_pictures, total)} side by side")
 
 
 def _describe_pair(reader: Reader, found: Leaks, number: int) -> dict[str, Any]:

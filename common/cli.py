@@ -4,8 +4,10 @@ Each sub-command lives in the folder that does its work and is imported only whe
 that `vidcache --help` is instant.
 """
 
+import difflib
 import functools
 import importlib
+import importlib.util
 import os
 import shlex
 import signal
@@ -17,8 +19,12 @@ from typing import Any
 
 import click
 
+from vidcache.console import echo, open_standard_streams
 from vidcache.errors import VidcacheError
-from vidcache.text import printable, to_json
+from vidcache.text import harmless, printable, to_json
+
+if not importlib.util.find_spec("fcntl"):  # here, since every program imports this first
+    sys.exit("Error: vidcache runs on Linux and macOS, and on Windows inside WSL2 (wsl --install)")
 
 _TYPED = "vidcache.typed"
 
@@ -29,11 +35,14 @@ COMMANDS = {
     "build": ("vidcache.preprocess.cli:build", "Decode a folder of videos into a cache."),
     "demo": ("vidcache.preprocess.cli:demo", "Render a small labelled set of motion videos."),
     "doctor": ("vidcache.eval.doctor_cli:doctor", "Check this machine: packages, GPU, ffmpeg, weights, disk."),
+    "eval": ("vidcache.eval.cli:main", "The same as videval: evaluate a checkpoint on the test clips."),
     "export": ("vidcache.eval.export_cli:export", "Make a file of a checkpoint that runs without vidcache."),
     "info": ("vidcache.cache.cli:info", "Show what is in a cache."),
     "leaks": ("vidcache.cache.cli:leaks", "List clips of different splits that look alike."),
+    "predict": ("vidcache.eval.predict_cli:main", "The same as vidpredict: say what is in video files."),
     "preview": ("vidcache.train.cli:preview", "Show clips before and after augmentation."),
     "split": ("vidcache.preprocess.split_cli:split", "Divide a cache into train, val and test again."),
+    "train": ("vidcache.train.cli:main", "The same as vidtrain: fine-tune a model on a cache."),
     "verify": ("vidcache.cache.cli:verify", "Check every structure and every clip of a cache."),
 }
 
@@ -42,7 +51,18 @@ class _Program(click.Command):
     def main(self, *args: Any, **settings: Any) -> Any:
         """Run; Ctrl-C ends it at once while a command is imported and its options are read."""
         _on_signals(signal.SIG_DFL)
-        return super().main(*args, **settings)
+        open_standard_streams()
+        try:
+            return super().main(*args, **settings)
+        except OSError as error:  # what --help says went to a full disk
+            sys.exit(f"Error: {error.strerror}")
+
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        """Read the options; a name that was typed may be a stranger's."""
+        try:
+            return super().make_context(*args, **settings)
+        except click.UsageError as error:
+            raise _harmless(error) from None
 
 
 class LazyGroup(_Program, click.Group):
@@ -59,6 +79,17 @@ class LazyGroup(_Program, click.Group):
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; a mistyped name is answered with those that it resembles."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            close = difflib.get_close_matches(name, COMMANDS)
+            meant = f" Did you mean {' or '.join(close)}?" if close else ""
+            ctx.fail(f"No such command '{printable(name)}'.{meant}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the commands without importing them."""
@@ -107,6 +138,8 @@ class Command(_Program):
                 _on_signals(signal.SIG_DFL)
         except click.exceptions.Exit:
             raise
+        except click.UsageError as error:
+            raise _harmless(error) from None
         except (Exception, KeyboardInterrupt) as error:
             # It may come out as anything: NumPy makes a TypeError of it, a lock that is being taken a RuntimeError.
             if interrupted or isinstance(error, KeyboardInterrupt):
@@ -134,6 +167,11 @@ def command_line() -> str:
     return printable(" ".join([*said, ctx.meta[_TYPED]]))
 
 
+def _harmless(error: click.UsageError) -> click.UsageError:
+    message = error.format_message()
+    return error if harmless(message) == message else click.UsageError(harmless(message), error.ctx)
+
+
 def _on_signals(handler: Any) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background jobs ignore SIGINT
@@ -143,7 +181,7 @@ def _on_signals(handler: Any) -> None:
 def _fail(ctx: click.Context, message: str, code: int) -> None:
     if os.environ.get("VIDCACHE_DEBUG") == "1":
         traceback.print_exc()
-    click.echo(f"Error: {message}", err=True)
+    echo(f"Error: {message}", err=True)
     ctx.exit(code)
 
 
@@ -159,9 +197,12 @@ json_option = functools.partial(
 )
 
 
+version_option = functools.partial(click.version_option, package_name="vidcache")
+
+
 def echo_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
-    click.echo(to_json(value))
+    echo(to_json(value))
 
 
 def check_png(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
@@ -205,7 +246,7 @@ def num_cpus() -> int:
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="vidcache")
+@version_option()
 def main() -> None:
     """Decode every video once, train on the cache, evaluate honestly.
 

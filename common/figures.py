@@ -34,10 +34,10 @@ def name_style() -> dict[str, Any]:
 
 
 def to_png(figure: Figure, dpi: int) -> bytes:
-    """Draw a figure; a character that no font has is a box, which is no news."""
+    """Draw a figure; that a character has no font, or a name no room, is no news."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        warnings.filterwarnings("ignore", "Glyph .* missing from|constrained_layout not applied", UserWarning)
         figure.savefig(file, dpi=dpi, format="png", metadata={"Software": None})  # the same bytes from any version
     return file.getvalue()
 

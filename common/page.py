@@ -7,6 +7,8 @@ import importlib.resources
 import jinja2
 from markupsafe import Markup
 
+from vidcache.text import harmless
+
 
 def render_page(package: str, template: str, **values: object) -> str:
     """Render a page with the style that all pages share.
@@ -18,13 +20,13 @@ def render_page(package: str, template: str, **values: object) -> str:
         package: Where the template is: "vidcache.eval".
         template: Its file.
         values: Everything else that it names. Names of classes and videos are what strangers chose: all is escaped
-            that is not `Markup`.
+            that is not `Markup`, control characters too.
 
     Raises:
         jinja2.UndefinedError: The template names something that is not there.
     """
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, finalize=_shown, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     folder = importlib.resources.files(package)
     script_file = folder.joinpath(template.removesuffix(".html") + ".js")
@@ -37,6 +39,10 @@ def render_page(package: str, template: str, **values: object) -> str:
         script=Markup(script),
         **values,
     )
+
+
+def _shown(value: object) -> object:
+    return value if hasattr(value, "__html__") else harmless(str(value))
 
 
 def data_uri(png: bytes) -> str:

@@ -1,8 +1,11 @@
 """Text that is safe to show: names of files are bytes that strangers chose."""
 
+import csv
+import io
 import json
 import os
 import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Category C: control, format (bidi overrides), undecodable bytes, unassigned; Zl, Zp: line separators.
@@ -20,7 +23,17 @@ def printable(name: str | bytes | os.PathLike[str]) -> str:
     >>> printable(b"a\x1b[31m\xff.mp4")
     'a\\x1b[31m\\xff.mp4'
     """
-    return "".join(_escaped(char) for char in os.fsdecode(name))
+    text = os.fsdecode(name)
+    return text if text.isprintable() else "".join(_escaped(char) for char in text)
+
+
+def harmless(text: str) -> str:
+    r"""Return text of several lines with every other control character escaped, as `printable` does.
+
+    >>> harmless("a\x1b[31m\nb")
+    'a\\x1b[31m\nb'
+    """
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def _escaped(char: str) -> str:
@@ -47,12 +60,33 @@ def one_line(text: str, max_bytes: int) -> str:
 
 
 def to_json(value: dict[str, Any], indent: int | None = None) -> str:
-    """Return a JSON object; numbers that JSON lacks (NaN, infinity) become null, bytes that are no UTF-8 `\\xff`.
+    """Return a JSON object that is safe on a terminal: its strings hold no control characters, but their `\\u001b`.
+
+    Numbers that JSON lacks (NaN, infinity) become null, bytes that are no UTF-8 `\\xff`.
 
     >>> to_json({"loss": float("nan")})
     '{"loss": null}'
     """
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False)
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False)
+    return text if text.isprintable() else "".join(char if char == "\n" else _json_escaped(char) for char in text)
+
+
+def _json_escaped(char: str) -> str:
+    """Return a character as JSON writes it that would act on a terminal; inside JSON, only strings hold such ones."""
+    return char if _escaped(char) == char else json.dumps(char)[1:-1]
+
+
+def to_csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    r"""Return a table as CSV; every cell is printable.
+
+    >>> to_csv(["class"], [["a\x1b[31m"]])
+    'class\na\\x1b[31m\n'
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    for row in (header, *rows):
+        table.writerow([printable(cell) if isinstance(cell, str) else cell for cell in row])
+    return text.getvalue()
 
 
 def _finite(value: Any) -> Any:

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vidcache.cli import Command, choose_device, command_line, echo_json, json_option, option
+from vidcache.cli import Command, choose_device, command_line, echo_json, json_option, option, version_option
+from vidcache.console import SafeConsole
 from vidcache.files import write_text_atomically
-from vidcache.text import printable
+from vidcache.text import printable, to_csv
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.cache.reader import Reader
@@ -54,6 +54,7 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
 @click.option("--explain", is_flag=True, help="Show in the report where the mistakes come from (Grad-CAM).")
 @option("--verify", is_flag=True, help="Compare each clip with its hash.")
 @click.option("--allow-mismatch", is_flag=True, help="Accept a cache with other content or another split.")
+@version_option()
 @json_option()
 def main(
     caches: tuple[Path, ...],
@@ -86,7 +87,7 @@ def main(
     from vidcache.eval.history import read_history
     from vidcache.eval.loading import is_of
     from vidcache.eval.report import Subject, render_report
-    from vidcache.eval.results import changed_clips, to_csv, write_results
+    from vidcache.eval.results import changed_clips, write_results
     from vidcache.eval.summary import summarise, summarise_comparison
 
     chosen = choose_device(device)
@@ -150,7 +151,7 @@ def main(
     if as_json:
         echo_json(summary)
     else:
-        _show(Console(), summary, found)
+        _show(SafeConsole(), summary, found)
 
 
 def _load(path: Path, reader: "Reader", device: str, allow_mismatch: bool) -> tuple["Checkpoint", "R3D18"]:
@@ -169,7 +170,7 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
     return printable(first), printable(second)
 
 
-def _show(console: Console, summary: dict[str, Any], found: "Evaluation") -> None:
+def _show(console: SafeConsole, summary: dict[str, Any], found: "Evaluation") -> None:
     table = Table("class", "clips", "right", "accuracy", "95 % interval")
     for row in summary["per_class"]:
         interval = f"{row['low']:.1%} to {row['high']:.1%}" if row["num_clips"] else "no clips"

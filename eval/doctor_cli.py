@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
 from rich.text import Text
 
 from vidcache.cli import Command, echo_json, json_option, option
+from vidcache.console import SafeConsole
 from vidcache.errors import VidcacheError
 from vidcache.eval.doctor import OK, PROBLEM, WARNING, Asked, Check, examine
 from vidcache.text import plural
@@ -52,7 +52,7 @@ def doctor(
     """
     by_variable = context.get_parameter_source("ffmpeg_dir") is ParameterSource.ENVIRONMENT
     named_by = "VIDCACHE_FFMPEG_DIR" if by_variable else "--ffmpeg-dir"
-    console, checks = Console(), []
+    console, checks = SafeConsole(), []
     for check in examine(Asked(path, clips, megabytes, ffmpeg_dir, named_by, weights)):
         checks.append(check)
         if not as_json:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
 from vidcache.cli import Command, choose_device, echo_json, json_option, option
+from vidcache.console import SafeConsole, echo
 from vidcache.errors import InputError
 from vidcache.text import printable
 
@@ -63,7 +63,7 @@ def export(ckpt: Path, file_format: str, out: Path | None, cache: Path | None, d
     checkpoint = Checkpoint.load(ckpt)
     clips = find_clips(ckpt, checkpoint, cache)
     path.parent.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     with Status("exporting", console=console) as status:
         made = export_checkpoint(
             checkpoint,
@@ -112,9 +112,9 @@ def _show(path: Path, made: "Export", clips: "CheckClips") -> None:
         f"{value['name']} {value['dtype']} ({', '.join(map(str, value['shape']))})"
         for value in (made.metadata["input"], made.metadata["output"])
     )
-    click.echo(f"{printable(path)}: {takes} -> {gives}, {made.num_bytes / 1e6:.1f} MB")
+    echo(f"{printable(path)}: {takes} -> {gives}, {made.num_bytes / 1e6:.1f} MB")
     hint = "" if clips.is_real else "; --cache compares on real ones"
-    click.echo(
+    echo(
         f"Compared with the model on {clips.source} in batches of {', '.join(map(str, BATCH_SIZES))}: logits of up to "
         f"{made.max_logit:.3g} differ by at most {made.max_difference:.2g}, allowed {TOLERANCE}{hint}"
     )

@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vidcache.cli import Command, choose_device, echo_json, json_option, num_cpus, option
+from vidcache.cli import Command, choose_device, echo_json, json_option, num_cpus, option, version_option
+from vidcache.console import SafeConsole
 from vidcache.errors import InputError, TooManyFailuresError
 from vidcache.preprocess.decode import Limits
 from vidcache.preprocess.sources import list_videos
@@ -56,6 +56,7 @@ _NAME_BYTES = 150  # of the 255 that a file name may have
     default=True,
     help="As in the build of the cache: skip what no sample of a long video needs.",
 )
+@version_option()
 @json_option()
 @click.pass_context
 def main(
@@ -161,8 +162,8 @@ class _Reporter:
         self.num_failed = 0
         self._as_json, self._drawings = as_json, drawings
         self._names: set[str] = set()
-        self._stderr = Console(stderr=True)
-        stdout = Console()
+        self._stderr = SafeConsole(stderr=True)
+        stdout = SafeConsole()
         # A bar and lines on one terminal must come from one console, which puts the lines above the bar.
         self._stdout = self._stderr if stdout.is_terminal and self._stderr.is_terminal else stdout
         self._skipped = skipped
@@ -218,7 +219,7 @@ class _Reporter:
         self._bar.update(self._task, advance=1, failed=self.num_failed)
 
     @staticmethod
-    def _print(console: Console, line: str) -> None:
+    def _print(console: SafeConsole, line: str) -> None:
         console.print(Text(line), soft_wrap=True)
 
 

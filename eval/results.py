@@ -1,7 +1,5 @@
 """The files of an evaluation: best.eval/."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from vidcache.eval.evaluate import Predictions
 from vidcache.eval.metrics import TOP, Metrics
 from vidcache.eval.pictures import draw_confusion, draw_per_class
 from vidcache.files import write_text_atomically
-from vidcache.text import printable, to_json
+from vidcache.text import printable, to_csv, to_json
 
 CHANGES = ("worse", "better", "other mistake")
 PER_CLASS = ["class", "num_clips", "num_correct", "accuracy", "low", "high", "too_few_to_claim"]
@@ -67,13 +65,6 @@ def changed_clips(reader: Reader, first: Predictions, second: Predictions) -> li
             {"path": path, "true": names[label], "first": names[before], "second": names[after], "change": change}
         )
     return sorted(rows, key=lambda row: (CHANGES.index(row["change"]), row["path"]))
-
-
-def to_csv(header: list[str], rows: list[list[Any]]) -> str:
-    """Return a table as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
 
 
 def _predictions_csv(reader: Reader, predictions: Predictions) -> str:

@@ -1,8 +1,5 @@
 """What an analysis leaves behind: pictures, summary.json, videos.csv and the page."""
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from vidcache.preprocess.analysis_page import render
 from vidcache.preprocess.charts import Chart
 from vidcache.preprocess.finding import Finding
 from vidcache.preprocess.shortcuts import Shortcut, Study
-from vidcache.text import printable
+from vidcache.text import printable, to_csv, to_json
 
 # A cell that begins with one of these is computed by spreadsheets (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -77,8 +74,7 @@ def write_analysis(folder: Path, facts: Facts, summary: dict[str, Any], charts: 
     folder.mkdir(parents=True, exist_ok=True)
     for chart in charts:
         write_atomically(folder / f"{chart.name}.png", lambda file, png=chart.png: file.write(png))  # type: ignore[misc]
-    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text_atomically(folder / "summary.json", text + "\n")
+    write_text_atomically(folder / "summary.json", to_json(summary, indent=2) + "\n")
     write_text_atomically(folder / "videos.csv", videos_csv(facts))
     write_text_atomically(folder / "analysis.html", render(summary, charts))
 
@@ -105,9 +101,7 @@ def videos_csv(facts: Facts) -> str:
         values = getattr(facts, name)
         if values is not None:
             columns[name] = values.astype(int).tolist()
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([list(columns), *zip(*columns.values(), strict=True)])
-    return text.getvalue()
+    return to_csv(list(columns), zip(*columns.values(), strict=True))
 
 
 def _cell(name: str | bytes) -> str:

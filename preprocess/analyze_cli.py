@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from vidcache.cli import Command, beside, echo_json, json_option, num_cpus, option
+from vidcache.console import SafeConsole
 from vidcache.errors import CacheError
 from vidcache.text import plural, printable
 
@@ -61,7 +61,7 @@ def analyze(
     folder = _output_folder(path, out, is_folder)
     if not is_folder:
         _check_cache_options(ctx, path)
-    with _progress(Console(stderr=True)) as progress:
+    with _progress(SafeConsole(stderr=True)) as progress:
         facts, look_alikes = (
             (_folder_facts(path, num_frames, workers, ffmpeg_dir, progress), ())
             if is_folder
@@ -80,7 +80,7 @@ def analyze(
     if as_json:
         echo_json(summary)
     else:
-        _show(Console(), summary)
+        _show(SafeConsole(), summary)
 
 
 def _output_folder(path: Path, out: Path | None, is_folder: bool) -> Path:
@@ -128,7 +128,7 @@ def _cache_facts(cache: Path, progress: Callable[[int, int, int], None]) -> "tup
 
 
 @contextlib.contextmanager
-def _progress(console: Console) -> Iterator[Callable[[int, int, int], None]]:
+def _progress(console: SafeConsole) -> Iterator[Callable[[int, int, int], None]]:
     """A bar on a terminal, nothing elsewhere."""
     columns = (
         TextColumn("{task.description}"),
@@ -142,7 +142,7 @@ def _progress(console: Console) -> Iterator[Callable[[int, int, int], None]]:
         yield lambda done, failed, total: bar.update(task, completed=done, total=total, failed=failed)
 
 
-def _show(console: Console, summary: dict[str, Any]) -> None:
+def _show(console: SafeConsole, summary: dict[str, Any]) -> None:
     """Print what was found in words; names are text, never markup."""
 
     def say(*parts: tuple[str, str]) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vidcache.cli import Command, echo_json, json_option, num_cpus, option
+from vidcache.console import SafeConsole, echo
 from vidcache.errors import TooManyFailuresError
 from vidcache.preprocess.build import BuildReport, build_cache
 from vidcache.preprocess.decode import Limits
@@ -158,7 +158,7 @@ def build(
     if dry_run:
         _dry_run(raw, options, as_json)
         return
-    stderr = Console(stderr=True)
+    stderr = SafeConsole(stderr=True)
     with _progress(stderr) as bar:
         task = bar.add_task("decoding", total=None, failed=0)
 
@@ -196,7 +196,7 @@ def _dry_run(raw: Path, options: BuildOptions, as_json: bool) -> None:
         table = Table("class", "videos")
         for name in sources.classes:
             table.add_row(Text(printable(name)), str(counts[name]))
-        console = Console()
+        console = SafeConsole()
         console.print(table)
         console.print(
             f"{plural(len(sources.videos), 'video')}, {plural(len(counts), 'class', 'classes')}, "
@@ -212,7 +212,7 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.1f} videos/s" if task.speed else "", style="progress.data.speed")
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: SafeConsole) -> Progress:
     """A bar on a terminal, nothing elsewhere."""
     return Progress(
         TextColumn("{task.description}"),
@@ -226,7 +226,7 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _show_report(console: Console, report: BuildReport) -> None:
+def _show_report(console: SafeConsole, report: BuildReport) -> None:
     if report.problems:
         table = Table("status", "reason", "videos", "for example")
         groups: dict[tuple[str, str], list[Any]] = {}
@@ -259,7 +259,7 @@ def _show_report(console: Console, report: BuildReport) -> None:
     )
 
 
-def _show_skipped(console: Console, skipped: dict[str, int]) -> None:
+def _show_skipped(console: SafeConsole, skipped: dict[str, int]) -> None:
     if skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
         console.print(Text(f"Files left out: {reasons}"))
@@ -300,4 +300,4 @@ def demo(folder: Path, seed: int, workers: int, ffmpeg_dir: Path | None) -> None
     vidcache demo demo/raw
     """
     paths = render_demo(folder, find_tools(ffmpeg_dir), seed=seed, workers=workers)
-    click.echo(f"{printable(folder)}: {plural(len(paths), 'video')} of {plural(len(CLASSES), 'class', 'classes')}")
+    echo(f"{printable(folder)}: {plural(len(paths), 'video')} of {plural(len(CLASSES), 'class', 'classes')}")

@@ -1,8 +1,6 @@
 """The videos that failed or are damaged: one line each in `<cache>.failures.csv`."""
 
-import csv
 import dataclasses
-import io
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import numpy as np
 from vidcache.cache.layout import Status
 from vidcache.cache.plan import Plan
 from vidcache.files import write_text_atomically
-from vidcache.text import printable
+from vidcache.text import printable, to_csv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +73,9 @@ def write_failures(output: Path, problems: tuple[Problem, ...], scratch: Path) -
         problems: What to write.
         scratch: A folder on the same disk that is removed some day: a kill can leave half a file there.
     """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["path", "class", "status", "reason", "num_frames", "num_frames_from_header", "detail"])
+    rows = []
     for problem in problems:
-        names = printable(problem.path), printable(problem.class_name), problem.status.name.lower()
-        counts = problem.num_frames, problem.num_frames_from_header
-        table.writerow([*names, problem.reason, *counts, problem.detail])
-    write_text_atomically(failures_path(output), text.getvalue(), scratch)
+        names = printable(problem.path), printable(problem.class_name), problem.status.name.lower(), problem.reason
+        rows.append([*names, problem.num_frames, problem.num_frames_from_header, problem.detail])
+    header = ["path", "class", "status", "reason", "num_frames", "num_frames_from_header", "detail"]
+    write_text_atomically(failures_path(output), to_csv(header, rows), scratch)

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from vidcache.cache.layout import Split
 from vidcache.cli import Command, echo_json, json_option, option
+from vidcache.console import SafeConsole
 from vidcache.preprocess.groups import parse_grouping
 from vidcache.preprocess.resplit import SplitReport, split_cache
 from vidcache.preprocess.rule import NEAR_DUPLICATES, SplitChoice
@@ -148,7 +148,7 @@ def split(cache: Path, dry_run: bool, as_json: bool, **values: Any) -> None:
     vidcache split cache.h5 --split-file trainlist01.txt --split-file testlist01.txt
     """
     choice = make_choice(values)
-    stderr = Console(stderr=True)
+    stderr = SafeConsole(stderr=True)
     columns = (TextColumn("copying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, disable=not stderr.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=None)
@@ -162,16 +162,16 @@ def split(cache: Path, dry_run: bool, as_json: bool, **values: Any) -> None:
     if as_json:
         echo_json(_split_json(report))
     else:
-        _show(Console(), report, dry_run)
+        _show(SafeConsole(), report, dry_run)
 
 
-def show_notes(console: Console, notes: tuple[str, ...]) -> None:
+def show_notes(console: SafeConsole, notes: tuple[str, ...]) -> None:
     """Print what the user should know about a split."""
     for note in notes:
         console.print(Text(f"Note: {note}"), soft_wrap=True)
 
 
-def _show(console: Console, report: SplitReport, dry_run: bool) -> None:
+def _show(console: SafeConsole, report: SplitReport, dry_run: bool) -> None:
     shown = [
         part for part in Split if part is not Split.UNUSED or any(line[part] for line in report.class_counts.values())
     ]

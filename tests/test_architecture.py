@@ -1,6 +1,7 @@
 """Who may import whom, and what must not be imported at all (DESIGN, section 2)."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,13 @@ def test_imports_go_in_the_allowed_direction(path: Path) -> None:
             assert not name.startswith("vidcache.cache.stream")
         if folder == "common":
             assert first not in ("ffmpeg", "h5py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_everything_is_printed_where_control_characters_are_escaped(path: Path) -> None:
+    if path.name != "console.py":
+        assert "rich.console.Console" not in imports_of(path), "use vidcache.console.SafeConsole"
+        assert not re.search(r"click\.(echo|secho|style)\b", path.read_text()), "use vidcache.console.echo"
 
 
 def test_nothing_at_the_root_hides_the_package() -> None:

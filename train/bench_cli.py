@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vidcache.cli import Command, choose_device, echo_json, json_option, option
+from vidcache.console import SafeConsole
 from vidcache.errors import MismatchError
 from vidcache.text import plural, printable
 from vidcache.train.bottleneck import Verdict, in_time, judge
@@ -103,7 +103,7 @@ def bench(
         raise click.UsageError("--weights: means nothing with --ckpt; choose one of them")
     values["device"] = choose_device(values["device"])
     given = {name: values[name] for name in _FIELDS if not ckpt or ctx.get_parameter_source(name) in said}
-    with open_caches(caches) as reader, Console(stderr=True).status("") as status:
+    with open_caches(caches) as reader, SafeConsole(stderr=True).status("") as status:
         weights = None
         if ckpt:
             checkpoint = Checkpoint.load(ckpt)
@@ -197,7 +197,7 @@ def to_dict(found: Measured, verdict: Verdict) -> dict[str, Any]:
 
 def show(facts: dict[str, Any], found: Measured, verdict: Verdict) -> None:
     """Print the table, and what it means."""
-    console = Console()
+    console = SafeConsole()
     precision = "float32" if found.precision == "off" else found.precision
     versions = facts["versions"]
     place = (

@@ -7,10 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.text import Text
 
-from vidcache.cli import Command, beside, check_png, choose_device, command_line, echo_json, json_option, option
+from vidcache.cli import (
+    Command,
+    beside,
+    check_png,
+    choose_device,
+    command_line,
+    echo_json,
+    json_option,
+    option,
+    version_option,
+)
+from vidcache.console import SafeConsole, echo
 from vidcache.errors import InputError, InterruptedRunError
 from vidcache.text import plural, printable
 from vidcache.train.reporter import Reporter
@@ -132,6 +142,7 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--tensorboard", is_flag=True, help="Write a TensorBoard log to best.run/tensorboard.")
 @click.option("--strict-splits", is_flag=True, help="Stop when clips look like clips of another split.")
 @click.option("--shuffle-labels", is_flag=True, help="Control run with permuted labels: must end at chance.")
+@version_option()
 @json_option()
 @click.pass_context
 def main(
@@ -163,7 +174,7 @@ def main(
         raise click.UsageError("--weights: means nothing with --init; choose one of them")
     config = _resumed_config(ctx, out, values) if resume else make_config(values)
     with join_ranks(config.device) as ranks:
-        stderr = Console(stderr=True, quiet=not ranks.is_first)
+        stderr = SafeConsole(stderr=True, quiet=not ranks.is_first)
         try:
             with Reporter(stderr) as reporter, Stop(reporter.show_stop) as stop:
                 result = run_training(
@@ -246,7 +257,7 @@ def preview(cache: Path, out: Path | None, split: str, num_clips: int, num_frame
         strips = augmented_strips(reader, rows, method, strength, num_frames=num_frames, seed=seed, epoch=epoch)
     path = out or beside(cache, ".preview.png")
     draw_filmstrips(strips, path)
-    click.echo(f"{printable(path)}: {plural(len(strips), 'clip')} before and after --augment {method}")
+    echo(f"{printable(path)}: {plural(len(strips), 'clip')} before and after --augment {method}")
 
 
 def make_strength(values: dict[str, Any]) -> "Strength":

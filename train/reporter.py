@@ -5,11 +5,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from vidcache.console import SafeConsole
 from vidcache.text import plural, printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
 class Reporter:
     """Shows a run on stderr: the audit, a bar per epoch on a terminal, a line per epoch anywhere."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: SafeConsole) -> None:
         self._console = console
         self._bar = Progress(
             TextColumn("{task.description}"),
