@@ -135,7 +135,7 @@ class FeatureWriter:
         present = data.stat().st_blocks * 512 if is_same else 0
         if not is_same and self._folder.exists():
             shutil.rmtree(self._folder)
-        check_space(self.path, len(self.plan.rows) * (self.plan.entry_bytes + _HASH_BYTES) - present)
+        check_space(self.path, len(self.plan.rows) * (self.plan.entry_bytes + _HASH_BYTES), present)
         image, self._offsets, self._file_bytes = _skeleton(self.plan)
         if not is_same:
             self._folder.mkdir()

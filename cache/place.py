@@ -7,6 +7,7 @@ a race) and `.cache.h5.build/`; that of a cache has one folder for each plan.
 import errno
 import fcntl
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -47,13 +48,24 @@ def lock_output(output: Path) -> int:
     return descriptor
 
 
-def check_space(output: Path, needed: int) -> None:
-    """Refuse to begin what the disk has no room for.
+def check_space(output: Path, num_bytes: int, present: int = 0) -> None:
+    """Refuse to begin what the disk has no room for, or what is longer than this process may write.
+
+    Args:
+        output: The file.
+        num_bytes: How long it will be.
+        present: What of it is on the disk already.
 
     Raises:
-        VidcacheError: Fewer bytes are free than are needed.
+        VidcacheError: Fewer bytes are free than are needed, or allowed in one file.
     """
-    free = free_bytes(output.parent)
+    allowed, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if allowed != resource.RLIM_INFINITY and num_bytes > allowed:
+        raise VidcacheError(
+            f"{printable(output)}: will have {num_bytes:,} bytes, but this process may not write a file of more than "
+            f"{allowed:,}. Raise the limit (ulimit -f)"
+        )
+    free, needed = free_bytes(output.parent), num_bytes - present
     if needed > free:
         raise VidcacheError(
             f"{printable(output)}: needs {needed:,} bytes, but its disk has {free:,} free. "

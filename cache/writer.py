@@ -321,7 +321,7 @@ def _check_space(output: Path, folder: Path, plan: Plan) -> None:
         present = os.stat(folder / "data.h5").st_blocks * 512
     except OSError:
         present = 0
-    check_space(output, plan.num_clips * (plan.spec.clip_bytes + 2 * journal.ENTRY_BYTES) - present)
+    check_space(output, plan.num_clips * (plan.spec.clip_bytes + 2 * journal.ENTRY_BYTES), present)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -65,6 +65,11 @@ def write_text_atomically(path: Path, text: str, scratch: Path | None = None) ->
     write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")), scratch)
 
 
+def modification_time_ns(facts: os.stat_result) -> int:
+    """Return the modification time of a file in nanoseconds, as an int64: from 1677 to 2262, and no further."""
+    return max(-(2**63), min(facts.st_mtime_ns, 2**63 - 1))
+
+
 def free_bytes(folder: Path) -> int:
     """Return how much the disk of a folder has left for us, in bytes."""
     return shutil.disk_usage(folder).free

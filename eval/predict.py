@@ -96,7 +96,7 @@ def predict_videos(
         Predictions, a batch at a time.
 
     Raises:
-        InputError: There is no ffmpeg.
+        InputError: There is no ffmpeg, or it vanishes.
         VidcacheError: A prediction is not finite.
     """
     tools = find_all_tools(options.ffmpeg_dir)

@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vidcache.errors import InputError, VidcacheError
+from vidcache.files import modification_time_ns
 from vidcache.preprocess.decode import Limits, decode_video
 from vidcache.preprocess.failure import Failure, Reason
 from vidcache.preprocess.ffmpeg import Children, Tools, find_tools, find_tools_on_path
+from vidcache.preprocess.opening import check_folder
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.record import clip_record, failure_record
 from vidcache.spec import Spec
@@ -126,14 +128,23 @@ def _decode_job(
     path = job.raw + b"/" + job.path
     try:
         decoded = decode_video(path, spec, tools, children, limits)
-        facts = os.lstat(path)
-        if (facts.st_size, facts.st_mtime_ns) != (job.num_bytes, job.mtime_ns):
-            raise Failure(Reason.UNREADABLE, "the file changed after the build had begun; run again")
+        _check_unchanged(path, job)
     except Failure as failure:
+        if failure.reason in (Reason.NOT_FOUND, Reason.NOT_ACCESSIBLE):
+            check_folder(path)
         return failure_record(failure), None
-    except FileNotFoundError:
-        return failure_record(Failure(Reason.UNREADABLE, "the file was removed; run again")), None
     return clip_record(decoded), decoded.clip
+
+
+def _check_unchanged(path: bytes, job: Job) -> None:
+    try:
+        facts = os.lstat(path)
+    except FileNotFoundError:
+        raise Failure(Reason.NOT_FOUND, "the file was removed; run again") from None
+    except OSError as error:
+        raise Failure(Reason.NOT_ACCESSIBLE, error.strerror or "") from None
+    if (facts.st_size, modification_time_ns(facts)) != (job.num_bytes, job.mtime_ns):
+        raise Failure(Reason.CHANGED, "the file changed after the build had begun; run again")
 
 
 # --- clusters ---------------------------------------------------------------------------------
@@ -146,7 +157,7 @@ def _decode_there(jobs: list[Job], version: str, write_clip: WriteClip, options:
         version=version,
         spec=options.spec,
         limits=options.limits,
-        ffmpeg_dir=options.ffmpeg_dir,
+        ffmpeg_dir=options.ffmpeg_dir and options.ffmpeg_dir.absolute(),
     )
     waiting, attempts = list(jobs), 0
     with connect(options.scheduler):

@@ -25,10 +25,12 @@ from vidcache.cache.writer import CacheWriter
 from vidcache.errors import InputError, VidcacheError
 from vidcache.preprocess.backends import Job, decode, find_all_tools
 from vidcache.preprocess.ffmpeg import Tools
+from vidcache.preprocess.losses import check_dropped, check_lost
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.planning import check_class_sizes, choose_rule, make_plan
 from vidcache.preprocess.problems import Problem, failures_path, find_problems, write_failures
-from vidcache.preprocess.reuse import is_current, reconsider, take_over
+from vidcache.preprocess.resources import bound_workers
+from vidcache.preprocess.reuse import is_current, reason_of, reconsider, rows_to_retry, take_over
 from vidcache.preprocess.rule import SplitRule, Splitter
 from vidcache.preprocess.sources import find_videos
 from vidcache.spec import Spec
@@ -52,7 +54,7 @@ class BuildReport:
         num_unused: Clips that a given split puts into none of them.
         notes: What the user should know about the split, a sentence each.
         skipped: Files that were no candidates, by reason.
-        up_to_date: There was nothing to do, and nothing was written.
+        up_to_date: Nothing was written: there was nothing to do, or failed videos failed again as before.
     """
 
     cache: Path
@@ -80,6 +82,16 @@ class BuildReport:
         return len(self.problems) - self.num_failed
 
 
+_REMEDIES = {
+    errno.ENOSPC: "free some space, then",
+    errno.EDQUOT: "free some space, then",
+    errno.EFBIG: "raise the limit of the length of files (ulimit -f), then",
+    errno.EMFILE: "use fewer --workers, or raise the limit of open files (ulimit -n), then",
+    errno.ENFILE: "use fewer --workers, then",
+    errno.ENOMEM: "use fewer --workers, then",
+    errno.EAGAIN: "use fewer --workers, then",
+}
+
 Progress = Callable[[int, int, int], None]  # rows done, rows failed, rows in all
 
 
@@ -100,9 +112,11 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
             cache has another spec, or the split cannot be made.
         CacheError: There is a file of that name which is no cache.
         LockedError: Another build is writing this cache.
-        VidcacheError: The disk has no room or failed; the same command resumes.
+        VidcacheError: The disk has no room or failed, or the videos are away; the same command resumes.
     """
     start = time.monotonic()
+    workers, few_workers = bound_workers(options.workers)
+    options = dataclasses.replace(options, workers=workers)
     sources = find_videos(raw, options.layout)
     if not options.allow_tiny_classes:
         check_class_sizes(Counter(video.class_name for video in sources.videos), "videos")
@@ -115,16 +129,17 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
         _check_spec(output, options.spec, earlier)
         rule = choose_rule(finished, sources.class_depth, options.split)
         plan = make_plan(sources, options.spec, rule, tools[0], earlier)
-        report = _report_if_current(raw, output, finished, plan, options) if finished else None
         try:
+            report = _report_if_current(raw, output, finished, plan, tools, options, progress) if finished else None
             report = report or _build(raw, output, finished, plan, rule, sources.class_depth, tools, options, progress)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            remedy = _REMEDIES.get(error.errno or 0, "when the cause is gone,")
             raise VidcacheError(
                 f"{printable(output)}: {error.strerror} while it was written. What was decoded is kept: "
-                f"{'free some space, then' if full else 'when the cause is gone,'} run the same command again"
+                f"{remedy} run the same command again"
             ) from error
-    return dataclasses.replace(report, skipped=sources.skipped, seconds=time.monotonic() - start)
+    notes = (*report.notes, few_workers) if few_workers else report.notes
+    return dataclasses.replace(report, skipped=sources.skipped, seconds=time.monotonic() - start, notes=notes)
 
 
 def _build(
@@ -140,39 +155,31 @@ def _build(
 ) -> BuildReport:
     splitter = Splitter(rule, plan.paths, plan.labels, plan.classes, class_depth)  # before anything is decoded
     with CacheWriter(output, plan) as writer:
-        reconsider(
-            raw,
-            writer,
-            check_contents=options.check_contents,
-            retry_failed=options.retry_failed,
-            workers=options.workers,
-        )
+        reconsider(raw, writer, options)
         tally = _Tally(writer, progress)
+        donor = finished if finished and finished.is_current_format else None
         if not options.overwrite:
-            donor = finished if finished and finished.is_current_format else None
             with open_donors(output, donor, plan.spec, plan.identity()) as donors:
-                for row in take_over(
-                    raw,
-                    writer,
-                    donors,
-                    check_contents=options.check_contents,
-                    retry_failed=options.retry_failed,
-                    workers=options.workers,
-                ):
+                for row in take_over(raw, writer, donors, options):
                     tally.add(row)
+        if donor:  # before hours of decoding; what becomes of the clips of another format is known only after it
+            check_dropped(raw, output, donor, writer)
         writer.drop_earlier_builds()
         pending = writer.pending
         with contextlib.closing(decode(_jobs(raw, plan, pending), tools, writer.write_clip, options)) as results:
             for row, record in results:
                 writer.complete(row, record)
                 tally.add(row)
+        dropped = check_dropped(raw, output, finished, writer) if finished else ()
+        if finished:
+            check_lost(output, finished, writer)
         good = writer.records["status"] != Status.FAILED
         problems = find_problems(plan, writer.records)
         write_failures(output, problems, writer.folder)
         _check_result(output, plan, good, problems, options)
         assigned = splitter.assign(writer.records, good)
         header = writer.finish(assigned.group, assigned.split)
-    notes = (*assigned.notes, *_format_notes(finished))
+    notes = (*assigned.notes, *dropped, *_format_notes(finished))
     return _report(output, plan, writer.records, assigned.split, header.fingerprint, notes, num_decoded=len(pending))
 
 
@@ -200,16 +207,27 @@ def _check_spec(output: Path, spec: Spec, earlier: list[Earlier]) -> None:
 
 
 def _report_if_current(
-    raw: Path, output: Path, finished: CacheReader, plan: Plan, options: BuildOptions
+    raw: Path,
+    output: Path,
+    finished: CacheReader,
+    plan: Plan,
+    tools: list[Tools],
+    options: BuildOptions,
+    progress: Progress,
 ) -> BuildReport | None:
-    """Report on the finished cache if there is nothing to build."""
+    """Report on the finished cache if there is nothing to build: also when failed videos fail again as they did."""
     columns = finished.columns
-    if (options.retry_failed and (columns["status"] == Status.FAILED).any()) or not is_current(
-        raw, finished, plan, check_contents=options.check_contents, workers=options.workers
-    ):
+    if not is_current(raw, finished, plan, options):
         return None
+    again = rows_to_retry(columns, retry_failed=options.retry_failed).tolist()
+    with contextlib.closing(decode(_jobs(raw, plan, again), tools, lambda *_: None, options)) as results:
+        for tried, (row, record) in enumerate(results, 1):
+            if record["status"] != Status.FAILED or reason_of(record["error"]) != reason_of(columns["error"][row]):
+                return None
+            progress(tried, tried, len(again))
     clean_up(output)
-    return _report(output, plan, columns, columns["split"], finished.fingerprint, (), num_decoded=0, current=True)
+    split, num_tried = columns["split"], len(again)
+    return _report(output, plan, columns, split, finished.fingerprint, (), num_decoded=num_tried, current=True)
 
 
 def _report(

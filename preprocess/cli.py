@@ -17,12 +17,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from vidcache.cache.layout import Status
 from vidcache.cli import Command, echo_json, json_option, num_cpus, option
 from vidcache.console import SafeConsole, echo
 from vidcache.errors import TooManyFailuresError
 from vidcache.preprocess.build import BuildReport, build_cache
 from vidcache.preprocess.decode import Limits
 from vidcache.preprocess.demo import CLASSES, render_demo
+from vidcache.preprocess.failure import is_momentary
 from vidcache.preprocess.ffmpeg import find_tools
 from vidcache.preprocess.options import BACKENDS, BuildOptions
 from vidcache.preprocess.planning import check_class_sizes
@@ -103,7 +105,7 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
     callback=parse_with(parse_max_failures),
     help="More failed videos: exit code 3.",
 )
-@click.option("--retry-failed", is_flag=True, help="Decode videos again that failed before.")
+@click.option("--retry-failed", is_flag=True, help="Decode again all videos that failed.")
 @click.option("--check-contents", is_flag=True, help="Compare hashes of videos and clips, not sizes and times.")
 @click.option("--overwrite", is_flag=True, help="Use nothing of an earlier CACHE, whatever it is.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built; write nothing.")
@@ -238,15 +240,16 @@ def _show_report(console: SafeConsole, report: BuildReport) -> None:
         console.print(table)
         console.print(Text(f"All of them: {printable(failures_path(report.cache))}"), soft_wrap=True)
         if report.num_failed:
-            console.print("Failed videos are not tried again, unless they change: --retry-failed.")
+            console.print(_fate_of_failures(report))
     _show_skipped(console, report.skipped)
     show_notes(console, report.notes)
     train, val, test = report.split_counts
     rate = report.num_decoded / report.seconds if report.seconds else 0.0
+    tried = f", {plural(report.num_decoded, 'video')} failed again" if report.num_decoded else ""
     done = (
         f"{report.num_decoded} decoded, {report.num_reused} reused in {report.seconds:.1f} s ({rate:.1f} videos/s)"
         if not report.up_to_date
-        else f"up to date, nothing was written ({report.seconds:.1f} s)"
+        else f"up to date{tried}, nothing was written ({report.seconds:.1f} s)"
     )
     console.print(
         Text(
@@ -257,6 +260,18 @@ def _show_report(console: SafeConsole, report: BuildReport) -> None:
         ),
         soft_wrap=True,
     )
+
+
+def _fate_of_failures(report: BuildReport) -> str:
+    """Say which failed videos another run tries again."""
+    failed = [problem.reason for problem in report.problems if problem.status is Status.FAILED]
+    passing = sum(is_momentary(reason) for reason in failed)
+    if passing == len(failed):
+        return "The next run tries the failed videos again."
+    kept = "is kept until the video changes, or is tried again with --retry-failed"
+    if not passing:
+        return f"What failed {kept}."
+    return f"The next run tries {passing} of the {len(failed)} failed videos again; what else failed {kept}."
 
 
 def _show_skipped(console: SafeConsole, skipped: dict[str, int]) -> None:

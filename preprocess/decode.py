@@ -113,7 +113,7 @@ def decode_video(
     descriptor, source_hash = open_video(path), ""
     try:
         before = os.fstat(descriptor)
-        source_hash = hash_file(descriptor)
+        source_hash = hash_file(descriptor, deadline=deadline)
         *others, last = tools
         for pair in others:
             try:
@@ -126,7 +126,7 @@ def decode_video(
             decoded = _decode(descriptor, spec, last, children, deadline, limits, source_hash)
         after = os.fstat(descriptor)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise Failure(Reason.UNREADABLE, "the file changed while it was read; run again")
+            raise Failure(Reason.CHANGED, "the file changed while it was read; run again")
         return decoded
     except Failure as failure:
         if failure.reason is Reason.TIMEOUT:
@@ -171,6 +171,7 @@ def _decode(
             )
             if remedy != before:
                 continue
+            ended.check(tools.ffmpeg, tools.version)
             ledger = _read_ledger(ended)
             if ledger.num_frames == 0 or given == 0:
                 raise _no_frames(probe, ledger, ended, tools)

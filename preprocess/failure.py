@@ -1,6 +1,7 @@
 """Why a video gave no clip, or a damaged one: plain data that survives every kind of worker."""
 
 import enum
+import errno
 
 
 class Reason(enum.StrEnum):
@@ -17,6 +18,37 @@ class Reason(enum.StrEnum):
     NOT_A_REGULAR_FILE = "not_a_regular_file"
     ENCRYPTED = "encrypted"
     UNSUPPORTED_COLOURS = "unsupported_colours"
+    DECODER_CRASHED = "decoder_crashed"
+    NOT_FOUND = "not_found"
+    NOT_ACCESSIBLE = "not_accessible"
+    CHANGED = "changed"
+    KILLED = "killed"
+    NO_RESOURCES = "no_resources"
+
+
+# True of a video at that moment, on that machine, with those tools and options: another run tries these again by
+# itself. All other reasons depend on the bytes of the video alone, and are kept.
+MOMENTARY = frozenset(
+    {
+        Reason.UNSUPPORTED_CODEC,  # of the ffmpeg that was there
+        Reason.DECODER_CRASHED,  # likewise, or its memory was not what it should be
+        Reason.TIMEOUT,
+        Reason.TOO_LARGE,  # --max-pixels, or the memory of the machine
+        Reason.NOT_FOUND,
+        Reason.NOT_ACCESSIBLE,
+        Reason.CHANGED,
+        Reason.KILLED,
+        Reason.NO_RESOURCES,
+    }
+)
+
+# What this machine has run out of. These say nothing about a video, and end the work.
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+def is_momentary(reason: str) -> bool:
+    """Whether a failure with this reason code is tried again by every later run."""
+    return reason in MOMENTARY
 
 
 class Failure(Exception):  # noqa: N818 -- not an error of ours: an outcome, caught where a worker ends

@@ -5,6 +5,7 @@ Knows processes, not videos: what to decode is said in `probe` and `decode`.
 
 import contextlib
 import dataclasses
+import errno
 import importlib.util
 import math
 import os
@@ -21,12 +22,22 @@ from types import TracebackType
 from typing import IO, Self, cast
 
 from vidcache.errors import InputError, InterruptedRunError
+from vidcache.preprocess.failure import SHORTAGES, Failure, Reason
+from vidcache.preprocess.resources import MEMORY_BYTES, capped, memory_is_scarce
 from vidcache.text import one_line, printable
 
 STDERR_BYTES = 1 << 16
 PIPE_BYTES = 1 << 20
 TICK_SECONDS = 0.01
-MEMORY_BYTES = 4 << 30
+
+# Of the programs: nothing of ours but where they find others. Nor do they run where we do.
+_SURROUNDINGS = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
+
+# Signals of a program's own faults; all others come from outside.
+_CRASHES = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS"})
+_GRACEFUL_STOP = 255  # of ffmpeg after SIGTERM, SIGINT and SIGXCPU: it has written a part, and counts it as the whole
+_NOT_STARTED = (126, 127)  # of a shell or of the dynamic linker, and of no ffmpeg
+_RESOURCES = re.compile(r"pthread_create|Too many open files|No space left on device|File too large")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +45,8 @@ class Tools:
     """One ffmpeg and the ffprobe beside it.
 
     Attributes:
-        ffmpeg: Path of the program.
-        ffprobe: Path of the program.
+        ffmpeg: Absolute path of the program.
+        ffprobe: Absolute path of the program.
         version: What `ffmpeg -version` calls itself, for example "n8.1.2".
         origin: Where it was found, for people.
     """
@@ -78,20 +89,31 @@ def find_tools_on_path() -> Tools | None:
 
 
 def _tools(ffmpeg: str, ffprobe: str, origin: str) -> Tools:
-    try:
-        for program in (ffprobe, ffmpeg):
-            result = subprocess.run([program, "-version"], capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
-            words = result.stdout.decode("utf-8", "replace").split()
-            if result.returncode != 0 or words[1:2] != ["version"]:
-                raise InputError(
-                    f"{printable(program)}: exit {result.returncode} for -version, expected an ffmpeg. "
-                    "Name another folder with --ffmpeg-dir"
-                )
-    except OSError as error:
-        raise InputError(
-            f"{printable(program)}: {error.strerror}, expected a program. Name another folder with --ffmpeg-dir"
-        ) from None
+    ffmpeg, ffprobe = os.path.abspath(ffmpeg), os.path.abspath(ffprobe)  # as seen from here: they run elsewhere
+    for program in (ffprobe, ffmpeg):
+        try:
+            result = subprocess.run(
+                [program, "-version"],
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=60,
+                cwd="/",
+                env=_SURROUNDINGS,
+                check=False,
+            )
+        except OSError as error:
+            raise _not_a_program(program, error.strerror or "") from None
+        except subprocess.TimeoutExpired:
+            raise _not_a_program(program, "no answer to -version for 60 s") from None
+        words = result.stdout.decode("utf-8", "replace").split()
+        if result.returncode != 0 or words[1:2] != ["version"]:
+            said = one_line(result.stderr.decode("utf-8", "replace"), 160)
+            raise _not_a_program(program, f"exit {result.returncode} for -version{said and f' ({said})'}")
     return Tools(ffmpeg, ffprobe, words[2], origin)
+
+
+def _not_a_program(program: str, what: str) -> InputError:
+    return InputError(f"{printable(program)}: {what}, expected an ffmpeg. Name another folder with --ffmpeg-dir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +129,39 @@ class Exit:
     code: int
     timed_out: bool
     stderr: str
+
+    @property
+    def signal(self) -> str:
+        """The signal that ended it, or the child of a shell that it was, like "SIGTERM"; empty if none did."""
+        number = -self.code if self.code < 0 else self.code - 128
+        return signal.Signals(number).name if 0 < number < 32 else ""  # ffmpeg's own codes are larger than 128 + 31
+
+    def check(self, program: str, version: str) -> None:
+        """See that the program came to an end of its own; if not, what it gave is a part, whatever it says itself.
+
+        Args:
+            program: Its path.
+            version: Its version.
+
+        Raises:
+            Failure: It was ended from outside, crashed, or had too little of what this machine offers.
+            InputError: It is no program.
+        """
+        name = f"{os.path.basename(program)} {version}"
+        if self.code in _NOT_STARTED:
+            raise _not_a_program(program, self.last_line())
+        has_crashed = self.signal in _CRASHES
+        if memory_is_scarce() and (has_crashed or "Cannot allocate memory" in self.stderr):
+            raise Failure(Reason.NO_RESOURCES, f"{name} had too little memory; raise the limit (ulimit -v)")
+        if has_crashed:
+            raise Failure(Reason.DECODER_CRASHED, f"{name} ended with {self.signal}")
+        if self.signal == "SIGXFSZ":
+            detail = f"{name} may not write a file as long as a clip; raise the limit (ulimit -f)"
+            raise Failure(Reason.NO_RESOURCES, detail)
+        if self.signal or self.code == _GRACEFUL_STOP:
+            raise Failure(Reason.KILLED, f"{name} was stopped from outside ({self.signal or f'exit {self.code}'})")
+        if self.code and (said := _RESOURCES.search(self.stderr)):
+            raise Failure(Reason.NO_RESOURCES, f"{name}: {said.group()}")
 
     def last_line(self, max_bytes: int = 160) -> str:
         """The last line it said that says something."""
@@ -174,6 +229,8 @@ class Children:
 
         Raises:
             InterruptedRunError: `close` was called meanwhile.
+            InputError: The program cannot be started.
+            OSError: This process or machine is out of memory, processes or file descriptors.
         """
         for descriptor in pass_fds:
             os.lseek(descriptor, 0, os.SEEK_SET)  # on macOS /dev/fd/N shares the position with us
@@ -188,10 +245,14 @@ class Children:
                 pass_fds=pass_fds,
                 process_group=self._watchdog.pid,
                 cwd="/",
-                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+                env=_SURROUNDINGS,
             )
-        except PermissionError:  # the group is gone
-            raise InterruptedRunError("stopped") from None
+        except OSError as error:
+            if error.errno == errno.EPERM:  # the group is gone
+                raise InterruptedRunError("stopped") from None
+            if error.errno in SHORTAGES | {errno.EAGAIN}:  # the latter: too many processes
+                raise
+            raise _not_a_program(command[0], error.strerror or "") from None
         try:  # opens right after Popen, so that the child always ends
             if self._closed:  # it may have joined the group just after that was killed
                 raise InterruptedRunError("stopped")
@@ -209,7 +270,7 @@ class Children:
 
 
 def _limit(pid: int, max_file_bytes: int) -> None:
-    """Bound what a hostile video can make a decoder do."""
+    """Bound what a hostile video can make a decoder do; a limit that is lower already stays."""
     if sys.platform != "linux":
         return
     import resource
@@ -217,7 +278,8 @@ def _limit(pid: int, max_file_bytes: int) -> None:
     limits = {resource.RLIMIT_AS: MEMORY_BYTES, resource.RLIMIT_FSIZE: max_file_bytes, resource.RLIMIT_CORE: 0}
     for limit, value in limits.items():
         try:
-            resource.prlimit(pid, limit, (value, value))
+            lowest = capped(value, resource.prlimit(pid, limit))
+            resource.prlimit(pid, limit, (lowest, lowest))
         except ProcessLookupError:  # it has ended already
             return
 
@@ -239,7 +301,8 @@ def _drain(
         if sys.platform == "linux":
             import fcntl
 
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            with contextlib.suppress(PermissionError):  # a user may have so many pages of pipes: then it is a small one
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     with _Exit(child) as exit_of_child:
         while True:
             ended = exit_of_child.wait(max(min(TICK_SECONDS, deadline - time.monotonic()), 0))

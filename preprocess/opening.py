@@ -1,12 +1,16 @@
 """A video as a file: opened by us, never by name in ffmpeg, and hashed."""
 
+import errno
 import os
 import stat
+import time
 from pathlib import Path
 
 import xxhash
 
-from vidcache.preprocess.failure import Failure, Reason
+from vidcache.errors import VidcacheError
+from vidcache.preprocess.failure import SHORTAGES, Failure, Reason
+from vidcache.text import printable
 
 
 def open_video(path: str | bytes | Path) -> int:
@@ -16,17 +20,21 @@ def open_video(path: str | bytes | Path) -> int:
         A descriptor. No name ever reaches ffmpeg.
 
     Raises:
-        Failure: It is a link, FIFO, device or folder, it is empty, or it cannot be read.
+        Failure: It is a link, FIFO, device or folder, it is empty, not there, or cannot be read.
+        OSError: This process or machine is out of memory or of file descriptors.
     """
     try:
         # O_NONBLOCK: opening a FIFO would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
         if os.path.islink(path):
             raise Failure(Reason.NOT_A_REGULAR_FILE, "a symbolic link") from None
         if error.errno is not None and os.path.lexists(path) and not os.path.isfile(path):
             raise Failure(Reason.NOT_A_REGULAR_FILE, error.strerror or "") from None
-        raise Failure(Reason.UNREADABLE, error.strerror or "") from None
+        is_away = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        raise Failure(Reason.NOT_FOUND if is_away else Reason.NOT_ACCESSIBLE, error.strerror or "") from None
     facts = os.fstat(descriptor)
     problem = None
     if not stat.S_ISREG(facts.st_mode):
@@ -39,29 +47,62 @@ def open_video(path: str | bytes | Path) -> int:
     return descriptor
 
 
-def hash_video(path: str | bytes | Path) -> str:
-    """Return the xxh3-128 of a video file, hex.
+def check_folder(path: bytes) -> None:
+    """See that the folder of a video that cannot be read is still there, and not an empty mount point.
 
     Raises:
-        Failure: It is not a regular file, or cannot be read.
+        VidcacheError: It is away: a fault of the moment, that would make failures of all videos in it.
+    """
+    folder = os.path.dirname(path)
+    try:
+        with os.scandir(folder) as entries:
+            what = "" if next(entries, None) else "is empty now"
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
+        what = f"cannot be read any more ({error.strerror})"
+    if what:
+        raise VidcacheError(
+            f"{printable(folder)}: {what}. Nothing was published, and what was decoded is kept: "
+            "when the folder is back, run the same command again"
+        )
+
+
+def hash_video(path: str | bytes | Path, *, deadline: float) -> str:
+    """Return the xxh3-128 of a video file, hex.
+
+    Args:
+        path: The file.
+        deadline: By `time.monotonic()`.
+
+    Raises:
+        Failure: It is not a regular file, cannot be read, or takes too long.
+        OSError: This process or machine is out of memory or of file descriptors.
     """
     descriptor = open_video(path)
     try:
-        return hash_file(descriptor)
+        return hash_file(descriptor, deadline=deadline)
     finally:
         os.close(descriptor)
 
 
-def hash_file(descriptor: int) -> str:
+def hash_file(descriptor: int, *, deadline: float) -> str:
     """Return the xxh3-128 of what an open file has from here to its end, hex.
 
+    Args:
+        descriptor: The file, open for reading.
+        deadline: By `time.monotonic()`. A sparse file can be longer than any disk.
+
     Raises:
-        Failure: It cannot be read.
+        Failure: It cannot be read, or takes too long.
     """
-    digest = xxhash.xxh3_128()
+    digest, num_bytes = xxhash.xxh3_128(), 0
     try:
         while chunk := os.read(descriptor, 1 << 20):
             digest.update(chunk)
+            num_bytes += len(chunk)
+            if time.monotonic() >= deadline:
+                raise Failure(Reason.TIMEOUT, f"{num_bytes:,} of {os.fstat(descriptor).st_size:,} bytes were read")
     except OSError as error:
-        raise Failure(Reason.UNREADABLE, error.strerror or "") from None
+        raise Failure(Reason.NOT_ACCESSIBLE, error.strerror or "") from None
     return digest.hexdigest()

@@ -4,6 +4,7 @@ Header facts are marked as such. Nothing is decoded here.
 """
 
 import array
+import contextlib
 import dataclasses
 import math
 import re
@@ -115,6 +116,7 @@ def probe_video(tools: Tools, children: Children, descriptor: int, *, deadline: 
     ended = children.run(command, pass_fds=(descriptor,), deadline=deadline, on_output=reader.feed)
     if ended.timed_out:
         raise Failure(Reason.TIMEOUT, "ffprobe was still reading")
+    ended.check(tools.ffprobe, tools.version)
     if ended.code != 0:
         raise Failure(Reason.UNREADABLE, _why(ended))
     streams = [stream for stream in reader.streams if stream.get("disposition:attached_pic") != "1"]
@@ -137,6 +139,9 @@ def probe_turn(tools: Tools, children: Children, descriptor: int, probe: Probe, 
         descriptor: The file, open for reading.
         probe: What is known of it.
         deadline: By `time.monotonic()`.
+
+    Raises:
+        Failure: It did not come to its own end.
     """
     command = [tools.ffprobe, "-v", "quiet", "-threads", "1"]
     for name, value in SAFE_INPUT.items():
@@ -146,7 +151,10 @@ def probe_turn(tools: Tools, children: Children, descriptor: int, probe: Probe, 
         *("-show_entries", "frame=pts:frame_side_data=displaymatrix", f"file:/dev/fd/{descriptor}"),
     ]
     output = bytearray()
-    children.run(command, pass_fds=(descriptor,), deadline=deadline, on_output=output.extend)
+    ended = children.run(command, pass_fds=(descriptor,), deadline=deadline, on_output=output.extend)
+    if ended.timed_out:
+        raise Failure(Reason.TIMEOUT, "ffprobe was still reading")
+    ended.check(tools.ffprobe, tools.version)
     return _turn(_fields(bytes(output).partition(b"\n")[0])[1])
 
 
@@ -274,6 +282,8 @@ def _number(text: str | None) -> float | None:
 
 
 def _integer(text: str | None, default: int) -> int:
+    with contextlib.suppress(ValueError):
+        return int(text or "")
     value = _number(text)
     return default if value is None else int(value)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vidcache.cache.layout import Split
 from vidcache.errors import InputError
+from vidcache.files import modification_time_ns
 from vidcache.preprocess.split_files import SPLIT_FOLDERS
 from vidcache.text import printable
 
@@ -153,5 +154,5 @@ def _walk(root: bytes, top: bytes, skipped: Counter[str]) -> list[tuple[bytes, i
                 else:
                     facts = entry.stat(follow_symlinks=False)
                     size = facts.st_size if entry.is_file(follow_symlinks=False) else 0
-                    found.append((path, size, facts.st_mtime_ns))
+                    found.append((path, size, modification_time_ns(facts)))
     return found

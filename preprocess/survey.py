@@ -18,7 +18,7 @@ from vidcache.preprocess.ffmpeg import Children, Tools, find_tools
 from vidcache.preprocess.given import folder_splits
 from vidcache.preprocess.opening import hash_video, open_video
 from vidcache.preprocess.probe import Probe, probe_video
-from vidcache.preprocess.record import failure_record
+from vidcache.preprocess.record import failure_record, fitting
 from vidcache.preprocess.sources import find_videos
 from vidcache.text import one_line, printable
 
@@ -51,10 +51,11 @@ def facts_of_folder(
 
     def work(row: int) -> tuple[int, np.void]:
         path = os.path.join(root, videos[row].path)
+        deadline = time.monotonic() + Limits().timeout_seconds
         try:
-            record = _record(_probe(path, tools, children), num_frames_per_clip)
+            record = _record(_probe(path, tools, children, deadline), num_frames_per_clip)
             if sizes[videos[row].num_bytes] > 1:
-                record["source_hash"] = hash_video(path).encode()
+                record["source_hash"] = hash_video(path, deadline=deadline).encode()
         except Failure as failure:
             return row, failure_record(failure)
         return row, record
@@ -85,12 +86,11 @@ def facts_of_folder(
     )
 
 
-def _probe(path: bytes, tools: Tools, children: Children) -> Probe:
+def _probe(path: bytes, tools: Tools, children: Children, deadline: float) -> Probe:
     """Ask ffprobe about a video; what is sure to give no clip is a failure as it would be in a build."""
-    limits, descriptor = Limits(), open_video(path)
+    descriptor = open_video(path)
     try:
-        deadline = time.monotonic() + limits.timeout_seconds
-        probe = probe_video(tools, children, descriptor, deadline=deadline, max_pixels=limits.max_pixels)
+        probe = probe_video(tools, children, descriptor, deadline=deadline, max_pixels=Limits().max_pixels)
     finally:
         os.close(descriptor)
     if probe.encrypted:
@@ -108,9 +108,18 @@ def _record(probe: Probe, num_frames_per_clip: int) -> np.void:
     if claimed > probe.num_packets_in_file:
         damage = f"{Reason.MISSING_FRAMES}: {probe.num_packets_in_file} in the file, the header says {claimed}"
         record["status"], record["error"] = Status.DAMAGED, one_line(damage, ERROR_BYTES).encode()
-    record["width"], record["height"], record["rotation"] = probe.width, probe.height, probe.rotation
-    record["duration_seconds"], record["fps"] = seconds, round(num_frames / seconds, 6) if seconds else 0.0
-    record["num_frames"], record["num_frames_from_header"] = num_frames, claimed
-    record["num_real"] = min(num_frames, num_frames_per_clip)
-    record["codec"], record["pixel_format"] = probe.codec.encode()[:24], probe.pixel_format.encode()[:24]
+    values = {
+        "width": probe.width,
+        "height": probe.height,
+        "rotation": probe.rotation,
+        "duration_seconds": seconds,
+        "fps": round(num_frames / seconds, 6) if seconds else 0.0,
+        "num_frames": num_frames,
+        "num_frames_from_header": claimed,
+        "num_real": min(num_frames, num_frames_per_clip),
+        "codec": probe.codec.encode()[:24],
+        "pixel_format": probe.pixel_format.encode()[:24],
+    }
+    for name, value in values.items():
+        record[name] = fitting(value, RECORD[name])
     return cast(np.void, record[()])

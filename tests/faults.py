@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import fcntl
 import json
+import math
 import os
 import random
 import shutil
@@ -114,7 +115,7 @@ def decode_stand_in(path: bytes, spec: Spec, *_: Any) -> Decoded:
         stream_index=0, codec="made", pixel_format="up", width=16, height=16, rotation=0, fps_from_header=25.0,
         duration_seconds=1.0, num_frames_from_header=2, num_packets=2, num_packets_in_file=2, encrypted=False,
     )  # fmt: skip
-    return Decoded(clip, 2, probe, Ledger(2, 0, ()), reuse.hash_video(path), "")
+    return Decoded(clip, 2, probe, Ledger(2, 0, ()), reuse.hash_video(path, deadline=math.inf), "")
 
 
 def run_child(

@@ -456,7 +456,7 @@ def test_another_ffprobe_is_used(tmp_path: Path) -> None:
         (tmp_path / "bin" / name).chmod(0o755)
 
     said = json.loads(analyze(raw, "--ffmpeg-dir", tmp_path / "bin", "--json").stdout)
-    with pytest.raises(InputError, match="expected a program"):
+    with pytest.raises(InputError, match="expected an ffmpeg"):
         facts_of_folder(raw, ffmpeg_dir=tmp_path)
 
     assert ({"unreadable": 1}, 0) == (said["failures"]["failed"], said["num_clips"])

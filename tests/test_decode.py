@@ -254,7 +254,7 @@ def test_reasons_of_files_that_are_no_videos(tmp_path: Path, children: Children)
     assert "unreadable: Invalid data found when processing input" == str(found)
     found = failure_of(tmp_path / "sound.mp4", children)
     assert (Reason.NO_VIDEO_STREAM, "no video stream in the file") == (found.reason, found.detail)
-    assert "unreadable: No such file or directory" == str(failure_of(tmp_path / "none.mp4", children))
+    assert "not_found: No such file or directory" == str(failure_of(tmp_path / "none.mp4", children))
 
 
 def test_only_regular_files_are_opened(tmp_path: Path, children: Children) -> None:
@@ -276,7 +276,7 @@ def test_a_file_without_permission_is_unreadable(tmp_path: Path, children: Child
     path = make_video(tmp_path / "v.mkv", 4)
     path.chmod(0)
 
-    assert "unreadable: Permission denied" == str(failure_of(path, children))
+    assert "not_accessible: Permission denied" == str(failure_of(path, children))
 
 
 def test_a_playlist_is_not_followed(tmp_path: Path, children: Children) -> None:
@@ -381,7 +381,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, childr
     touching.write_text(f'#!/bin/sh\ntouch -d "2001-01-01" {path}\nexec {TOOLS.ffmpeg} "$@"\n')
     touching.chmod(0o755)
 
-    with pytest.raises(Failure, match="unreadable: the file changed while it was read; run again"):
+    with pytest.raises(Failure, match="changed: the file changed while it was read; run again"):
         decode_video(path, SPEC, [Tools(str(touching), TOOLS.ffprobe, "", "")], children, Limits())
 
 
@@ -419,7 +419,7 @@ def test_a_given_folder_comes_first(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_ffmpeg_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"ffprobe: No such file or directory, expected a program.*--ffmpeg-dir"):
+    with pytest.raises(InputError, match=r"ffprobe: No such file or directory, expected an ffmpeg.*--ffmpeg-dir"):
         find_tools(tmp_path)
     for name in ("ffmpeg", "ffprobe"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 3\n")

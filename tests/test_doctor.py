@@ -146,7 +146,7 @@ def test_json_is_one_object_and_a_problem_is_exit_1(cache_file: Path, tmp_path: 
     assert {
         "name": "ffmpeg",
         "status": "problem",
-        "found": f"{tmp_path}/ffprobe: No such file or directory, expected a program",
+        "found": f"{tmp_path}/ffprobe: No such file or directory, expected an ffmpeg",
         "advice": "Name another folder with --ffmpeg-dir",
     } == checks["ffmpeg"]
     assert ("problem", f"{tmp_path}/none.pth: not there") == (checks["weights"]["status"], checks["weights"]["found"])

@@ -249,7 +249,7 @@ def test_limits_and_the_place_of_ffmpeg_are_options(raw: Path, checkpoint: Path,
         assert re.match(reason, said(result)[0]["error"]), said(result)
     missing = call(video, "--ckpt", checkpoint, "--ffmpeg-dir", tmp_path)
     assert 2 == missing.exit_code
-    assert f"{tmp_path}/ffprobe: No such file or directory, expected a program" in missing.stderr
+    assert f"{tmp_path}/ffprobe: No such file or directory, expected an ffmpeg" in missing.stderr
     (tmp_path / "ffmpeg").symlink_to(TOOLS.ffmpeg)
     (tmp_path / "ffprobe").symlink_to(TOOLS.ffprobe)
     assert 0 == call(video, "--ckpt", checkpoint, "--ffmpeg-dir", tmp_path).exit_code

@@ -1,0 +1,89 @@
+"""What a new build would lose of the cache that it replaces: a folder that is away for a minute is no reason to."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidcache.cache.layout import Status
+from vidcache.cache.reader import CacheReader
+from vidcache.cache.writer import CacheWriter
+from vidcache.errors import InputError, VidcacheError
+from vidcache.preprocess.reuse import reason_of, rows_to_retry
+from vidcache.text import plural, printable
+
+FEW = 2  # clips that may always be lost
+MAX_LOST_FRACTION = 0.05
+MAX_DROPPED_FRACTION = 0.5
+
+
+def check_dropped(raw: Path, output: Path, finished: CacheReader, writer: CacheWriter) -> tuple[str, ...]:
+    """See that the videos of most clips of the older cache are still there, as themselves or under another name.
+
+    Args:
+        raw: The folder of videos.
+        output: The cache.
+        finished: The older one.
+        writer: The new one, which has taken over what it can.
+
+    Returns:
+        A sentence about the clips that the new cache will not have; none if there are no such clips.
+
+    Raises:
+        InputError: They are more than half of all, and more than 2.
+    """
+    columns = finished.columns
+    had_clip = columns["status"] != Status.FAILED
+    taken = writer.records["source_hash"][writer.done]
+    is_there = np.isin(columns["path"], writer.plan.paths) | np.isin(columns["source_hash"], taken)
+    dropped = np.flatnonzero(had_clip & ~is_there)
+    if not len(dropped):
+        return ()
+    num_clips = int(had_clip.sum())
+    if len(dropped) > max(FEW, MAX_DROPPED_FRACTION * num_clips):
+        raise InputError(
+            f"{printable(output)}: {len(dropped)} of its {plural(num_clips, 'clip')} are of videos that are no longer "
+            f"in {printable(raw)}; it stays as it is. If a folder is away, run the same command again when it is back; "
+            "if they were removed for good, use another name, or replace it with --overwrite"
+        )
+    whole = _whole_classes(columns["label"], had_clip, dropped)
+    gone = f", all of class {', '.join(printable(finished.classes[label]) for label in whole)}" if whole else ""
+    return (f"Dropped {plural(len(dropped), 'clip')} of videos that are no longer in {printable(raw)}{gone}.",)
+
+
+def check_lost(output: Path, finished: CacheReader, writer: CacheWriter) -> None:
+    """See that few videos which had a clip in the older cache have none now for a reason of the moment.
+
+    Args:
+        output: The cache.
+        finished: The older one.
+        writer: The new one, with every row completed.
+
+    Raises:
+        VidcacheError: They are more than 2 and more than 5 % of its clips.
+    """
+    columns = finished.columns
+    had_clip = columns["path"][columns["status"] != Status.FAILED]
+    failed = rows_to_retry(writer.records, retry_failed=False)
+    paths = np.array(writer.plan.paths)[failed]
+    lost = failed[np.isin(paths, had_clip)].tolist()
+    if len(lost) <= max(FEW, MAX_LOST_FRACTION * len(had_clip)):
+        return
+    reasons = Counter(reason_of(writer.records["error"][row]) for row in lost)
+    said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    raise VidcacheError(
+        f"{printable(output)}: {len(lost)} of its {plural(len(had_clip), 'clip')} would be lost, since their videos "
+        f"failed this time ({said}; {printable(writer.plan.paths[lost[0]])}: "
+        f"{writer.records['error'][lost[0]].decode('utf-8', 'replace')}). It stays as it is, and what was decoded is "
+        "kept: when the cause is gone, run the same command again. If they are to go, use another name, or --overwrite"
+    )
+
+
+def _whole_classes(
+    label: npt.NDArray[np.integer[Any]], had_clip: npt.NDArray[np.bool_], dropped: npt.NDArray[np.int64]
+) -> list[int]:
+    """Return the labels of which every clip is dropped."""
+    counts = np.bincount(label[had_clip]), np.bincount(label[dropped], minlength=int(label.max()) + 1)
+    return [k for k, count in enumerate(counts[0].tolist()) if count and counts[1][k] == count]
