@@ -3,23 +3,22 @@
 import dataclasses
 import importlib.metadata
 import os
-import pickle
-import re
-import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
 import torch
+import xxhash
 
+from vidcache.archive import MAX_BYTES, check_archive
 from vidcache.errors import MismatchError
-from vidcache.files import write_atomically
+from vidcache.files import open_regular, write_atomically
 from vidcache.pixels import MEAN, STD
+from vidcache.plain import NUMBER, PRIMITIVE, Rule, check, numbers, table, text, whole
 from vidcache.spec import Spec
-from vidcache.text import one_line, printable
+from vidcache.text import brief, one_line, printable
 
 FORMAT = "vidcache-checkpoint"
 FORMAT_VERSION = 1
-MAX_BYTES = 8 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +57,11 @@ class Checkpoint:
         default_factory=lambda: {"vidcache": importlib.metadata.version("vidcache"), "torch": str(torch.__version__)}
     )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path) -> str:
         """Write the checkpoint; the old file is there until the new one is safe on disk.
+
+        Returns:
+            The xxh3-128 of the file, as `hash_file` gives it.
 
         Raises:
             OSError: The disk is full or not writable; the old file is untouched.
@@ -82,50 +84,138 @@ class Checkpoint:
             if cause:
                 raise cause from None
             raise
+        return written[0].digest.hexdigest()
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a checkpoint. No code in it can run, and a flipped bit is found.
+        """Read a checkpoint. No code in it can run, a flipped bit is found, and every field is what it has to be.
 
         Raises:
             MismatchError: It is missing, damaged, or no checkpoint of this version.
         """
         where = printable(path)
-        _check_zip(path)
-        try:
-            fields = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            # Of torch's paragraphs the one that says what was found; the others advise to read it unsafely.
-            found = re.search(r"[Uu]nsupported [^\n]*", str(error))
-            reason = one_line(found[0] if found else str(error).split("\n", 1)[0], 200)
-            raise MismatchError(f"{where}: cannot be read safely ({reason}), expected a vidcache checkpoint") from None
-        version = fields.pop("format_version", None) if isinstance(fields, dict) else None
-        if not isinstance(version, int) or fields.pop("format", None) != FORMAT:
+        fields = _read(path, where)
+        version = fields.pop("format_version", None) if type(fields) is dict else None
+        found = fields.pop("format", None) if type(version) is int else None
+        if type(found) is not str or found != FORMAT:
             raise MismatchError(f"{where}: no vidcache checkpoint. Train one: vidtrain CACHE")
         if version != FORMAT_VERSION:
             older = "Use the vidcache that made it, or train again"
             raise MismatchError(
-                f"{where}: checkpoint version {version}, but this vidcache reads version {FORMAT_VERSION}. "
+                f"{where}: checkpoint version {brief(version)}, but this vidcache reads version {FORMAT_VERSION}. "
                 f"{'Use a newer vidcache' if version > FORMAT_VERSION else older}"
             )
         try:
+            check(fields, _RULES, _OPTIONAL)
             fields["spec"] = Spec.from_dict(fields["spec"])
             fields["classes"] = tuple(os.fsdecode(name) for name in fields["classes"])
-            return cls(**fields)
-        except (TypeError, KeyError, ValueError) as error:
-            reason = one_line(str(error), 200)
+            if fields["num_frames_used"] > fields["spec"].num_frames:
+                raise ValueError(f"num_frames_used is {fields['num_frames_used']}, but a clip of it has fewer frames")
+        except ValueError as error:
+            reason = one_line(str(error), 300)
             raise MismatchError(f"{where}: incomplete checkpoint ({reason}). Train again: vidtrain CACHE") from None
+        fields.update({name: tuple(fields[name]) for name in ("mean", "std") if name in fields})
+        return cls(**fields)
+
+
+def hash_file(path: Path) -> str:
+    """Return the xxh3-128 of a file.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file.
+    """
+    digest = xxhash.xxh3_128()
+    with open_regular(path) as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read(path: Path, where: str) -> Any:
+    try:
+        with open_regular(path) as file:
+            check_archive(file)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise MismatchError(f"{where}: {error.strerror}. Train first: vidtrain CACHE") from None
+    except ValueError as error:
+        reason = one_line(str(error), 300)
+        raise MismatchError(f"{where}: {reason}. Use another copy, or train again: vidtrain CACHE") from None
+    except Exception as error:  # torch says in as many ways as there are what a malformed pickle makes it stumble over
+        reason = one_line(str(error).split("\n", 1)[0], 200)
+        raise MismatchError(f"{where}: cannot be read safely ({reason}), expected a vidcache checkpoint") from None
+
+
+def are_tensors(value: Any) -> bool:
+    """Whether something is a state dict of finite numbers in memory; their shapes are the model's question.
+
+    One number may stand for many (stride 0): what is looked at are the bytes that there are.
+    """
+    if type(value) is not dict or not table(Rule(_is_dense, ""), _MAX_TENSORS).holds(value):
+        return False
+    held = {(tensor.untyped_storage().data_ptr(), tensor.dtype): tensor for tensor in value.values()}
+    stores = (torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()) for tensor in held.values())
+    return all(bool(store.isfinite().all()) for store in stores)
+
+
+def _is_dense(tensor: Any) -> bool:
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.dtype in _DTYPES
+        and tensor.numel() <= MAX_BYTES
+    )
+
+
+def _are_options(value: Any) -> bool:
+    """Whether it is what `dataclasses.asdict` makes of the options of a run."""
+    inner = table(PRIMITIVE, 100)
+    return table(Rule(lambda item: PRIMITIVE.holds(item) or inner.holds(item), ""), 200).holds(value)
+
+
+def _are_names(value: Any) -> bool:
+    return (
+        type(value) is list
+        and 1 <= len(value) <= _MAX_CLASSES
+        and all(type(name) is bytes and 1 <= len(name) <= 4096 for name in value)
+        and len(set(value)) == len(value)
+    )
+
+
+_MAX_TENSORS, _MAX_CLASSES = 10_000, 100_000
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
+# What each field of a file has to be.
+_RULES = {
+    "weights": Rule(are_tensors, "finite tensors by name"),
+    "classes": Rule(_are_names, f"1 to {_MAX_CLASSES:,} different names"),
+    "spec": Rule(lambda value: type(value) is dict, "the fields of a spec"),
+    "num_frames_used": whole(1, 1024),
+    "fingerprint": text(64),
+    "split_hash": text(64),
+    "config": Rule(_are_options, "numbers and short texts by name"),
+    "epoch": whole(0),
+    "metrics": table(NUMBER, 100),
+    "training": Rule(lambda value: type(value) is dict, "the state of a run"),
+    "mean": numbers(3),
+    "std": numbers(3),
+    "versions": table(text(200), 100),
+}
+_OPTIONAL = frozenset(("training", "mean", "std", "versions"))
 
 
 class _Remembering:
-    """A file that knows why a write failed."""
+    """A file that knows its hash, and why a write failed."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self.digest = xxhash.xxh3_128()
         self.error: BaseException | None = None
 
     def write(self, data: Any) -> int:
         try:
+            self.digest.update(data)
             return self._file.write(data)
         except BaseException as error:
             self.error = self.error or error
@@ -133,22 +223,3 @@ class _Remembering:
 
     def flush(self) -> None:
         self._file.flush()
-
-
-def _check_zip(path: Path) -> None:
-    """Check the CRCs that `torch.load` does not look at, and that nothing inflates."""
-    where = printable(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                raise MismatchError(f"{where}: has compressed members, expected none: not written by vidtrain")
-            if sum(member.file_size for member in members) > MAX_BYTES:
-                raise MismatchError(f"{where}: more than {MAX_BYTES:,} bytes, expected a checkpoint of R3D-18")
-            bad = archive.testzip()
-    except OSError as error:
-        raise MismatchError(f"{where}: {error.strerror}. Train first: vidtrain CACHE") from None
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise MismatchError(f"{where}: {error}: damaged, or no vidcache checkpoint. Restore a copy") from None
-    if bad:
-        raise MismatchError(f"{where}: {bad} is damaged (its CRC differs). Restore a copy, or train again")

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,34 @@ def write_text_atomically(path: Path, text: str, scratch: Path | None = None) ->
 def modification_time_ns(facts: os.stat_result) -> int:
     """Return the modification time of a file in nanoseconds, as an int64: from 1677 to 2262, and no further."""
     return max(-(2**63), min(facts.st_mtime_ns, 2**63 - 1))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; a pipe or a device of that name is neither waited for nor read.
+
+    Raises:
+        OSError: It is not there, not readable, or no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(code, os.strerror(code) if stat.S_ISDIR(mode) else "Not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_small(path: Path, max_bytes: int = 1 << 24) -> bytes:
+    """Read a file that is small where it is what its name says.
+
+    Raises:
+        OSError: It cannot be read, is no regular file, or is larger.
+    """
+    with open_regular(path) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return data
 
 
 def free_bytes(folder: Path) -> int:

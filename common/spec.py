@@ -6,6 +6,9 @@ A cache and a checkpoint each carry a spec; they belong together only when the s
 import dataclasses
 from typing import Any, Self
 
+from vidcache.plain import build
+from vidcache.text import brief
+
 SAMPLING = "uniform-with-endpoints"
 SCALING = "bicubic+accurate_rnd+full_chroma_int+bitexact"
 
@@ -22,7 +25,7 @@ class Spec:
         scaling: swscale flags.
 
     Raises:
-        ValueError: A size is outside its range.
+        ValueError: A size is outside its range, or something is of another type.
     """
 
     num_frames: int = 64
@@ -34,8 +37,12 @@ class Spec:
     def __post_init__(self) -> None:
         for name, low in (("num_frames", 2), ("height", 16), ("width", 16)):
             value = getattr(self, name)
-            if not low <= value <= 1024:
-                raise ValueError(f"{name}: {value}, expected {low} to 1024")
+            if type(value) is not int or not low <= value <= 1024:
+                raise ValueError(f"{name}: {brief(value)}, expected {low} to 1024")
+        for name in ("sampling", "scaling"):
+            value = getattr(self, name)
+            if type(value) is not str or not len(value) <= 200:
+                raise ValueError(f"{name}: {brief(value)}, expected a short text")
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
@@ -58,10 +65,7 @@ class Spec:
         Raises:
             ValueError: A field is missing, unknown or out of range.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(fields) != names:
-            raise ValueError(f"spec has fields {sorted(fields)}, expected {sorted(names)}")
-        return cls(**fields)
+        return build(cls, fields)
 
     def __str__(self) -> str:
         return f"{self.num_frames} frames of {self.height}x{self.width}"

@@ -12,6 +12,7 @@ from typing import Any
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 # Format characters that ordinary names contain: joiners of emoji and of Arabic and Indic scripts.
 _HARMLESS = {"\u200c", "\u200d"}
+_BRIEF = 40  # characters of a text that nobody has checked
 
 
 def printable(name: str | bytes | os.PathLike[str]) -> str:
@@ -57,6 +58,21 @@ def one_line(text: str, max_bytes: int) -> str:
     """Squeeze text into one printable line of at most `max_bytes` UTF-8 bytes."""
     line = printable(" ".join(text.split()))
     return line.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
+
+
+def brief(value: object) -> str:
+    """Return what a value of a stranger's file is, in one short line: numbers and text, of all else the type.
+
+    >>> brief(7), brief("cat"), brief((1, 2))
+    ('7', "'cat'", 'a tuple')
+    """
+    if isinstance(value, str | bytes):
+        text = one_line(os.fsdecode(value[:_BRIEF]), _BRIEF)
+        return f"'{text}'" if len(value) <= _BRIEF else f"'{text}...'"
+    if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 64):
+        return str(value)
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def to_json(value: dict[str, Any], indent: int | None = None) -> str:

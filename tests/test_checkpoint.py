@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidcache import checkpoint as checkpoint_module
+from vidcache import archive as archive_module
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import MismatchError
 from vidcache.spec import Spec
@@ -105,7 +105,7 @@ def test_a_file_that_inflates_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(MismatchError, match=r"bomb\.pt: has compressed members, expected none"):
         Checkpoint.load(tmp_path / "bomb.pt")
     make_checkpoint().save(tmp_path / "best.pt")
-    monkeypatch.setattr(checkpoint_module, "MAX_BYTES", 100)
+    monkeypatch.setattr(archive_module, "MAX_BYTES", 100)
     with pytest.raises(MismatchError, match=r"best\.pt: more than 100 bytes, expected a checkpoint of R3D-18"):
         Checkpoint.load(tmp_path / "best.pt")
 

@@ -39,7 +39,7 @@ def test_a_spec_survives_its_dict(spec: Spec) -> None:
 
 
 def test_a_spec_with_other_fields_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"spec has fields \['num_frames'\], expected \['height'"):
+    with pytest.raises(ValueError, match="height is missing"):
         Spec.from_dict({"num_frames": 4})
 
 

@@ -26,6 +26,7 @@ from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, InterruptedRunError, MismatchError
 from vidcache.spec import Spec
+from vidcache.train.best import Best
 from vidcache.train.cli import main as vidtrain
 from vidcache.train.config import TrainConfig
 from vidcache.train.loop import train
@@ -416,12 +417,142 @@ def test_resume_needs_the_same_clips_the_best_checkpoint_and_the_state(
         run_training([other], stopped, CONFIG, SILENT, resume=True)
     last = stopped.parent / "best.run" / "last.pt"
     moved = stopped.rename(stopped.with_suffix(".moved"))
-    with pytest.raises(InputError, match="best.pt: not there, expected the best checkpoint of the 1 epoch that are"):
+    with pytest.raises(InputError, match="best.pt: not there, expected what was written for epoch 1, the best one. Put it back"):
         run_training([cache], stopped, CONFIG, SILENT, resume=True)
     moved.rename(stopped)
     last.write_bytes(stopped.read_bytes())
     with pytest.raises(InputError, match="last.pt: holds no state of a run, expected one. Train without --resume"):
         run_training([cache], stopped, CONFIG, SILENT, resume=True)
+
+
+def lost(out: Path) -> None:
+    out.unlink()
+
+
+def cut(out: Path) -> None:
+    """As a power failure leaves it."""
+    os.truncate(out, out.stat().st_size // 2)
+
+
+def text(out: Path) -> None:
+    out.write_text("my thesis\n")
+
+
+def pipe(out: Path) -> None:
+    out.unlink()
+    os.mkfifo(out)
+
+
+def other_epoch(out: Path) -> None:
+    """A whole checkpoint of the same run, but of no epoch that it said was the best."""
+    dataclasses.replace(Checkpoint.load(out), epoch=7, metrics={}).save(out)
+
+
+@pytest.mark.parametrize("knows_hash", [True, False])
+@pytest.mark.parametrize(
+    ("change", "code", "what"),
+    [
+        (lost, 2, "not there"),
+        (cut, 5, "damaged, or another file"),
+        (text, 5, "damaged, or another file"),
+        (pipe, 5, "damaged, or another file"),
+        (other_epoch, 5, "damaged, or another file"),
+    ],
+)
+def test_only_the_best_checkpoint_of_the_run_is_taken_for_it(
+    cache: Path, golden: Path, stopped: Path, change: Any, code: int, what: str, knows_hash: bool
+) -> None:
+    last = stopped.parent / "best.run" / "last.pt"
+    if not knows_hash:
+        forget_hash(last)
+    saved = stopped.read_bytes()
+    change(stopped)
+
+    result = call(cache, stopped, "--resume")
+
+    assert code == result.exit_code, result.stderr
+    assert result.stderr.endswith(
+        f"Error: {stopped}: {what}, expected what was written for epoch 1, the best one. Put it back; or begin a new "
+        f"run with the weights of epoch 1: --init {last} --out OTHER.pt\n"
+    )
+    if change is text:  # each advice works
+        begun = call(cache, stopped.with_name("other.pt"), "--init", str(last), "--epochs", "1", "--device", "cpu")
+        assert 0 == begun.exit_code, begun.stderr
+    stopped.unlink(missing_ok=True)
+    stopped.write_bytes(saved)
+    assert 0 == call(cache, stopped, "--resume").exit_code
+    assert_same_run(golden, stopped)
+
+
+def forget_hash(last: Path) -> None:
+    """As an older vidcache wrote it."""
+    old = Checkpoint.load(last)
+    training = {name: value for name, value in old.training.items() if name != "best"}
+    dataclasses.replace(old, training=training).save(last)
+
+
+def test_the_best_checkpoint_of_another_run_is_not_taken_for_this_one(
+    cache: Path, stopped: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.pt"
+    run_training([cache], other, dataclasses.replace(CONFIG, epochs=1), SILENT)  # the same options, clips and epoch
+    stopped.write_bytes(other.read_bytes())
+
+    with pytest.raises(MismatchError, match="best.pt: damaged, or another file, expected what was written for epoch 1"):
+        run_training([cache], stopped, CONFIG, SILENT, resume=True)
+    forget_hash(stopped.parent / "best.run" / "last.pt")
+    with pytest.raises(MismatchError, match="best.pt: damaged, or another file, expected what was written for epoch 1"):
+        run_training([cache], stopped, CONFIG, SILENT, resume=True)
+
+
+def test_an_older_run_that_was_killed_after_it_wrote_its_best_checkpoint_goes_on(
+    cache: Path, golden: Path, stopped: Path
+) -> None:
+    """It wrote best.pt first: the epoch is in best.pt, and not yet in last.pt."""
+    forget_hash(stopped.parent / "best.run" / "last.pt")
+    dataclasses.replace(Checkpoint.load(stopped), epoch=2, metrics={"epoch": 2.0}).save(stopped)
+
+    assert 0 == call(cache, stopped, "--resume").exit_code
+    assert_same_run(golden, stopped)
+
+
+@pytest.mark.parametrize("moment", ["write", "publish"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_run_killed_while_the_best_checkpoint_is_replaced_goes_on(
+    cache: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, number: int
+) -> None:
+    """After it was written and before last.pt, or after last.pt and before it takes its place."""
+    out, calls, inner = tmp_path / "best.pt", [], getattr(Best, moment)
+
+    def killed(self: Best, *arguments: Any) -> None:
+        calls.append(1)
+        if moment == "write" or len(calls) < number:
+            inner(self, *arguments)
+        if len(calls) == number:
+            raise SystemExit
+
+    monkeypatch.setattr(Best, moment, killed)
+    with pytest.raises(SystemExit):
+        run_training([cache], out, CONFIG, SILENT)
+    monkeypatch.undo()
+    with tiny_models():
+        run_training([cache], out, resumed_config(out), SILENT, resume=True)
+
+    assert_same_run(golden, out)
+    assert ["best.pt", "best.run"] == sorted(path.name for path in tmp_path.iterdir())
+
+
+def test_a_best_checkpoint_that_somebody_replaces_meanwhile_is_not_called_ours(cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "best.pt"
+
+    def replace(result: EpochResult, _: object) -> None:
+        if result.epoch == 3:
+            out.write_text("my thesis\n")
+
+    with pytest.raises(MismatchError, match=r"best.pt: damaged, or another file, expected .* for epoch [123], the best"):
+        run_training([cache], out, CONFIG, Hooks(on_epoch=replace))
+    assert "my thesis\n" == out.read_text()
+    assert 3 == Checkpoint.load(tmp_path / "best.run" / "last.pt").epoch
 
 
 def test_a_flipped_bit_in_the_last_checkpoint_is_found(cache: Path, stopped: Path) -> None:

@@ -192,7 +192,6 @@ class _Run:
 
     def checkpoint(self, resumable: bool) -> Checkpoint:
         """Make the checkpoint of this moment; a resumable one has what a run needs that goes on from here."""
-        metrics = dataclasses.asdict(self.results[-1]) if self.results else {}
         reader, config = self.reader, self.config
         return Checkpoint(
             weights=state_on_cpu(self.model),
@@ -203,7 +202,7 @@ class _Run:
             split_hash=reader.split_hash,
             config=dataclasses.asdict(config),
             epoch=len(self.results),
-            metrics={name: float(value) for name, value in metrics.items()},
+            metrics=self.results[-1].as_numbers() if self.results else {},
             training=self._state() if resumable else {},
         )
 

@@ -43,6 +43,10 @@ class EpochResult:
     data_wait_fraction: float
     is_best: bool
 
+    def as_numbers(self) -> dict[str, float]:
+        """Return the fields as a checkpoint keeps them."""
+        return {name: float(value) for name, value in dataclasses.asdict(self).items()}
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:

@@ -20,7 +20,8 @@ from vidcache.eval.curves import draw_curves
 from vidcache.eval.loading import check_match
 from vidcache.files import write_text_atomically
 from vidcache.filmstrip import draw_filmstrips
-from vidcache.text import plural, printable
+from vidcache.text import printable
+from vidcache.train.best import Best
 from vidcache.train.board import TRAIN_BATCH, board
 from vidcache.train.config import TrainConfig
 from vidcache.train.features import feature_path
@@ -88,7 +89,10 @@ def run_training(
         folder = run_folder(out)
         features = Path(config.feature_file) if config.feature_file else feature_path(caches[0])
         ranks.of_first(lambda: _check_splits(reader, hooks, strict_splits))
-        last = _last_checkpoint(folder / "last.pt", reader, out, config) if resume else None
+        last, best = None, Best(out, folder / "last.pt")
+        if resume:
+            last = found = _last_checkpoint(folder / "last.pt", reader, config)
+            ranks.of_first(lambda: best.take_up(found))
         if config.init and not resume:
             _check_init(Path(config.init), out, folder)
         if not ranks.is_first:
@@ -98,7 +102,7 @@ def run_training(
             if tensorboard:
                 first_epoch = 1 + (last.epoch if last else 0)
                 hooks = opened.enter_context(board(hooks, folder, first_epoch))
-            hooks = _write_files(hooks, folder, out, reader, last)
+            hooks = _write_files(hooks, folder, best, reader, last)
             facts = {
                 "caches": [str(path) for path in caches],
                 "fingerprint": reader.fingerprint,
@@ -112,6 +116,7 @@ def run_training(
         if ranks.is_first:
             said = {"best_epoch": result.best_epoch, "stopped_because": result.stopped_because}
             write_text_atomically(folder / RESULT, json.dumps(said, indent=2) + "\n")
+            best.check(list(result.epochs), result.best_epoch)  # before anybody says that it is there
         return result
 
 
@@ -133,9 +138,13 @@ def _check_splits(reader: Reader, hooks: Hooks, strict_splits: bool) -> None:
         )
 
 
-def _write_files(hooks: Hooks, folder: Path, out: Path, reader: Reader, last: Checkpoint | None) -> Hooks:
+def _write_files(hooks: Hooks, folder: Path, best: Best, reader: Reader, last: Checkpoint | None) -> Hooks:
     """Return hooks that write the files of a run before they report."""
     results = [EpochResult(**fields) for fields in last.training["results"]] if last else []
+
+    def save_last(checkpoint: Checkpoint) -> None:
+        training = {**checkpoint.training, "best": best.digest}
+        dataclasses.replace(checkpoint, training=training).save(folder / "last.pt")
 
     def show_results() -> None:
         write_text_atomically(folder / "metrics.csv", metrics_csv(results))
@@ -148,20 +157,22 @@ def _write_files(hooks: Hooks, folder: Path, out: Path, reader: Reader, last: Ch
         results.append(result)
         # The checkpoint first: metrics.csv never names a best epoch that best.pt does not hold.
         if result.is_best:
-            checkpoint(False).save(out)
-        checkpoint(True).save(folder / "last.pt")
+            best.write(checkpoint(False))
+        save_last(checkpoint(True))
+        if result.is_best:
+            best.publish()
         show_results()
         hooks.on_epoch(result, checkpoint)
 
     def on_begin(checkpoint: Checkpoint) -> None:
         # What an earlier run has left must not look like this one's.
-        checkpoint.save(folder / "last.pt")
+        save_last(checkpoint)
         (folder / "metrics.csv").unlink(missing_ok=True)
         (folder / "curves.png").unlink(missing_ok=True)
         hooks.on_begin(checkpoint)
 
     def on_interrupt(checkpoint: Checkpoint) -> None:
-        checkpoint.save(folder / "last.pt")
+        save_last(checkpoint)
         hooks.on_interrupt(checkpoint)
 
     def on_inputs(inputs: torch.Tensor, batch: Batch) -> None:
@@ -209,7 +220,7 @@ def _load_last(path: Path) -> Checkpoint:
     return Checkpoint.load(path)
 
 
-def _last_checkpoint(path: Path, reader: Reader, out: Path, config: TrainConfig) -> Checkpoint:
+def _last_checkpoint(path: Path, reader: Reader, config: TrainConfig) -> Checkpoint:
     last = _load_last(path)
     check_match(last, reader, printable(path))
     for name, there in dataclasses.asdict(_config_of(last, path)).items():
@@ -218,11 +229,6 @@ def _last_checkpoint(path: Path, reader: Reader, out: Path, config: TrainConfig)
             raise InputError(f"{printable(path)}: its run has {name} {there}, expected {here}. Train without --resume")
     if not {"optimizer", "scaler", "stopping", "precision", "results", "sums"} <= set(last.training):
         raise InputError(f"{printable(path)}: holds no state of a run, expected one. Train without --resume")
-    if last.epoch and not out.exists():
-        raise InputError(
-            f"{printable(out)}: not there, expected the best checkpoint of the {plural(last.epoch, 'epoch')} that are "
-            "done. Put it back, or train without --resume"
-        )
     return last
 
 

@@ -1,0 +1,108 @@
+"""The archive that torch writes, looked at before torch reads it: what is in it can run nothing, inflate or explode.
+
+A pickle builds its objects with a small machine, and one that an attacker wrote can make, of a few bytes, objects that
+take forever to compare or to print: lists that hold each other. Ours are trees, and not deep.
+"""
+
+import pickletools
+import re
+import zipfile
+import zlib
+from typing import BinaryIO
+
+MAX_BYTES = 8 << 30
+_MAX_PICKLE_BYTES = 16 << 20
+_MAX_TEXT = 1 << 16
+_MAX_DEPTH = 16  # ours have 6
+_GLOBALS = re.compile(r"torch\._utils _rebuild_tensor_v2|torch \w+Storage|collections OrderedDict|_codecs encode")
+# What pickle's protocol 2 writes for numbers, text, tuples, lists, dicts and tensors.
+_OPERATIONS = set(
+    "PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 "
+    "TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS GLOBAL REDUCE BINPERSID BINPUT LONG_BINPUT "
+    "BINGET LONG_BINGET".split()
+)
+
+
+def check_archive(file: BinaryIO) -> None:
+    """Refuse an archive that no vidcache has written; looks at all of it, and at its checksums, which torch does not.
+
+    Raises:
+        ValueError: It is damaged, or none of ours. Says why.
+        OSError: It cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            data = _check_members(archive, file.seek(0, 2))
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, zlib.error) as error:
+        raise ValueError(f"{error}: damaged, or no vidcache checkpoint") from None
+    try:
+        _check_pickle(data)
+    except ValueError as error:
+        raise ValueError(f"cannot be read safely ({error}), expected a vidcache checkpoint") from None
+
+
+def _check_members(archive: zipfile.ZipFile, num_bytes: int) -> bytes:
+    """Return the pickle."""
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("has compressed members, expected none: not written by vidtrain")
+    if num_bytes > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes, expected a checkpoint of R3D-18")
+    names = [member.orig_filename for member in members]
+    folder = names[0].split("/")[0] if names else ""
+    if (
+        len({name.lower() for name in names}) < len(names)  # torch's reader ignores case
+        or not all(re.fullmatch(r"[\w.-]+(/[\w.-]+)+/?", name, re.ASCII) for name in names)
+        or not all(name.startswith(f"{folder}/") for name in names)
+        or f"{folder}/data.pkl" not in names
+        or any(member.flag_bits & 1 or member.file_size != member.compress_size for member in members)
+        or sum(member.file_size for member in members) > num_bytes
+    ):
+        raise ValueError("an archive with other members than torch writes: not written by vidtrain")
+    if bad := archive.testzip():
+        raise ValueError(f"{bad} is damaged (its CRC differs)")
+    if archive.getinfo(f"{folder}/data.pkl").file_size > _MAX_PICKLE_BYTES:
+        raise ValueError(f"describes itself with more than {_MAX_PICKLE_BYTES:,} bytes: not written by vidtrain")
+    return archive.read(f"{folder}/data.pkl")
+
+
+def _check_pickle(data: bytes) -> None:
+    """Follow the machine of pickle without making anything: of each object only how deep it is."""
+    stack: list[int] = []  # depths; -1 is a mark
+    leaves: set[int] = set()  # places of the memo that hold text or a global: only these may be used again
+    is_leaf = False
+    for operation, argument, _ in pickletools.genops(data):
+        name = operation.name
+        if name not in _OPERATIONS:
+            raise ValueError(f"unsupported {name}")
+        if name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
+            raise ValueError(f"unsupported GLOBAL {str(argument).replace(' ', '.')}")
+        if name == "BINUNICODE" and len(str(argument)) > _MAX_TEXT:
+            raise ValueError(f"text of {len(str(argument)):,} letters")
+        if name.endswith("BINPUT"):
+            (leaves.add if is_leaf else leaves.discard)(int(argument or 0))
+            continue
+        if name.endswith("BINGET") and int(argument or 0) not in leaves:
+            raise ValueError("an object that is in two places")
+        is_leaf = name in ("BINUNICODE", "GLOBAL") or name.endswith("BINGET")
+        if name == "MARK":
+            stack.append(-1)
+        elif name != "PROTO":
+            _move(stack, name, [kind.name for kind in operation.stack_before], len(operation.stack_after))
+        if stack and stack[-1] > _MAX_DEPTH:
+            raise ValueError("objects in objects in objects")
+
+
+def _move(stack: list[int], name: str, before: list[str], num_after: int) -> None:
+    """Do to the depths what an operation does to the objects."""
+    taken: list[int] = []
+    try:
+        if "mark" in before:
+            while (depth := stack.pop()) != -1:
+                taken.append(depth)
+            before = before[: before.index("mark")]
+        taken += [stack.pop() for _ in before]
+    except IndexError:
+        raise ValueError(f"{name} without what it needs") from None
+    grown = taken.pop() if name.startswith(("APPEND", "SETITEM")) else 0
+    stack += [max(grown, 1 + max(taken, default=0))] * num_after
