@@ -69,6 +69,7 @@ class Checkpoint:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields |= {"format": FORMAT, "format_version": FORMAT_VERSION, "spec": self.spec.to_dict()}
         fields["classes"] = [os.fsencode(name) for name in self.classes]
+        fields["weights"] = dict(self.weights)  # not torch's own kind of dict
         written: list[_Remembering] = []
 
         def write(file: BinaryIO) -> None:
@@ -96,8 +97,8 @@ class Checkpoint:
         where = printable(path)
         fields = _read(path, where)
         version = fields.pop("format_version", None) if type(fields) is dict else None
-        found = fields.pop("format", None) if type(version) is int else None
-        if type(found) is not str or found != FORMAT:
+        found = fields.pop("format", None) if type(fields) is dict else None
+        if type(version) is not int or type(found) is not str or found != FORMAT:
             raise MismatchError(f"{where}: no vidcache checkpoint. Train one: vidtrain CACHE")
         if version != FORMAT_VERSION:
             older = "Use the vidcache that made it, or train again"

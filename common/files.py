@@ -1,6 +1,7 @@
 """Writing files so that a power cut leaves the old one or the new one, never half of one."""
 
 import errno
+import io
 import os
 import shutil
 import stat
@@ -71,7 +72,7 @@ def modification_time_ns(facts: os.stat_result) -> int:
     return max(-(2**63), min(facts.st_mtime_ns, 2**63 - 1))
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a file for reading; a pipe or a device of that name is neither waited for nor read.
 
     Raises:

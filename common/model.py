@@ -14,8 +14,10 @@ from torch import nn
 from torchvision.models.video import R3D_18_Weights, VideoResNet
 from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv3DSimple
 
+from vidcache.checkpoint import are_tensors
 from vidcache.errors import InputError
-from vidcache.text import printable
+from vidcache.files import open_regular
+from vidcache.text import one_line, printable
 
 KINETICS_URL = R3D_18_Weights.KINETICS400_V1.url
 KINETICS_SHA256 = "b3b3357e"  # the first digits, as in the file's name
@@ -137,7 +139,7 @@ def load_kinetics(path: Path) -> dict[str, torch.Tensor]:
     """
     where = printable(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{where}: {error.strerror}, expected the file of {KINETICS_URL}") from None
@@ -146,11 +148,31 @@ def load_kinetics(path: Path) -> dict[str, torch.Tensor]:
             f"{where}: sha256 begins with {found[:8]}, expected {KINETICS_SHA256}: not the file of {KINETICS_URL}. "
             "Delete it and download it again"
         )
-    state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch says in many ways what it stumbles over
+        raise InputError(f"{where}: cannot be read safely ({one_line(str(error).split(chr(10))[0], 200)})") from None
     expected = {name: tensor.shape for name, tensor in R3D18(KINETICS_CLASSES).state_dict().items()}
+    if not isinstance(state, dict) or not are_tensors(dict(state)):
+        raise InputError(f"{where}: no finite tensors by name, expected the {len(expected)} of a 400-class R3D-18")
     if {name: tensor.shape for name, tensor in state.items()} != expected:
         raise InputError(f"{where}: {len(state)} tensors, expected the {len(expected)} of a 400-class R3D-18")
     return state
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Give a model other weights, of the same names and shapes; sees the shapes before it copies a number.
+
+    Raises:
+        ValueError: They are not those of such a model; the model is as it was.
+    """
+    there = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if found != there:
+        name = next(name for name in (*there, *found) if found.get(name) != there.get(name))
+        shapes = (tuple(shapes[name]) if name in shapes else "missing" for shapes in (found, there))
+        raise ValueError("{}: {}, expected {}".format(one_line(name, 60), *shapes))
+    model.load_state_dict(weights)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 from vidcache.cache.reader import Reader
 from vidcache.cache.stream import stream_batches
 from vidcache.checkpoint import Checkpoint
-from vidcache.errors import InputError, VidcacheError
+from vidcache.errors import InputError, MismatchError
 from vidcache.eval.calibration import Calibration, calibrate
 from vidcache.eval.cleanliness import Cleanliness, check_split
 from vidcache.eval.evaluate import Predictions, predict
@@ -87,7 +87,7 @@ def predict_split(
     Raises:
         InputError: There are no such clips, or not so many different views.
         CacheError: A clip is not what it was, with `verify`.
-        VidcacheError: A prediction is not finite.
+        MismatchError: A prediction is not finite.
     """
     rows = reader.rows(options.split)
     if not len(rows):
@@ -102,7 +102,7 @@ def predict_split(
     predictions = predict(views, batches, lambda batch: batch.clips)
     wrong = int((~np.isfinite(predictions.probabilities)).any(axis=1).sum())
     if wrong:  # argmax would call them the first class
-        raise VidcacheError(
+        raise MismatchError(
             f"{where}: says nothing finite of {wrong} of {plural(len(rows), 'clip')}, expected probabilities. Its "
             "weights have diverged or are damaged: train again"
         )

@@ -5,7 +5,7 @@ import torch
 from vidcache.cache.reader import Reader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import MismatchError
-from vidcache.model import R3D18
+from vidcache.model import R3D18, load_weights
 from vidcache.pixels import MEAN, STD
 from vidcache.text import printable
 
@@ -62,12 +62,14 @@ def load_model(checkpoint: Checkpoint, where: str, device: str | torch.device) -
             f"{where}: trained on clips with mean {checkpoint.mean} and deviation {checkpoint.std}, but this vidcache "
             f"normalises with {MEAN} and {STD}. Use the vidcache that made it, or train again"
         )
-    model = R3D18(len(checkpoint.classes))
+    num_outputs = len(checkpoint.weights.get("fc.bias", ()))
+    if num_outputs != len(checkpoint.classes):  # before a model of so many outputs is made
+        raise MismatchError(f"{where}: {num_outputs} outputs for {len(checkpoint.classes)} classes. Train again")
+    model = R3D18(num_outputs)
     try:
-        model.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise MismatchError(f"{where}: weights do not fit an R3D-18 ({reason}). Train again") from None
+        load_weights(model, checkpoint.weights)
+    except ValueError as error:
+        raise MismatchError(f"{where}: weights do not fit an R3D-18 ({error}). Train again") from None
     model.to(device, memory_format=torch.channels_last_3d)
     model.eval()
     return model

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from vidcache.checkpoint import Checkpoint
-from vidcache.errors import VidcacheError
+from vidcache.errors import MismatchError
 from vidcache.eval.evaluate import to_input
 from vidcache.model import R3D18
 from vidcache.pixels import Workspace
@@ -97,7 +97,7 @@ def predict_videos(
 
     Raises:
         InputError: There is no ffmpeg, or it vanishes.
-        VidcacheError: A prediction is not finite.
+        MismatchError: A prediction is not finite.
     """
     tools = find_all_tools(options.ffmpeg_dir)
     frames = sample_indices(checkpoint.spec.num_frames, checkpoint.num_frames_used)
@@ -154,7 +154,7 @@ def _predict_batch(
             continue
         probabilities, heat = next(answers)
         if not probabilities.isfinite().all():
-            raise VidcacheError(
+            raise MismatchError(
                 f"{options.where}: says nothing finite of {printable(video)}, expected probabilities. Its weights have "
                 "diverged or are damaged: train again"
             )

@@ -106,12 +106,12 @@ def test_an_empty_folder_among_others_fails_and_stops_nothing(raw: Path, checkpo
 
 def test_a_model_that_says_nothing_finite_is_an_error(raw: Path, checkpoint: Path, tmp_path: Path) -> None:
     loaded = Checkpoint.load(checkpoint)
-    weights = {**loaded.weights, "fc.bias": loaded.weights["fc.bias"] * float("nan")}
+    weights = {**loaded.weights, "fc.weight": torch.full_like(loaded.weights["fc.weight"], 3e38)}
     dataclasses.replace(loaded, weights=weights).save(tmp_path / "nan.pt")
 
     result = call(raw / "b", "--ckpt", tmp_path / "nan.pt")
 
-    assert 1 == result.exit_code
+    assert 5 == result.exit_code
     assert f"nan.pt: says nothing finite of {raw}/b/b_0.mkv, expected probabilities" in result.stderr
 
 

@@ -15,7 +15,7 @@ from vidcache.console import SafeConsole
 from vidcache.errors import MismatchError
 from vidcache.text import plural, printable
 from vidcache.train.bottleneck import Verdict, in_time, judge
-from vidcache.train.cli import STAGES
+from vidcache.train.cli import STAGES, check_options
 from vidcache.train.measured import NAMES, Measured, Pair, Times
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
@@ -258,7 +258,8 @@ def _checkpoint_config(checkpoint: "Checkpoint", where: str) -> "TrainConfig":
     """Return the options of a run; clips are measured, also where it was trained on features."""
     try:
         config = _config(checkpoint.config)
-    except (TypeError, KeyError) as error:
+        check_options(config)
+    except ValueError as error:
         raise MismatchError(
             f"{where}: options of another version of vidcache ({error}), expected those of this one. Use the vidcache "
             "that made it, or measure without --ckpt"

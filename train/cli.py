@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,8 @@ from vidcache.cli import (
     version_option,
 )
 from vidcache.console import SafeConsole, echo
-from vidcache.errors import InputError, InterruptedRunError
-from vidcache.text import plural, printable
+from vidcache.errors import InputError, InterruptedRunError, MismatchError
+from vidcache.text import brief, plural, printable
 from vidcache.train.reporter import Reporter
 from vidcache.train.stop import Stop
 
@@ -121,7 +122,7 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--feature-cache",
     "feature_views",
     metavar="VIEWS",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10_000),
     default=None,
     show_default="off",
     help="Compute what the frozen stages give once, for so many augmentations of each clip, and train on that.",
@@ -135,7 +136,7 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @option("--deterministic", is_flag=True, help="The same bits again on the same GPU; slower. (On a CPU always.)")
 @option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of everything that is random.")
-@option("--reader-threads", type=click.IntRange(1), default=2, help="Threads that read clips.")
+@option("--reader-threads", type=click.IntRange(1, 1024), default=2, help="Threads that read clips.")
 @option("--verify", is_flag=True, help="Compare each clip with its hash whenever it is read.")
 @option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
 @click.option("--resume", is_flag=True, help="Go on with the run of best.run/last.pt, with its options.")
@@ -281,11 +282,34 @@ def make_config(values: dict[str, Any]) -> "TrainConfig":
     return TrainConfig(strength=strength, **values)
 
 
+def check_options(config: "TrainConfig") -> None:
+    """Refuse a config with a value that the command does not take.
+
+    Raises:
+        ValueError: Names the option.
+    """
+    values = dataclasses.asdict(config) | dataclasses.asdict(config.strength)
+    for param in main.params:
+        value = values.get(param.name or "")
+        if isinstance(param.type, click.IntRange | click.FloatRange | click.Choice) and value is not None:
+            try:
+                param.type.convert(value, param, None)
+            except click.BadParameter as error:
+                raise ValueError(f"{param.name}: {error.message}") from None
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d{1,3})?", config.device):
+        raise ValueError(f"device: {brief(config.device)}")
+
+
 def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "TrainConfig":
     """Return the config of the run to resume; what the command line says must not contradict it."""
-    from vidcache.train.run import FREE, resumed_config
+    from vidcache.train.run import FREE, resumed_config, run_folder
 
     old, new = resumed_config(out), make_config(dict(values))
+    try:
+        check_options(old)
+    except ValueError as error:
+        where = printable(run_folder(out) / "last.pt")
+        raise MismatchError(f"{where}: an option that no run has ({error}). Train again with another --out") from None
     there, here = (dataclasses.asdict(config) | dataclasses.asdict(config.strength) for config in (old, new))
     said = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
     names = [name for name in values if ctx.get_parameter_source(name) in said]

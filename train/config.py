@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Self
 
+from vidcache.plain import build
 from vidcache.train.augment import Strength
 
 
@@ -77,5 +78,9 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Build a config from what `dataclasses.asdict` gave."""
-        return cls(**{**fields, "strength": Strength(**fields["strength"])})
+        """Build a config from what `dataclasses.asdict` gave; what an older vidcache lacked has its default.
+
+        Raises:
+            ValueError: A field is unknown, or of another type.
+        """
+        return build(cls, {**dataclasses.asdict(cls()), **fields})

@@ -6,6 +6,7 @@ from torch import nn
 
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import MismatchError
+from vidcache.model import load_weights
 from vidcache.text import plural, printable
 
 
@@ -29,10 +30,9 @@ def start_from(model: nn.Module, path: Path, classes: tuple[str, ...]) -> str:
     if not same:
         state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("fc.")}
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise MismatchError(f"{where}: {reason}, expected the weights of an R3D-18. Start without --init") from None
+        load_weights(model, state)
+    except ValueError as error:
+        raise MismatchError(f"{where}: {error}: not the weights of an R3D-18. Start without --init") from None
     before = plural(len(checkpoint.classes), "class", "classes")
     said = f"starting from {where} (epoch {checkpoint.epoch})"
     if same:

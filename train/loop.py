@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InterruptedRunError, MismatchError, VidcacheError
 from vidcache.eval.evaluate import Predictions, join_predictions, predict
 from vidcache.eval.metrics import Metrics, compute_metrics
-from vidcache.model import R3D18, build_model, copy_to_cpu, kinetics_path, state_on_cpu
+from vidcache.model import R3D18, build_model, copy_to_cpu, kinetics_path, load_weights, state_on_cpu
+from vidcache.text import one_line
 from vidcache.train.balance import audit
 from vidcache.train.config import TrainConfig
 from vidcache.train.device import backends, memory_advice
@@ -33,6 +34,7 @@ from vidcache.train.inputs import ClipInputs, FeatureInputs, Inputs
 from vidcache.train.precision import Choice, try_precision
 from vidcache.train.ranks import Ranks
 from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
+from vidcache.train.resumable import load_optimizer
 from vidcache.train.step import EpochSums, Loss, Stepper, make_optimizer
 from vidcache.train.sync_norm import synchronise_norms
 from vidcache.train.task import Task, needed_rows
@@ -127,8 +129,9 @@ class _Run:
         self.results: list[EpochResult] = []
         self.sums = EpochSums()
         if resume:
-            self.optimizer.load_state_dict(copy_to_cpu(resume.training["optimizer"]))
-            self.scaler.load_state_dict(resume.training["scaler"])
+            with _usable():
+                load_optimizer(self.optimizer, resume.training["optimizer"])
+                self.scaler.load_state_dict(resume.training["scaler"])
             self.stopping = EarlyStopping(**resume.training["stopping"])
             self.results = [EpochResult(**fields) for fields in resume.training["results"]]
             self.sums = EpochSums(**resume.training["sums"])
@@ -163,6 +166,11 @@ class _Run:
             epoch = len(self.results) + 1
             self.model.train()
             plans = self.task.plan(self.task.order(epoch), self.ranks.rank, self.ranks.count)
+            if self.sums.num_steps >= len(plans):
+                raise MismatchError(
+                    f"train: {self.sums.num_steps} steps of epoch {epoch} are done, but it has {len(plans)}: not of "
+                    "this run. Train again with another --out"
+                )
             rest = [part for plan in plans[self.sums.num_steps :] for part in plan.parts]
             if epoch == 1 and not self.sums.num_steps:
                 self._show_first(rest[0])
@@ -224,7 +232,8 @@ class _Run:
             self.ranks.of_first(kinetics_path)  # one process downloads them
         model = build_model(len(self.reader.classes), weights, config.freeze)
         if resume:
-            model.load_state_dict(resume.weights)
+            with _usable():
+                load_weights(model, resume.weights)
         elif config.init:
             self.hooks.on_init(start_from(model, Path(config.init), self.reader.classes))
         model.to(self.task.device, memory_format=torch.channels_last_3d)
@@ -262,6 +271,16 @@ class _Run:
         if self.stopping.should_stop(len(self.results)):
             return f"{config.patience} epochs in a row lowered the validation loss by no more than {config.min_delta:g}"
         return f"all {config.epochs} epochs are done"
+
+
+@contextlib.contextmanager
+def _usable() -> Iterator[None]:
+    """Say it when a checkpoint to go on from does not fit; a scaler says so with a RuntimeError."""
+    try:
+        yield
+    except (ValueError, RuntimeError, KeyError) as error:
+        reason = one_line(str(error), 200)
+        raise MismatchError(f"train: no state of this run ({reason}). Train again with another --out") from None
 
 
 def _check_agreement(ranks: Ranks, reader: Reader, config: TrainConfig, resume: Checkpoint | None) -> None:

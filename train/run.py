@@ -29,6 +29,7 @@ from vidcache.train.loop import train
 from vidcache.train.preview import batch_strips
 from vidcache.train.ranks import Ranks
 from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
+from vidcache.train.resumable import check_state
 from vidcache.train.task import check_config
 
 # What a resumed run may do otherwise; on another device it is not the same bit for bit.
@@ -199,10 +200,10 @@ def resumed_config(out: Path) -> TrainConfig:
 def _config_of(last: Checkpoint, path: Path) -> TrainConfig:
     try:
         return TrainConfig.from_dict(last.config)
-    except (TypeError, KeyError) as error:
+    except ValueError as error:
         raise MismatchError(
             f"{printable(path)}: options of another version of vidcache ({error}), expected those of this one. Use the "
-            "vidcache that made it, or train without --resume"
+            "vidcache that made it, or train again with another --out"
         ) from None
 
 
@@ -227,8 +228,12 @@ def _last_checkpoint(path: Path, reader: Reader, config: TrainConfig) -> Checkpo
         here = dataclasses.asdict(config)[name]
         if there != here and name not in FREE:
             raise InputError(f"{printable(path)}: its run has {name} {there}, expected {here}. Train without --resume")
-    if not {"optimizer", "scaler", "stopping", "precision", "results", "sums"} <= set(last.training):
-        raise InputError(f"{printable(path)}: holds no state of a run, expected one. Train without --resume")
+    try:
+        check_state(last)
+    except ValueError as error:
+        raise MismatchError(
+            f"{printable(path)}: holds no state of a run ({error}), expected one. Train again with another --out"
+        ) from None
     return last
 
 
