@@ -27,9 +27,12 @@ from vidcache.spec import Spec
 from vidcache.text import one_line
 
 _LEDGER = re.compile(r"Input stream #0:\d+ \(video\):.*?(\d+) frames decoded(?:; (\d+) decode errors)?")
-# A line of `-v level+verbose`, "[h264 @ 0x55] [error] text", that is not about writing the output.
+# A line of `-v level+verbose`, "[h264 @ 0x55] [error] text", that is not about writing the output. A video stream
+# that begins later is one that nobody decodes.
 _PROBLEM = re.compile(
-    r"^(?!\[(?:out|vost|rawvideo|enc))(?:\[[^\]]*\] )*\[(?:error|fatal)\] (?!Conversion failed)(.+)$", re.M
+    r"^(?!\[(?:out|vost|rawvideo|enc))(?:\[[^\]]*\] )*"
+    r"(?:\[(?:error|fatal)\] (?!Conversion failed)|\[warning\] (?=New video stream))(.+)$",
+    re.M,
 )
 _UNSUPPORTED = re.compile(
     r"no decoder found for|Decoder .* not found|doesn't support hardware accelerated|Function not implemented"
@@ -305,7 +308,7 @@ def _damage(probe: Probe, ledger: Ledger) -> str:
     # only its first part: only a header that promises more than the file holds means a loss.
     if probe.num_frames_from_header > probe.num_packets_in_file:
         return f"{Reason.MISSING_FRAMES}: {ledger.num_frames} decoded, the header says {probe.num_frames_from_header}"
-    return ""
+    return f"{Reason.MISSING_FRAMES}: {ledger.num_frames} decoded; {probe.more}" if probe.more else ""
 
 
 def _colour_damage(probe: Probe, remedy: Remedy) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import re
 
+from vidcache.preprocess.ending import Extent, find_more
 from vidcache.preprocess.failure import Failure, Reason
 from vidcache.preprocess.ffmpeg import Children, Exit, Tools
 from vidcache.preprocess.picture import Turn, turn_of
@@ -63,6 +64,7 @@ class Probe:
         fps_from_header: Average rate that the container claims; 0 unknown.
         duration_seconds: From the start of the first to the end of the last shown packet; 0 when a
             packet has no timestamp.
+        more: What else the file holds, where this stream is not all of the recording; empty if it is.
         reorder_depth_from_header: Pictures that a decoder holds back to give them in order; -1 unknown.
         timeline: All packets; None when one has no time, is discarded or broken, or they are too many.
     """
@@ -82,6 +84,7 @@ class Probe:
     transfer: str = ""
     primaries: str = ""
     matrix: str = ""
+    more: str = ""
     reorder_depth_from_header: int = -1
     timeline: Timeline | None = None
 
@@ -102,14 +105,15 @@ def probe_video(tools: Tools, children: Children, descriptor: int, *, deadline: 
     command = [tools.ffprobe, "-v", "error"]
     for name, value in SAFE_INPUT.items():
         command += [f"-{name}", value]
+    shown = "default,attached_pic,hearing_impaired,visual_impaired"
     stream = (
         "index,codec_name,codec_tag_string,width,height,nb_frames,pix_fmt,color_transfer,color_primaries,"
-        "color_space,avg_frame_rate,has_b_frames"
+        "color_space,avg_frame_rate,has_b_frames,bit_rate"
     )
     command += [
         *("-select_streams", "v", "-of", "compact", "-show_entries"),
-        f"stream={stream}:stream_disposition=default,attached_pic:stream_side_data=displaymatrix"
-        ":packet=stream_index,flags,pts,pts_time,duration_time",
+        f"format=format_name,start_time,duration:stream={stream}:stream_disposition={shown}"
+        ":stream_side_data=displaymatrix:packet=stream_index,flags,pts,pts_time,duration_time,pos,size",
         f"file:/dev/fd/{descriptor}",
     ]
     reader = _Reader()
@@ -124,7 +128,14 @@ def probe_video(tools: Tools, children: Children, descriptor: int, *, deadline: 
         found = "only cover art" if reader.streams else "no video stream in the file"
         raise Failure(Reason.NO_VIDEO_STREAM, found)
     best = max(streams, key=reader.rank)
-    probe = reader.probe(best)
+    others = [reader.packets_of(stream).extent() for stream in streams if stream is not best]
+    start, seconds = (_number(reader.container.get(name)) or 0.0 for name in ("start_time", "duration"))
+    packets, container = reader.packets_of(best), _known(reader.container.get("format_name"))
+    # Where an edit list leaves packets out, the file has longer streams than it shows.
+    end = 0.0 if packets.discarded else start + seconds
+    probe = dataclasses.replace(
+        reader.probe(best), more=find_more(descriptor, container, end, packets.extent(), others)
+    )
     if probe.width * probe.height > max_pixels:
         raise Failure(Reason.TOO_LARGE, f"{probe.width}x{probe.height} pixels, expected at most {max_pixels:,}")
     return probe
@@ -174,10 +185,16 @@ class _Packets:
     timed: int = 0
     start: float = math.inf
     end: float = -math.inf
+    last_start: float = math.inf
+    longest_step: float = 0.0
+    first_byte: int = -1
+    end_byte: int = -1
+    skip: tuple[int, int] = (0, 0)
 
     def add(self, fields: dict[str, str]) -> None:
         flags = fields.get("flags", "")
         self._keep_time(fields.get("pts", ""), flags)
+        self._keep_place(fields.get("pos", ""), fields.get("size", ""))
         if "D" in flags:
             self.discarded += 1
             return
@@ -185,8 +202,20 @@ class _Packets:
         start = _number(fields.get("pts_time"))
         if start is not None:
             self.timed += 1
+            self.longest_step = max(self.longest_step, start - self.last_start)
+            self.last_start = start
             self.start = min(self.start, start)
             self.end = max(self.end, start + (_number(fields.get("duration_time")) or 0.0))
+
+    def _keep_place(self, pos: str, size: str) -> None:
+        if not (pos.isdigit() and size.isdigit()):
+            return
+        first, end = int(pos), int(pos) + int(size)
+        if self.first_byte < 0:
+            self.first_byte = first
+        elif first - self.end_byte > self.skip[1] - self.skip[0]:
+            self.skip = (self.end_byte, first)
+        self.end_byte = end
 
     def _keep_time(self, pts: str, flags: str) -> None:
         if self.timeline is None:
@@ -199,6 +228,10 @@ class _Packets:
         self.timeline.keys.append("K" in flags)
         if "D" in flags or "C" in flags or len(self.timeline.keys) > _MAX_TIMELINE:
             self.timeline = None
+
+    def extent(self) -> Extent:
+        places = (self.first_byte, self.end_byte, self.skip)
+        return Extent(self.shown, self.start, self.end, self.longest_step, *places)
 
     @property
     def duration_seconds(self) -> float:
@@ -217,6 +250,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.streams: list[dict[str, str]] = []
+        self.container: dict[str, str] = {}
         self.packets: dict[str, _Packets] = {}
         self._rest = b""
 
@@ -228,19 +262,25 @@ class _Reader:
                 self.packets.setdefault(fields.get("stream_index", ""), _Packets()).add(fields)
             elif section == "stream":
                 self.streams.append(fields)
+            elif section == "format":
+                self.container = fields
 
-    def rank(self, stream: dict[str, str]) -> tuple[int, int, int, int]:
-        """Order streams as ffmpeg's own choice does: default first, then the largest picture."""
-        area = _integer(stream.get("width"), 0) * _integer(stream.get("height"), 0)
-        packets = self.packets.get(stream["index"], _Packets())
-        return (stream.get("disposition:default") == "1", area, packets.shown, -int(stream["index"]))
+    def packets_of(self, stream: dict[str, str]) -> _Packets:
+        return self.packets.get(stream["index"], _Packets())
+
+    def rank(self, stream: dict[str, str]) -> tuple[int, ...]:
+        """Order streams as libavformat's `av_find_best_stream` does, but a single picture comes last."""
+        impaired = "1" in (stream.get("disposition:hearing_impaired"), stream.get("disposition:visual_impaired"))
+        disposition = (not impaired) + (stream.get("disposition:default") == "1")
+        count, bit_rate = self.packets_of(stream).shown, _integer(stream.get("bit_rate"), 0)
+        return (count > 1, disposition, min(count, 5), bit_rate, count, -int(stream["index"]))
 
     def probe(self, stream: dict[str, str]) -> Probe:
         turn = _turn(stream)
         width, height = _integer(stream.get("width"), 0), _integer(stream.get("height"), 0)
         if turn.swaps_sides:
             width, height = height, width
-        packets = self.packets.get(stream["index"], _Packets())
+        packets = self.packets_of(stream)
         return Probe(
             stream_index=int(stream["index"]),
             codec=_known(stream.get("codec_name")),

@@ -105,8 +105,10 @@ def _record(probe: Probe, num_frames_per_clip: int) -> np.void:
     record = np.zeros((), RECORD)
     num_frames, claimed = probe.num_packets, probe.num_frames_from_header
     seconds = probe.duration_seconds or (num_frames / probe.fps_from_header if probe.fps_from_header else 0.0)
+    damage = probe.more and f"{Reason.MISSING_FRAMES}: {probe.num_packets_in_file} in the stream; {probe.more}"
     if claimed > probe.num_packets_in_file:
         damage = f"{Reason.MISSING_FRAMES}: {probe.num_packets_in_file} in the file, the header says {claimed}"
+    if damage:
         record["status"], record["error"] = Status.DAMAGED, one_line(damage, ERROR_BYTES).encode()
     values = {
         "width": probe.width,
