@@ -25,6 +25,7 @@ from vidcache.preprocess.backends import find_all_tools
 from vidcache.preprocess.decode import Limits, decode_video
 from vidcache.preprocess.failure import Failure
 from vidcache.preprocess.ffmpeg import Children, Tools
+from vidcache.preprocess.resources import bound_workers
 from vidcache.sampling import sample_indices
 from vidcache.spec import Spec
 from vidcache.text import printable
@@ -100,6 +101,7 @@ def predict_videos(
         MismatchError: A prediction is not finite.
     """
     tools = find_all_tools(options.ffmpeg_dir)
+    options = dataclasses.replace(options, workers=bound_workers(options.workers)[0])
     frames = sample_indices(checkpoint.spec.num_frames, checkpoint.num_frames_used)
     workspace = Workspace()
     with contextlib.closing(_decode_ahead(videos, frames, checkpoint.spec, tools, options)) as outcomes:

@@ -27,6 +27,7 @@ from vidcache.preprocess.ffmpeg import Children, Tools, find_tools, find_tools_o
 from vidcache.preprocess.opening import check_folder
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.record import clip_record, failure_record
+from vidcache.preprocess.resources import start_threads
 from vidcache.spec import Spec
 from vidcache.text import one_line, printable
 
@@ -108,9 +109,12 @@ def in_threads(
         jobs: In the order in which to begin.
         workers: Jobs at a time.
         children: Runs the processes; closed when the work is left early, so that no thread waits for one.
+
+    Raises:
+        OSError: There is no room for so many threads.
     """
     parallel = joblib.Parallel(n_jobs=workers, backend="threading", return_as="generator_unordered", batch_size=1)
-    results: Records = parallel(joblib.delayed(work)(job) for job in jobs)
+    results: Records = start_threads(parallel, (joblib.delayed(work)(job) for job in jobs))
     try:
         for result in results:  # noqa: UP028  (`yield from` would close `results` before the children)
             yield result

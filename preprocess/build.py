@@ -88,8 +88,8 @@ _REMEDIES = {
     errno.EFBIG: "raise the limit of the length of files (ulimit -f), then",
     errno.EMFILE: "use fewer --workers, or raise the limit of open files (ulimit -n), then",
     errno.ENFILE: "use fewer --workers, then",
-    errno.ENOMEM: "use fewer --workers, then",
-    errno.EAGAIN: "use fewer --workers, then",
+    errno.ENOMEM: "use fewer --workers, or raise the limit of memory (ulimit -v), then",
+    errno.EAGAIN: "use fewer --workers, or raise the limits of this process (ulimit -u and -v), then",
 }
 
 Progress = Callable[[int, int, int], None]  # rows done, rows failed, rows in all

@@ -130,6 +130,10 @@ def decode_video(
         after = os.fstat(descriptor)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise Failure(Reason.CHANGED, "the file changed while it was read; run again")
+        if any("Input/output error" in problem for problem in decoded.ledger.problems):  # of the disk, or of the file?
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            if hash_file(descriptor, deadline=deadline) != source_hash:
+                raise Failure(Reason.CHANGED, "the file reads differently the second time; run again")
         return decoded
     except Failure as failure:
         if failure.reason is Reason.TIMEOUT:
@@ -194,7 +198,7 @@ def _decode(
         probe=probe,
         ledger=ledger,
         source_hash=source_hash,
-        damage=_damage(probe, ledger) or _colour_damage(probe, remedy),
+        damage=_damage(probe, ledger) or _colour_damage(probe, remedy) or _exit_damage(ended),
     )
 
 
@@ -298,6 +302,10 @@ def _no_frames(probe: Probe, ledger: Ledger, ended: Exit, tools: Tools) -> Failu
     if ledger.num_errors:
         return Failure(Reason.DECODE_ERROR, f"all {ledger.num_errors} packets refused; {words}", 0, claimed)
     return Failure(Reason.NO_FRAMES, f"{probe.num_packets} packets in the file, none gave a frame", 0, claimed)
+
+
+def _exit_damage(ended: Exit) -> str:
+    return f"{Reason.DECODE_ERROR}: ffmpeg ended with exit code {ended.code}" if ended.code else ""
 
 
 def _damage(probe: Probe, ledger: Ledger) -> str:

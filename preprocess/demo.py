@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from vidcache.errors import VidcacheError
 from vidcache.preprocess.ffmpeg import Tools
+from vidcache.preprocess.resources import bound_workers
 from vidcache.text import one_line, printable
 
 Floats = npt.NDArray[np.float64]
@@ -73,7 +74,7 @@ def render_demo(folder: Path, tools: Tools, *, seed: int = 0, workers: int = 1) 
         VidcacheError: ffmpeg cannot encode one of them.
         OSError: The folder cannot be written.
     """
-    jobs = []
+    jobs, (workers, _) = [], bound_workers(workers)
     for label, (name, count) in enumerate(CLASSES.items()):
         (folder / name).mkdir(parents=True, exist_ok=True)
         jobs += [(label, name, number) for number in range(count)]

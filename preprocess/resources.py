@@ -3,8 +3,13 @@
 Knows neither videos nor programs.
 """
 
+import errno
 import os
 import resource
+from collections.abc import Iterable
+from typing import Any
+
+import joblib
 
 MEMORY_BYTES = 4 << 30  # of a decoder, whatever a video asks for
 DESCRIPTORS_PER_WORKER = 10  # a video, its clip, the pipes of a child, and what starting a child needs for a moment
@@ -19,6 +24,18 @@ def capped(wanted: int, limits: tuple[int, int]) -> int:
 def memory_is_scarce() -> bool:
     """Whether this process (ulimit -v) allows less memory than a decoder may use."""
     return capped(MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)) < MEMORY_BYTES
+
+
+def start_threads(parallel: joblib.Parallel, work: Iterable[Any]) -> Any:
+    """Call a pool of threads.
+
+    Raises:
+        OSError: There is no room for so many threads.
+    """
+    try:
+        return parallel(work)
+    except RuntimeError as error:  # so says Python then
+        raise OSError(errno.EAGAIN, str(error)) from None
 
 
 def bound_workers(workers: int) -> tuple[int, str]:

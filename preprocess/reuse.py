@@ -21,6 +21,7 @@ from vidcache.cache.writer import CacheWriter
 from vidcache.preprocess.failure import Failure, is_momentary
 from vidcache.preprocess.opening import hash_video
 from vidcache.preprocess.options import BuildOptions
+from vidcache.preprocess.resources import start_threads
 
 VERSIONS = {"vidcache_version", "ffmpeg_version"}
 
@@ -139,7 +140,7 @@ def _hashes(raw: Path, plan: Plan, rows: Iterable[int], options: BuildOptions) -
     """Hash source files; yields (row, hex digest), the digest empty for what cannot be read, or not in time."""
     parallel = joblib.Parallel(n_jobs=options.workers, backend="threading", return_as="generator")
     seconds = options.limits.timeout_seconds
-    yield from parallel(joblib.delayed(_hash_one)(raw, plan.paths[row], row, seconds) for row in rows)
+    yield from start_threads(parallel, (joblib.delayed(_hash_one)(raw, plan.paths[row], row, seconds) for row in rows))
 
 
 def _hash_one(raw: Path, path: bytes, row: int, seconds: float) -> tuple[int, bytes]:

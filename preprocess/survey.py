@@ -19,6 +19,7 @@ from vidcache.preprocess.given import folder_splits
 from vidcache.preprocess.opening import hash_video, open_video
 from vidcache.preprocess.probe import Probe, probe_video
 from vidcache.preprocess.record import failure_record, fitting
+from vidcache.preprocess.resources import bound_workers
 from vidcache.preprocess.sources import find_videos
 from vidcache.text import one_line, printable
 
@@ -44,6 +45,7 @@ def facts_of_folder(
         InputError: The folder cannot be read or holds no candidate, or there is no ffprobe.
     """
     tools, sources = find_tools(ffmpeg_dir), find_videos(raw)
+    workers, _ = bound_workers(workers)
     videos = sources.videos
     # Equal files have equal sizes: most sizes occur once, and those files need not be read.
     sizes = Counter(video.num_bytes for video in videos)

@@ -1,13 +1,17 @@
 """What is said of a video must still be true: what depends on the moment is tried again, and never published as a loss."""
 
+import errno
 import os
+import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -17,9 +21,11 @@ from hypothesis import strategies as st
 from tests.helpers import TOOLS, make_raw, make_video
 from vidcache.cache.layout import RECORD, Status
 from vidcache.cache.reader import CacheReader
+from vidcache.cache.writer import CacheWriter
 from vidcache.cli import main
 from vidcache.errors import InputError, VidcacheError
-from vidcache.preprocess import keyed, survey
+from vidcache.preprocess import decode as decode_module
+from vidcache.preprocess import keyed, opening, resources, survey
 from vidcache.preprocess.build import BuildReport, build_cache
 from vidcache.preprocess.decode import Decoded, Ledger, Limits, decode_video
 from vidcache.preprocess.failure import Failure, Reason
@@ -148,6 +154,29 @@ def test_a_listing_that_is_stopped_means_a_whole_decode(tmp_path: Path, monkeypa
 
     assert (True, 0) == (keyed_.ledger.num_skipped > 0, whole.ledger.num_skipped)
     assert (keyed_.clip == whole.clip).all()
+
+
+def test_an_exit_code_alone_is_damage(tmp_path: Path, video: Path) -> None:
+    odd = find_tools(tools_of(tmp_path / "bin", ffmpeg='$real "$@"; exit 69'))
+    with Children() as children:
+        assert (
+            "decode_error: ffmpeg ended with exit code 69"
+            == decode_video(video, SPEC, [odd], children, Limits()).damage
+        )
+
+
+def test_a_disk_that_fails_while_a_video_is_decoded_is_no_damage_of_the_video(tmp_path: Path, video: Path) -> None:
+    said = "echo '[in#0 @ 0x1] [error] Error during demuxing: Input/output error' >&2"
+    (tmp_path / "other").write_bytes(bytes(video.stat().st_size))
+    copy = f"touch -r {video} {tmp_path}/time; cat {tmp_path}/other >{video}; touch -r {tmp_path}/time {video}"
+
+    failure = failure_with(tmp_path / "bad", video, ffmpeg=f'{said}; $real "$@"; {copy}; exit 0')
+
+    assert "changed: the file reads differently the second time; run again" == str(failure)
+    video = make_video(tmp_path / "video.mkv", 60)
+    same = find_tools(tools_of(tmp_path / "same", ffmpeg=f'{said}; exec $real "$@"'))
+    with Children() as children:
+        assert "Input/output error" in decode_video(video, SPEC, [same], children, Limits()).damage
 
 
 @pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.chmod(0o644)])
@@ -491,3 +520,131 @@ def test_a_survey_does_not_read_forever(raw: Path, monkeypatch: pytest.MonkeyPat
 
     failed = facts.status == Status.FAILED
     assert [b"a/again.mkv", b"a/sparse.mkv"] == facts.path[failed].tolist()
+
+
+# --- narrow machines ----------------------------------------------------------------------------
+
+
+def build_under(limits: str, raw: Path, cache: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Build in a process of its own under limits that a shell has set; none can be raised again."""
+    command = [
+        sys.executable,
+        "-c",
+        MAIN,
+        "build",
+        str(raw),
+        str(cache),
+        "--size",
+        "32",
+        "--num-frames",
+        "4",
+        *arguments,
+    ]
+    return subprocess.run(["bash", "-c", f'{limits}; exec "$@"', "sh", *command], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("limits", ["ulimit -v 3000000", "ulimit -f 1000; ulimit -v 3000000"])
+def test_a_lower_limit_than_ours_stays(raw: Path, tmp_path: Path, limits: str) -> None:
+    seen = tmp_path / "seen"
+    watching = tools_of(tmp_path / "bin", ffmpeg=f'sleep 0.3; ulimit -Hv >>{seen}; exec $real "$@"')
+
+    ended = build_under(limits, raw, tmp_path / "c.h5", "--ffmpeg-dir", str(watching))
+
+    assert (0, True) == (ended.returncode, " 0 failed, 0 damaged" in ended.stderr), ended.stderr
+    assert {"3000000"} == set(seen.read_text().split())
+
+
+def test_a_cache_that_is_longer_than_a_file_may_be_is_refused_at_once(raw: Path, tmp_path: Path) -> None:
+    ended = build_under("ulimit -f 50", raw, tmp_path / "c.h5")
+
+    assert 1 == ended.returncode
+    assert re.search(
+        r"c\.h5: will have [\d,]+ bytes, but this process may not write a file of more than 51,200. Raise the limit "
+        r"\(ulimit -f\)$",
+        ended.stderr.strip(),
+    )
+    assert not (tmp_path / "c.h5").exists()
+
+
+@pytest.mark.parametrize(("limits", "workers"), [("ulimit -n 40", "[12]"), ("ulimit -n 64", "[2-5]")])
+def test_workers_are_as_many_as_there_are_file_descriptors_for(
+    raw: Path, tmp_path: Path, limits: str, workers: str
+) -> None:
+    ended = build_under(limits, raw, tmp_path / "c.h5", "--workers", "32")
+
+    assert (0, True) == (ended.returncode, " 0 failed, 0 damaged" in ended.stderr), ended.stderr
+    assert re.search(
+        rf"Only {workers} of 32 workers: raise the limit of open files \(ulimit -n\) for more", ended.stderr
+    )
+
+
+def test_a_soft_limit_of_file_descriptors_is_raised_as_far_as_needed(raw: Path, tmp_path: Path) -> None:
+    ended = build_under("ulimit -Sn 40", raw, tmp_path / "c.h5", "--workers", "32")
+
+    assert (0, False) == (ended.returncode, "workers" in ended.stderr), ended.stderr
+
+
+def test_no_file_descriptors_left_is_no_verdict(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: Any) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode_module, "ClipOutput", exhausted)
+        with pytest.raises(
+            VidcacheError, match=r"Too many open files .*: use fewer --workers, or raise the limit of open"
+        ):
+            build(raw, tmp_path / "c.h5")
+    assert not (tmp_path / "c.h5").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(opening.os, "open", exhausted)
+        with pytest.raises(OSError, match="Too many open files"):
+            opening.open_video(raw / "a" / "a_0.mkv")
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (errno.EFBIG, r"raise the limit of the length of files \(ulimit -f\), then run"),
+        (errno.EAGAIN, r"use fewer --workers, or raise the limits of this process \(ulimit -u and -v\), then run"),
+        (errno.ENOMEM, r"use fewer --workers, or raise the limit of memory \(ulimit -v\), then run"),
+    ],
+)
+def test_what_the_machine_lacks_is_named(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, remedy: str
+) -> None:
+    def lack(*_: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(CacheWriter, "write_clip", lack)
+    with pytest.raises(VidcacheError, match=rf"c\.h5: .* What was decoded is kept: {remedy} the same command again"):
+        build(raw, tmp_path / "c.h5")
+
+
+def test_no_room_for_threads_is_an_error_of_the_machine(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(joblib.Parallel, "__call__", refuse)
+    with pytest.raises(VidcacheError, match=r"c\.h5: can't start new thread .*: use fewer --workers"):
+        build(raw, tmp_path / "c.h5")
+
+
+def test_little_memory_is_no_fault_of_the_video(tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "echo '[error] Cannot allocate memory' >&2; exit 244"
+    assert Reason.TOO_LARGE is failure_with(tmp_path / "a", video, ffmpeg=said).reason
+    monkeypatch.setattr(resources.resource, "getrlimit", lambda _: (1 << 30, 1 << 30))
+
+    assert f"no_resources: ffmpeg {TOOLS.version} had too little memory; raise the limit (ulimit -v)" == str(
+        failure_with(tmp_path / "b", video, ffmpeg=said)
+    )
+    assert Reason.NO_RESOURCES is failure_with(tmp_path / "c", video, ffmpeg="kill -ABRT $$").reason
+
+
+def test_a_clip_longer_than_a_file_may_be_is_no_fault_of_the_video(tmp_path: Path, video: Path) -> None:
+    failure = failure_with(tmp_path / "bin", video, ffmpeg="kill -XFSZ $$")
+
+    assert f"no_resources: ffmpeg {TOOLS.version} may not write a file as long as a clip; raise the limit" in str(
+        failure
+    )
