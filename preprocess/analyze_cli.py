@@ -121,10 +121,10 @@ def _folder_facts(
 def _cache_facts(cache: Path, progress: Callable[[int, int, int], None]) -> "tuple[Facts, tuple[Finding, ...]]":
     from vidcache.cache.reader import CacheReader
     from vidcache.preprocess.analysis import facts_of_cache
-    from vidcache.preprocess.likeness_findings import look_alikes
+    from vidcache.preprocess.likeness_findings import look_alikes, mirror_images
 
     with CacheReader(cache) as reader:
-        return facts_of_cache(reader, progress), tuple(look_alikes(reader))
+        return facts_of_cache(reader, progress), (*look_alikes(reader), *mirror_images(reader))
 
 
 @contextlib.contextmanager

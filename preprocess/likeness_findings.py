@@ -1,10 +1,11 @@
-"""What is odd about clips that look alike: across splits, under two labels."""
+"""What is odd about clips that look alike: across splits, under two labels, or mirrored."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from vidcache.cache.leaks import find_duplicates, leaks_among
+from vidcache.cache.mirrored import find_mirror_pairs, in_words
 from vidcache.cache.reader import Reader
 from vidcache.preprocess.finding import MAX_NAMES, Finding, Severity, share, some_names
 from vidcache.text import plural, printable
@@ -48,6 +49,23 @@ def look_alikes(reader: Reader) -> Iterator[Finding]:
             f"{share(clips, len(reader.rows()))}, in {plural(len(near), 'pair')}; none straddle the splits. "
             f"For example {_examples(reader, near)}.",
             "They count as one when you ask how much data there is.",
+        )
+
+
+def mirror_images(reader: Reader) -> Iterator[Finding]:
+    """Find classes that are told apart by left and right.
+
+    Args:
+        reader: The cache, or several.
+    """
+    pairs = find_mirror_pairs(reader)
+    if pairs:
+        yield Finding(
+            Severity.WARNING if any(pair.share is not None for pair in pairs) else Severity.NOTE,
+            "Classes are told apart by left and right",
+            f"{in_words(pairs, reader.classes)}.",
+            "vidtrain mirrors half of the clips and keeps their labels: train with --flip 0, and evaluate without "
+            "--tta flip.",
         )
 
 

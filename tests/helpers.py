@@ -2,7 +2,7 @@
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
@@ -108,17 +108,18 @@ def make_cache(
     seed: int = 0,
     learnable: bool = False,
     prefix: str = "video",
+    make: Callable[..., npt.NDArray[np.uint8]] | None = None,
 ) -> Path:
     """Write a cache of random clips, without ffmpeg.
 
-    Learnable clips get brighter or darker over time by their class, so that a model can learn it.
+    Learnable clips get brighter or darker over time by their class, so that a model can learn it; `make` draws others.
     """
     classes = sorted(counts)
     labels = np.repeat(np.arange(len(classes)), [counts[name] for name in classes])
     plan = make_plan(spec, classes, labels, prefix=prefix)
     with CacheWriter(path, plan) as writer:
         for row in range(plan.num_clips):
-            clip = make_clip(spec, row, seed, plan.labels[row] if learnable else None)
+            clip = (make or make_clip)(spec, row, seed, plan.labels[row] if learnable else None)
             if row in failed:
                 writer.complete(row, make_record(clip, Status.FAILED, "no_frames: made to fail"))
                 continue

@@ -37,7 +37,7 @@ from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
 from vidcache.train.resumable import load_optimizer
 from vidcache.train.step import EpochSums, Loss, Stepper, make_optimizer
 from vidcache.train.sync_norm import synchronise_norms
-from vidcache.train.task import Task, needed_rows
+from vidcache.train.task import Task, mirror_warning, needed_rows
 
 
 def train(
@@ -106,6 +106,8 @@ class _Run:
         self.reader, self.config = task.reader, task.config
         config = task.config
         hooks.on_audit(audit(task.reader.classes, task.labels[task.rows], config.balance))
+        if ranks.is_first and not resume and (warning := mirror_warning(task)):
+            hooks.on_mirror(warning)
         self.model = self._build_model(resume)
         self.loss = Loss(task.weights_on_device(), config.label_smoothing)
         if resume:

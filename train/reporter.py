@@ -55,6 +55,7 @@ class Reporter:
         return Hooks(
             on_leaks=self._show_leaks,
             on_audit=self._show_audit,
+            on_mirror=self._show_mirror,
             on_init=self._show_init,
             on_start=self._show_start,
             on_features=self._show_features,
@@ -94,6 +95,9 @@ class Reporter:
                 ),
                 soft_wrap=True,
             )
+
+    def _show_mirror(self, sentence: str) -> None:
+        self._console.print(Text(f"Warning: {sentence}", style="yellow"), soft_wrap=True)
 
     def _show_init(self, sentence: str) -> None:
         self._console.print(Text(sentence), soft_wrap=True)

@@ -98,6 +98,7 @@ class Hooks:
     Attributes:
         on_leaks: With the clips that look like clips of another split, first of all.
         on_audit: With what balancing does to each class, before anything else happens.
+        on_mirror: With a warning, if the run mirrors clips of classes that are told apart by left and right.
         on_init: With a sentence on the checkpoint that the run starts from, if there is one.
         on_start: With the precision that was chosen.
         on_begin: With what a run needs that is resumed before its first epoch is done.
@@ -113,6 +114,7 @@ class Hooks:
 
     on_leaks: Callable[[Leaks], None] = lambda _: None
     on_audit: Callable[[list[ClassAudit]], None] = lambda _: None
+    on_mirror: Callable[[str], None] = lambda _: None
     on_init: Callable[[str], None] = lambda _: None
     on_start: Callable[[Choice], None] = lambda _: None
     on_begin: Callable[[Checkpoint], None] = lambda _: None

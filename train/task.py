@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vidcache.cache.mirrored import find_mirror_pairs, in_words
 from vidcache.cache.reader import Reader
 from vidcache.cache.stream import Rows
 from vidcache.errors import InputError
@@ -92,6 +93,20 @@ def needed_rows(reader: Reader, split: str) -> Rows:
     if not len(rows):
         raise InputError(f"{reader.name}: no {split} clips, expected at least one. Build it with --split 70/15/15")
     return rows
+
+
+def mirror_warning(task: Task) -> str | None:
+    """Say so if the run mirrors clips although mirroring turns one of its classes into another; else None."""
+    config = task.config
+    if config.augment == "none" or not config.strength.flip or config.shuffle_labels:
+        return None
+    pairs = find_mirror_pairs(task.reader)
+    if not pairs:
+        return None
+    return (
+        f"{in_words(pairs, task.reader.classes)}. This run mirrors {config.strength.flip:.0%} of the clips and keeps "
+        "their labels. Train with --flip 0, unless left and right mean nothing here"
+    )
 
 
 def check_config(reader: Reader, config: TrainConfig) -> None:

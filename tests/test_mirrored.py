@@ -1,0 +1,219 @@
+"""Classes that are told apart by left and right: what is found, what is not, and who says so."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from rich.console import Console
+
+from tests.helpers import SHARED, make_cache, tiny_models
+from vidcache.cache.layout import Split
+from vidcache.cache.mirrored import MirrorPair, find_mirror_pairs, in_words, named_pairs, proven_pairs
+from vidcache.cache.reader import CacheReader
+from vidcache.perceptual import perceptual_hash
+from vidcache.preprocess.build import build_cache
+from vidcache.preprocess.likeness_findings import mirror_images
+from vidcache.preprocess.options import BuildOptions
+from vidcache.spec import Spec
+from vidcache.train.augment import Strength
+from vidcache.train.config import TrainConfig
+from vidcache.train.loop import train
+from vidcache.train.reporter import Reporter
+from vidcache.train.results import Hooks
+from vidcache.train.run import run_training
+
+Clip = npt.NDArray[np.uint8]
+SIDE, FRAMES = 36, 16
+
+
+def draw(kind: str, rng: np.random.Generator) -> Clip:
+    """A disc on a background of its own that does what its class says: (16, 36, 36, 3)."""
+    y, x = np.meshgrid(*2 * [(np.arange(SIDE) + 0.5) / SIDE], indexing="ij")
+    corner = rng.uniform(0.1, 0.5, 3)
+    ground = corner[0] + (corner[1] - corner[0]) * x + (corner[2] - corner[0]) * y
+    time, radius = np.linspace(0, 1, FRAMES), np.full(FRAMES, rng.uniform(0.08, 0.15))
+    across, down = np.full(FRAMES, rng.uniform(0.35, 0.65)), np.full(FRAMES, rng.uniform(0.35, 0.65))
+    path = rng.uniform(0.1, 0.3) + rng.uniform(0.35, 0.6) * time ** rng.uniform(0.7, 1.4)
+    angle = rng.uniform(0, 6) + rng.uniform(3, 5) * time
+    side = np.full(FRAMES, rng.uniform(0.1, 0.35))
+    if kind in ("goes_left", "goes_right"):
+        across = path if kind == "goes_right" else 1 - path
+    elif kind in ("goes_up", "goes_down"):
+        down = path if kind == "goes_down" else 1 - path
+    elif kind in ("lies_left", "lies_right"):
+        across = side if kind == "lies_left" else 1 - side
+    elif kind in ("turns_cw", "turns_ccw"):
+        turn = 1 if kind == "turns_cw" else -1
+        across, down = 0.5 + 0.25 * np.cos(angle * turn), 0.5 + 0.25 * np.sin(angle * turn)
+    elif kind in ("grows", "shrinks"):
+        radius = radius * (0.5 + 1.5 * (time if kind == "grows" else 1 - time))
+    disc = np.hypot(x - across[:, None, None], y - down[:, None, None]) < radius[:, None, None]
+    frames = ground + disc * rng.choice([-0.4, 0.4]) + rng.normal(0, 0.02, (FRAMES, SIDE, SIDE))
+    return np.repeat((np.clip(frames, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def hashes(kinds: list[str], count: int, seed: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    rng = np.random.default_rng(seed)
+    clips = [perceptual_hash(draw(kind, rng)) for kind in kinds for _ in range(count)]
+    return np.stack(clips), np.repeat(np.arange(len(kinds)), count)
+
+
+def cache_of(path: Path, kinds: list[str], names: list[str], count: int = 20) -> Path:
+    """A cache whose classes, named otherwise perhaps, do what `kinds` say."""
+
+    def make(spec: Spec, row: int, seed: int, label: int | None) -> Clip:
+        assert (FRAMES, SIDE, SIDE) == spec.clip_shape[:3]
+        return draw(kinds[label or 0], np.random.default_rng([seed, row]))
+
+    counts = dict.fromkeys(names, count)
+    return make_cache(path, counts, spec=Spec(FRAMES, SIDE, SIDE), learnable=True, make=make)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "pairs"),
+    [
+        (["goes_left", "goes_right"], [(0, 1)]),
+        (["turns_cw", "turns_ccw"], [(0, 1)]),
+        (["lies_left", "lies_right"], [(0, 1)]),
+        (["goes_up", "goes_left", "grows", "goes_right"], [(1, 3)]),
+        (["goes_up", "goes_down"], []),
+        (["grows", "shrinks", "goes_up", "goes_down"], []),
+    ],
+)
+def test_what_mirroring_confuses_is_found_whatever_it_is_called(kinds: list[str], pairs: list[Any]) -> None:
+    found = proven_pairs(*hashes(kinds, 20))
+
+    assert pairs == [(pair.first, pair.second) for pair in found]
+    assert all(pair.share is not None and pair.share > 0.7 for pair in found)
+
+
+@pytest.mark.parametrize("num_classes", [2, 7])
+def test_random_labels_and_classes_that_do_both_are_not_found(num_classes: int) -> None:
+    both, _ = hashes(["goes_left", "goes_right"], 40)
+    for seed in range(20):
+        assert () == proven_pairs(both, np.random.default_rng(seed).integers(0, num_classes, len(both)))
+
+
+def test_too_few_clips_prove_nothing() -> None:
+    few, labels = hashes(["goes_left", "goes_right"], 4)
+    assert () == proven_pairs(few, labels)
+    assert () == proven_pairs(few[:0], labels[:0])
+    some, labels = hashes(["goes_left", "goes_right"], 6)
+    assert 1 == len(proven_pairs(some, labels))
+
+
+@pytest.mark.parametrize(
+    ("classes", "pairs"),
+    [
+        (("swipe_left", "swipe_right"), [(0, 1)]),
+        (("SwipeLeft", "SwipeRight"), [(0, 1)]),
+        (("left turn", "no turn", "right turn"), [(0, 2)]),
+        (("left-to-right", "right-to-left"), [(0, 1)]),
+        (("arm l", "arm r", "arm_lr"), [(0, 1)]),
+        (("turn_clockwise", "turn_counter_clockwise"), [(0, 1)]),
+        (("Anticlockwise", "clockwise"), [(0, 1)]),
+        (("cw", "ccw"), [(0, 1)]),
+        (("west", "east"), [(0, 1)]),
+        (("links abbiegen", "rechts abbiegen"), [(0, 1)]),
+        (("bright", "left", "lift", "all", "arr"), []),
+        (("left_up", "right_down"), []),
+    ],
+)
+def test_names_that_become_each_other(classes: tuple[str, ...], pairs: list[Any]) -> None:
+    assert pairs == named_pairs(classes)
+
+
+def test_only_training_clips_are_asked(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path / "c.h5", ["goes_left", "goes_right"], ["a", "b"])
+
+    with CacheReader(cache) as reader:
+        train_rows = reader.rows("train")
+        expected = proven_pairs(reader.columns["perceptual_hash"][train_rows], reader.labels[train_rows])
+        assert 1 == len(expected)
+        assert expected == find_mirror_pairs(reader)
+        reader.columns["split"][train_rows] = Split.UNUSED
+        assert () == find_mirror_pairs(reader)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "This run mirrors 50% of the clips"),
+        ({"strength": Strength(flip=0.25), "augment": "exact"}, "This run mirrors 25% of the clips"),
+        ({"strength": Strength(flip=0)}, None),
+        ({"augment": "none"}, None),
+        ({"shuffle_labels": True}, None),
+    ],
+)
+def test_a_run_that_mirrors_them_warns_before_its_first_step(
+    tmp_path: Path, changed: dict[str, Any], said: str | None
+) -> None:
+    cache = cache_of(tmp_path / "c.h5", ["goes_left", "goes_right"], ["a", "b"])
+    heard: list[str] = []
+    hooks = Hooks(on_mirror=heard.append, on_step=lambda _: heard.append("step"))
+
+    with tiny_models(), CacheReader(cache) as reader:
+        train(reader, TrainConfig(weights="none", freeze="none", epochs=1, amp="off", **changed), hooks)
+
+    assert (heard[0] if said else None) == (
+        f"Mirroring turns one class into another: a and b (100% of their mirrored clips are nearer to the other "
+        f"class). {said} and keeps their labels. Train with --flip 0, unless left and right mean nothing here"
+        if said
+        else None
+    )
+    assert "step" in heard
+
+
+def test_the_advice_ends_the_warning_and_a_resumed_run_does_not_repeat_it(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path / "c.h5", ["goes_up", "goes_down"], ["look_left", "look_right"])
+    config = TrainConfig(weights="none", freeze="none", epochs=1, amp="off")
+
+    def shown(out: Path, changed: TrainConfig, *, resume: bool = False) -> str:
+        text = io.StringIO()
+        with Reporter(Console(file=text, width=200)) as reporter:
+            run_training([cache], out, changed, reporter.hooks(), resume=resume)
+        return text.getvalue()
+
+    with tiny_models():
+        first = shown(tmp_path / "a.pt", config)
+        again = shown(tmp_path / "a.pt", config, resume=True)
+        without = shown(tmp_path / "b.pt", TrainConfig(**{**vars(config), "strength": Strength(flip=0)}))
+
+    assert "Warning: Mirroring turns one class into another: look_left and look_right (by their names)." in first
+    assert "Warning" not in again
+    assert "Warning" not in without
+
+
+def test_analyze_says_so(tmp_path: Path) -> None:
+    proven = cache_of(tmp_path / "proven.h5", ["goes_left", "goes_right"], ["a", "b"])
+    named = cache_of(tmp_path / "named.h5", ["goes_up", "goes_down"], ["a_l", "a_r"])
+    neither = cache_of(tmp_path / "neither.h5", ["goes_up", "goes_down"], ["up", "down"])
+
+    found = []
+    for cache in (proven, named, neither):
+        with CacheReader(cache) as reader:
+            found.append(list(mirror_images(reader)))
+
+    assert ["warning", "note"] == [finding.severity.value for (finding,) in found[:2]]
+    assert [] == found[2]
+    assert found[1][0].detail == "Mirroring turns one class into another: a_l and a_r (by their names)."
+    assert "--flip 0" in found[0][0].advice
+
+
+def test_many_pairs_are_counted_not_listed() -> None:
+    classes = tuple(f"{name}_{side}" for name in "abcde" for side in ("left", "right"))
+    pairs = tuple(MirrorPair(first, second, None) for first, second in named_pairs(classes))
+
+    said = in_words(pairs, classes)
+    assert said.endswith("c_left and c_right (by their names), and 2 more pairs")
+
+
+@pytest.mark.skipif(not (SHARED / "overhead_home").is_dir(), reason="needs the shared videos")
+def test_a_home_under_a_fixed_camera_is_no_mirror(tmp_path: Path) -> None:
+    build_cache(SHARED / "overhead_home", tmp_path / "home.h5", BuildOptions(spec=Spec(16, 36, 36), workers=2))
+
+    with CacheReader(tmp_path / "home.h5") as reader:
+        assert () == find_mirror_pairs(reader)
