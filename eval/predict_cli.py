@@ -15,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from vidcache.cli import Command, choose_device, echo_json, json_option, num_cpus, option, version_option
-from vidcache.console import SafeConsole
+from vidcache.console import SafeConsole, echo
 from vidcache.errors import InputError, TooManyFailuresError
 from vidcache.preprocess.decode import Limits
+from vidcache.preprocess.source_cli import follow_links_option
 from vidcache.preprocess.sources import list_videos
 from vidcache.text import plural, printable
 
@@ -56,6 +57,7 @@ _NAME_BYTES = 150  # of the 255 that a file name may have
     default=True,
     help="As in the build of the cache: skip what no sample of a long video needs.",
 )
+@follow_links_option
 @version_option()
 @json_option()
 @click.pass_context
@@ -73,6 +75,7 @@ def main(
     timeout: float,
     max_pixels: int,
     keyed: bool,
+    follow_links: bool,
     as_json: bool,
 ) -> None:
     """Say what is in each VIDEO, a file or a folder of them: the five most probable classes.
@@ -85,7 +88,9 @@ def main(
     drawings = (out or ckpt.with_suffix(".predict")) if explain else None
     if drawings:
         check_outside(drawings, videos)
-    files, skipped = find_files(videos)
+    files, skipped, notes = find_files(videos, follow_links=follow_links)
+    for note in notes:
+        echo(f"Note: {note}", err=True)
 
     from vidcache.checkpoint import Checkpoint
     from vidcache.eval.loading import load_model
@@ -94,7 +99,7 @@ def main(
     checkpoint = Checkpoint.load(ckpt)
     chosen = choose_device(device)
     model = load_model(checkpoint, printable(ckpt), chosen)
-    limits = Limits(timeout, max_pixels, keyed)
+    limits = Limits(timeout, max_pixels, keyed, follow_links)
     options = PredictOptions(batch_size, workers, chosen, limits, ffmpeg_dir, explain, printable(ckpt))
     with (
         _Reporter(len(files), skipped, as_json=as_json, drawings=drawings) as reporter,
@@ -110,23 +115,25 @@ def main(
         )
 
 
-def find_files(videos: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
+def find_files(videos: Sequence[Path], *, follow_links: bool = False) -> tuple[list[Path], Counter[str], list[str]]:
     """Put the videos below a folder in its place; what is no folder is tried, whatever it is.
 
     Returns:
-        Files in the order in which they were named, and how many were left out of folders, by reason.
+        Files in the order in which they were named; how many were left out of folders, by reason; and what the user
+        should know.
 
     Raises:
         InputError: The only thing that was named is a folder that cannot be read or has no videos.
     """
     files: list[Path] = []
     skipped: Counter[str] = Counter()
+    notes: list[str] = []
     for video in videos:
         if not os.path.isdir(video):
             files.append(video)
             continue
         try:
-            found, left_out = list_videos(video)
+            found, left_out, said = list_videos(video, follow_links=follow_links)
         except InputError:
             if len(videos) == 1:
                 raise
@@ -134,7 +141,8 @@ def find_files(videos: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
             continue
         files += found
         skipped.update(left_out)
-    return files, skipped
+        notes += [f"{printable(video)}: {note}" for note in said]
+    return files, skipped, notes
 
 
 def check_outside(drawings: Path, videos: Sequence[Path]) -> None:

@@ -42,6 +42,7 @@ class Facts:
         classes: Class names; a label is an index into them.
         num_frames_per_clip: Frames of a clip (T).
         skipped: Files of the folder that are no candidates, by reason.
+        notes: What the user should know about the folder, a sentence each.
         path: Below the raw folder, bytes.
         label: Index into `classes`.
         status: Values of `Status`. Of a folder: FAILED when the header cannot be read, DAMAGED when
@@ -58,7 +59,7 @@ class Facts:
         source_bytes: Size of the file.
         source_hash: xxh3-128 of the file. Of a folder: empty where no other file has the same size.
         clip_hash: xxh3-128 of the clip; None for a folder.
-        split: Values of `Split`; None for a folder that is not RAW/{train,val,test}/<class>/.
+        split: Values of `Split`; None for a folder without given splits.
         black: The mean of the clip is below `BLACK_BELOW` of 255; None for a folder.
         still: In `STILL_FRAMES` evenly spaced frames of the clip no value changes by more than
             `STILL_RANGE` of 255; None for a folder.
@@ -87,6 +88,7 @@ class Facts:
     split: Array | None = None
     black: npt.NDArray[np.bool_] | None = None
     still: npt.NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.path)
@@ -147,6 +149,7 @@ def facts_of_cache(reader: Reader, progress: Progress = no_progress) -> Facts:
         classes=reader.classes,
         num_frames_per_clip=reader.spec.num_frames,
         skipped={},
+        notes=(),
         black=good & (reader.columns["mean_rgb"].max(axis=1) < BLACK_BELOW),
         still=_find_still(reader, progress),
         **columns,

@@ -13,6 +13,7 @@ from rich.text import Text
 from vidcache.cli import Command, beside, echo_json, json_option, num_cpus, option
 from vidcache.console import SafeConsole
 from vidcache.errors import CacheError
+from vidcache.preprocess.source_cli import check_source_options, source_options
 from vidcache.text import plural, printable
 
 if TYPE_CHECKING:  # numpy, h5py, scikit-learn and matplotlib take 2 s to import: not for --help
@@ -37,6 +38,7 @@ STYLES = {"problem": "bold red", "warning": "bold yellow", "note": "bold blue"}
 )
 @option("--num-frames", type=click.IntRange(2, 1024), default=64, help="Frames per clip (T) to expect; only for RAW.")
 @option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffprobe; only for RAW.")
+@source_options
 @json_option()
 @click.pass_context
 def analyze(
@@ -46,6 +48,9 @@ def analyze(
     workers: int,
     num_frames: int,
     ffmpeg_dir: Path | None,
+    layout: str,
+    labels: Path | None,
+    follow_links: bool,
     as_json: bool,
 ) -> None:
     """Show what a cache or a folder of videos holds, and what is odd about it.
@@ -57,16 +62,28 @@ def analyze(
     vidcache analyze cache.h5
     vidcache analyze raw/
     """
+    check_source_options(layout, labels)
     is_folder = path.is_dir()
     folder = _output_folder(path, out, is_folder)
     if not is_folder:
         _check_cache_options(ctx, path)
+    look_alikes: tuple[Finding, ...] = ()
     with _progress(SafeConsole(stderr=True)) as progress:
-        facts, look_alikes = (
-            (_folder_facts(path, num_frames, workers, ffmpeg_dir, progress), ())
-            if is_folder
-            else _cache_facts(path, progress)
-        )
+        if is_folder:
+            from vidcache.preprocess.survey import facts_of_folder
+
+            facts = facts_of_folder(
+                path,
+                num_frames_per_clip=num_frames,
+                workers=workers,
+                ffmpeg_dir=ffmpeg_dir,
+                progress=progress,
+                layout=layout,
+                labels=labels,
+                follow_links=follow_links,
+            )
+        else:
+            facts, look_alikes = _cache_facts(path, progress)
 
     from vidcache.preprocess.analysis_files import summarise, write_analysis
     from vidcache.preprocess.charts import draw_all
@@ -102,20 +119,12 @@ def _check_cache_options(ctx: click.Context, path: Path) -> None:
             f"{printable(path)}: not there, expected a cache, or a folder RAW/<class>/<video>. "
             "Check the name, or build it: vidcache build RAW CACHE"
         )
-    for name, flag in (("num_frames", "--num-frames"), ("ffmpeg_dir", "--ffmpeg-dir")):
+    for name in ("num_frames", "ffmpeg_dir", "layout", "labels", "follow_links"):
         # Set in the environment for `vidcache build`, it is no mistake here.
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{flag}: means nothing for the cache {printable(path)}: its clips are made")
-
-
-def _folder_facts(
-    raw: Path, num_frames: int, workers: int, ffmpeg_dir: Path | None, progress: Callable[[int, int, int], None]
-) -> "Facts":
-    from vidcache.preprocess.survey import facts_of_folder
-
-    return facts_of_folder(
-        raw, num_frames_per_clip=num_frames, workers=workers, ffmpeg_dir=ffmpeg_dir, progress=progress
-    )
+            raise click.UsageError(
+                f"--{name.replace('_', '-')}: means nothing for the cache {printable(path)}: its clips are made"
+            )
 
 
 def _cache_facts(cache: Path, progress: Callable[[int, int, int], None]) -> "tuple[Facts, tuple[Finding, ...]]":

@@ -132,7 +132,7 @@ def _decode_job(
     path = job.raw + b"/" + job.path
     try:
         decoded = decode_video(path, spec, tools, children, limits)
-        _check_unchanged(path, job)
+        _check_unchanged(path, job, follow_links=limits.follow_links)
     except Failure as failure:
         if failure.reason in (Reason.NOT_FOUND, Reason.NOT_ACCESSIBLE):
             check_folder(path)
@@ -140,9 +140,9 @@ def _decode_job(
     return clip_record(decoded), decoded.clip
 
 
-def _check_unchanged(path: bytes, job: Job) -> None:
+def _check_unchanged(path: bytes, job: Job, *, follow_links: bool) -> None:
     try:
-        facts = os.lstat(path)
+        facts = os.stat(path, follow_symlinks=follow_links)
     except FileNotFoundError:
         raise Failure(Reason.NOT_FOUND, "the file was removed; run again") from None
     except OSError as error:

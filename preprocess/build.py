@@ -27,12 +27,13 @@ from vidcache.preprocess.backends import Job, decode, find_all_tools
 from vidcache.preprocess.ffmpeg import Tools
 from vidcache.preprocess.losses import check_dropped, check_lost
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.planning import check_class_sizes, choose_rule, make_plan
+from vidcache.preprocess.planning import check_class_sizes, check_reading, choose_rule, make_plan
 from vidcache.preprocess.problems import Problem, failures_path, find_problems, write_failures
 from vidcache.preprocess.resources import bound_workers
 from vidcache.preprocess.reuse import is_current, reason_of, reconsider, rows_to_retry, take_over
 from vidcache.preprocess.rule import SplitRule, Splitter
 from vidcache.preprocess.sources import find_videos
+from vidcache.preprocess.twins import twin_notes
 from vidcache.spec import Spec
 from vidcache.text import plural, printable
 
@@ -52,7 +53,7 @@ class BuildReport:
         class_counts: Clips per class, in label order.
         split_counts: Clips in train, val and test.
         num_unused: Clips that a given split puts into none of them.
-        notes: What the user should know about the split, a sentence each.
+        notes: What the user should know about the folder and the split, a sentence each.
         skipped: Files that were no candidates, by reason.
         up_to_date: Nothing was written: there was nothing to do, or failed videos failed again as before.
     """
@@ -117,7 +118,8 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
     start = time.monotonic()
     workers, few_workers = bound_workers(options.workers)
     options = dataclasses.replace(options, workers=workers)
-    sources = find_videos(raw, options.layout)
+    follow_links = options.limits.follow_links
+    sources = find_videos(raw, options.layout, options.labels, follow_links=follow_links)
     if not options.allow_tiny_classes:
         check_class_sizes(Counter(video.class_name for video in sources.videos), "videos")
     tools = find_all_tools(options.ffmpeg_dir)
@@ -127,8 +129,10 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
             finished = stack.enter_context(CacheReader(output))
         earlier = [] if options.overwrite else earlier_builds(output, finished)
         _check_spec(output, options.spec, earlier)
-        rule = choose_rule(finished, sources.class_depth, options.split)
-        plan = make_plan(sources, options.spec, rule, tools[0], earlier)
+        if finished:
+            check_reading(output, finished.attributes, sources, options)
+        rule = choose_rule(finished, sources, options.split)
+        plan = make_plan(sources, options.spec, rule, tools[0], earlier, follow_links=follow_links)
         try:
             report = _report_if_current(raw, output, finished, plan, tools, options, progress) if finished else None
             report = report or _build(raw, output, finished, plan, rule, sources.class_depth, tools, options, progress)
@@ -138,7 +142,8 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
                 f"{printable(output)}: {error.strerror} while it was written. What was decoded is kept: "
                 f"{remedy} run the same command again"
             ) from error
-    notes = (*report.notes, few_workers) if few_workers else report.notes
+    notes = sources.notes + twin_notes(sources.classes) + report.notes
+    notes += (few_workers,) if few_workers else ()
     return dataclasses.replace(report, skipped=sources.skipped, seconds=time.monotonic() - start, notes=notes)
 
 

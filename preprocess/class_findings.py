@@ -1,5 +1,6 @@
 """What is odd about the classes: their sizes, their places in the split, what gives them away."""
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,6 +9,7 @@ from vidcache.cache.layout import Split
 from vidcache.preprocess.analysis import Facts
 from vidcache.preprocess.finding import Finding, Severity, some_names
 from vidcache.preprocess.shortcuts import ClassShortcut, Shortcut, Study
+from vidcache.preprocess.twins import describe_twins, find_twins
 from vidcache.text import plural, printable
 
 MIN_TEST_CLIPS = 5
@@ -54,6 +56,18 @@ def missing_classes(facts: Facts) -> Iterator[Finding]:
                 + ".",
                 f"{consequence} Collect more of them, or build with another --split or --seed.",
             )
+
+
+def twins(facts: Facts) -> Iterator[Finding]:
+    """Find names that look alike."""
+    found = find_twins(map(os.fsencode, facts.classes))
+    if found:
+        yield Finding(
+            Severity.WARNING,
+            f"{plural(sum(map(len, found)), 'class has', 'classes have')} a name that looks like another one",
+            f"They differ only by case, blanks, Unicode form or invisible characters: {describe_twins(found)}.",
+            "If they are one class, give it one name: the model is told that they are different.",
+        )
 
 
 def small_classes(facts: Facts) -> Iterator[Finding]:

@@ -29,8 +29,10 @@ from vidcache.preprocess.ffmpeg import find_tools
 from vidcache.preprocess.options import BACKENDS, BuildOptions
 from vidcache.preprocess.planning import check_class_sizes
 from vidcache.preprocess.problems import failures_path
-from vidcache.preprocess.sources import LAYOUTS, find_videos
+from vidcache.preprocess.source_cli import check_source_options, source_options
+from vidcache.preprocess.sources import find_videos
 from vidcache.preprocess.split_cli import SplitCommand, make_choice, parse_with, show_notes, split_options
+from vidcache.preprocess.twins import twin_notes
 from vidcache.spec import Spec
 from vidcache.text import plural, printable
 
@@ -83,12 +85,7 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
 @option("--scheduler", metavar="ADDRESS", help="Of the Dask or Ray cluster.")
 @option("--num-frames", type=click.IntRange(2, 1024), default=64, help="Frames per clip (T).")
 @option("--size", default="112", callback=parse_with(parse_size), help="Pixels: one number, or HEIGHTxWIDTH.")
-@option(
-    "--layout",
-    type=click.Choice(LAYOUTS),
-    default="auto",
-    help="RAW/<class>/ (classes) or RAW/{train,val,test}/<class>/ (splits); auto looks at the folders' names.",
-)
+@source_options
 @split_options
 @option("--allow-tiny-classes", is_flag=True, help="Accept classes with fewer than 3 videos.")
 @option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
@@ -119,6 +116,8 @@ def build(
     num_frames: int,
     size: tuple[int, int],
     layout: str,
+    labels: Path | None,
+    follow_links: bool,
     allow_tiny_classes: bool,
     ffmpeg_dir: Path | None,
     timeout: float,
@@ -134,6 +133,8 @@ def build(
 ) -> None:
     """Decode RAW/<class>/**/<video> into CACHE; the class folders, sorted, are the labels.
 
+    RAW/{train,val,test}/<class>/ gives the split too. Where a list names videos and classes: --labels.
+
     Running it again decodes only what is new, changed, or was not reached when it was interrupted.
 
     \b
@@ -143,16 +144,18 @@ def build(
         raise click.UsageError("--backend dask: needs --scheduler ADDRESS, for example tcp://127.0.0.1:8786")
     if backend == "threads" and scheduler:
         raise click.UsageError("--scheduler: means nothing without --backend dask or ray")
+    check_source_options(layout, labels)
     options = BuildOptions(
         spec=Spec(num_frames, *size),
         workers=workers,
         backend=backend,
         scheduler=scheduler,
         layout=layout,
+        labels=labels,
         split=make_choice(split_values),
         allow_tiny_classes=allow_tiny_classes,
         ffmpeg_dir=ffmpeg_dir,
-        limits=Limits(timeout, max_pixels, keyed),
+        limits=Limits(timeout, max_pixels, keyed, follow_links),
         retry_failed=retry_failed,
         check_contents=check_contents,
         overwrite=overwrite,
@@ -180,7 +183,8 @@ def build(
 
 
 def _dry_run(raw: Path, options: BuildOptions, as_json: bool) -> None:
-    sources = find_videos(raw, options.layout)
+    sources = find_videos(raw, options.layout, options.labels, follow_links=options.limits.follow_links)
+    notes = sources.notes + twin_notes(sources.classes)
     counts = Counter(video.class_name for video in sources.videos)
     num_bytes = sum(video.num_bytes for video in sources.videos)
     cache_bytes = len(sources.videos) * options.spec.clip_bytes
@@ -192,6 +196,7 @@ def _dry_run(raw: Path, options: BuildOptions, as_json: bool) -> None:
                 "classes": classes,
                 "num_bytes": num_bytes,
                 "cache_bytes": cache_bytes,
+                "notes": list(notes),
             }
         )
     else:
@@ -205,6 +210,7 @@ def _dry_run(raw: Path, options: BuildOptions, as_json: bool) -> None:
             f"{num_bytes / 1e6:,.1f} MB; the cache will have {cache_bytes / 1e6:,.1f} MB. Nothing was written."
         )
         _show_skipped(console, sources.skipped)
+        show_notes(console, notes)
     if not options.allow_tiny_classes:
         check_class_sizes(counts, "videos")
 

@@ -52,11 +52,13 @@ class Limits:
         timeout_seconds: Wall-clock time for everything that is done with it.
         max_pixels: Largest width * height of a frame.
         keyed: Skip what no sample needs, where the clip is the same bit for bit.
+        follow_links: Decode what a symbolic link leads to.
     """
 
     timeout_seconds: float = 900.0
     max_pixels: int = 8192 * 8192
     keyed: bool = True
+    follow_links: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,7 @@ def decode_video(
         Failure: No frame could be decoded; carries the reason code.
     """
     deadline = time.monotonic() + limits.timeout_seconds
-    descriptor, source_hash = open_video(path), ""
+    descriptor, source_hash = open_video(path, follow_links=limits.follow_links), ""
     try:
         before = os.fstat(descriptor)
         source_hash = hash_file(descriptor, deadline=deadline)

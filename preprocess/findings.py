@@ -23,6 +23,7 @@ def find_all(facts: Facts, study: Study, extra: Sequence[Finding] = ()) -> tuple
         *extra,
         *video_findings.failures(facts),
         *class_findings.missing_classes(facts),
+        *class_findings.twins(facts),
         *video_findings.duplicates(facts),
         *class_findings.shortcuts(facts, study),
         *class_findings.small_classes(facts),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from vidcache.cache.layout import Split
 from vidcache.errors import InputError
 from vidcache.preprocess.split import NUM_SPLITS, assign_splits
-from vidcache.preprocess.split_files import SPLIT_FOLDERS, Entry, read_entries
+from vidcache.preprocess.split_files import Entry, read_entries, split_of_folder
 from vidcache.preprocess.video_index import VideoIndex
 from vidcache.text import plural, printable
 
@@ -87,7 +87,7 @@ def read_split_files(patterns: Sequence[str], paths: Sequence[bytes]) -> Given:
     first: dict[int, Entry] = {}
     num_unknown = 0
     for entry in entries:
-        row = index.find(entry)
+        row = index.find(entry.names, entry.where, entry.label)
         if row is None:
             num_unknown += 1
         elif first.setdefault(row, entry).split != entry.split:
@@ -132,10 +132,18 @@ def expand(patterns: Sequence[str]) -> list[str]:
     return expanded
 
 
-def folder_splits(paths: Sequence[bytes]) -> Given:
-    """Return what the first folder of each path says: train, val (or valid, validation) or test."""
-    split = [SPLIT_FOLDERS.get(path.split(b"/")[0], UNNAMED) for path in paths]
-    return Given(np.array(split, np.uint8), formats=("folders",))
+def folder_splits(paths: Sequence[bytes], class_depth: int = 1) -> Given:
+    """Return what the folders say: train, val, test or another name of them.
+
+    Args:
+        paths: (N,) relative paths.
+        class_depth: Which part of a path is the class. 0: the folder in it says the split, RAW/<class>/<split>/;
+            else the first one.
+    """
+    part = 1 if class_depth == 0 else 0
+    folders = [path.split(b"/")[:-1][part : part + 1] for path in paths]
+    splits = [split_of_folder(*name) if name else None for name in folders]
+    return Given(np.array([UNNAMED if s is None else s for s in splits], np.uint8), formats=("folders",))
 
 
 def complete_given(

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vidcache.errors import InputError
+from vidcache.preprocess.split_files import path_names
 from vidcache.preprocess.table import read_table
+from vidcache.preprocess.video_index import VideoIndex
 from vidcache.text import plural, printable
 
 By = Literal["video", "folder", "regex", "file"]
@@ -92,8 +94,9 @@ def group_videos(paths: Sequence[bytes], grouping: Grouping, class_depth: int = 
     Args:
         paths: (N,) paths below the raw folder, "/" between the parts.
         grouping: The rule.
-        class_depth: Which part of a path is the class: 0 in raw/<class>/, 1 in raw/<split>/<class>/.
-            Folders of one name in one class are one group, also when they lie in two splits.
+        class_depth: Which part of a path is the class: 0 in raw/<class>/, 1 in raw/<split>/<class>/; -1: none,
+            the whole folder of a video is its group. Folders of one name in one class are one group, also when they
+            lie in two splits.
 
     Raises:
         InputError: The pattern or the file fits no video, or the file cannot be read or contradicts itself.
@@ -109,15 +112,14 @@ def group_videos(paths: Sequence[bytes], grouping: Grouping, class_depth: int = 
         case "regex":
             keys = _matches(paths, grouping.argument)
         case "file":
-            groups = _read_groups(grouping.argument)
-            keys = [groups.get(path) for path in paths]
-            unknown = tuple(sorted(groups.keys() - set(paths)))
-            if len(unknown) == len(groups):
+            groups, unknown = _read_groups(grouping.argument, paths)
+            if not groups:
                 raise InputError(
-                    f"{printable(grouping.argument)}: none of its {plural(len(groups), 'path')} is one of the "
+                    f"{printable(grouping.argument)}: none of its {plural(len(unknown), 'path')} is one of the "
                     f"{plural(len(paths), 'video')}{_example(unknown)}, expected paths below the raw folder"
                     f"{_example(paths)}. Correct the column 'path'"
                 )
+            keys = [groups.get(row) for row in range(len(paths))]
     ids = _numbered([row if key is None else (key,) for row, key in enumerate(keys)])
     return Grouped(ids, sum(key is None for key in keys), unknown)
 
@@ -127,6 +129,9 @@ def _example(paths: Sequence[bytes]) -> str:
 
 
 def _folder_of(path: bytes, class_depth: int) -> tuple[bytes, bytes] | None:
+    if class_depth < 0:
+        folder = os.path.dirname(path)
+        return (b"", folder) if folder else None
     parts = path.split(b"/")[class_depth:]
     return (parts[0], parts[1]) if len(parts) > 2 else None
 
@@ -142,17 +147,24 @@ def _matches(paths: Sequence[bytes], pattern: str) -> list[str | None]:
     return [match[1] or None if match else None for match in found]
 
 
-def _read_groups(file: str) -> dict[bytes, str | None]:
-    """Read path -> group; None where the file leaves the group empty."""
-    groups: dict[bytes, str | None] = {}
+def _read_groups(file: str, paths: Sequence[bytes]) -> tuple[dict[int, str | None], tuple[bytes, ...]]:
+    """Read row -> group, None where the file leaves the group empty; and the paths that are no video."""
+    groups: dict[int | bytes, str | None] = {}
+    index = VideoIndex(paths)
     for line, entry in read_table(Path(file), ("path", "group")):
-        path, group = os.fsencode(entry["path"]), entry["group"] or None
-        if groups.setdefault(path, group) != group:
+        where, names, group = f"{printable(file)}, line {line}", path_names(entry["path"]), entry["group"] or None
+        row = index.find(names, where)
+        video = names[-1] if row is None else row
+        if groups.setdefault(video, group) != group:
+            name = printable(names[-1] if row is None else paths[row])
             raise InputError(
-                f"{printable(file)}, line {line}: {printable(path)} is in group {printable(group or '')!r} and in "
-                f"{printable(groups[path] or '')!r}, expected one group for a video. Remove one of the lines"
+                f"{where}: {name} is in group {printable(group or '')!r} and in "
+                f"{printable(groups[video] or '')!r}, expected one group for a video. Remove one of the lines"
             )
-    return groups
+    return (
+        {row: group for row, group in groups.items() if isinstance(row, int)},
+        tuple(sorted(name for name in groups if isinstance(name, bytes))),
+    )
 
 
 def merge_groups(ids: npt.ArrayLike, pairs: npt.ArrayLike) -> npt.NDArray[np.int32]:

@@ -13,8 +13,12 @@ from vidcache.preprocess.failure import SHORTAGES, Failure, Reason
 from vidcache.text import printable
 
 
-def open_video(path: str | bytes | Path) -> int:
+def open_video(path: str | bytes | Path, *, follow_links: bool = False) -> int:
     """Open a regular file for reading, and nothing else.
+
+    Args:
+        path: The file.
+        follow_links: Open what a symbolic link leads to; it has to be a regular file too.
 
     Returns:
         A descriptor. No name ever reaches ffmpeg.
@@ -23,6 +27,8 @@ def open_video(path: str | bytes | Path) -> int:
         Failure: It is a link, FIFO, device or folder, it is empty, not there, or cannot be read.
         OSError: This process or machine is out of memory or of file descriptors.
     """
+    if follow_links:
+        path = os.path.realpath(path)  # what replaces it meanwhile is not followed
     try:
         # O_NONBLOCK: opening a FIFO would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -30,7 +36,7 @@ def open_video(path: str | bytes | Path) -> int:
         if error.errno in SHORTAGES:
             raise
         if os.path.islink(path):
-            raise Failure(Reason.NOT_A_REGULAR_FILE, "a symbolic link") from None
+            raise Failure(Reason.NOT_A_REGULAR_FILE, "a symbolic link; --follow-links follows it") from None
         if error.errno is not None and os.path.lexists(path) and not os.path.isfile(path):
             raise Failure(Reason.NOT_A_REGULAR_FILE, error.strerror or "") from None
         is_away = error.errno in (errno.ENOENT, errno.ENOTDIR)
@@ -68,18 +74,19 @@ def check_folder(path: bytes) -> None:
         )
 
 
-def hash_video(path: str | bytes | Path, *, deadline: float) -> str:
+def hash_video(path: str | bytes | Path, *, deadline: float, follow_links: bool = False) -> str:
     """Return the xxh3-128 of a video file, hex.
 
     Args:
         path: The file.
         deadline: By `time.monotonic()`.
+        follow_links: As of `open_video`.
 
     Raises:
         Failure: It is not a regular file, cannot be read, or takes too long.
         OSError: This process or machine is out of memory or of file descriptors.
     """
-    descriptor = open_video(path)
+    descriptor = open_video(path, follow_links=follow_links)
     try:
         return hash_file(descriptor, deadline=deadline)
     finally:

@@ -20,6 +20,7 @@ class BuildOptions:
         backend: "threads" of this process, or the workers of a "dask" or "ray" cluster.
         scheduler: Address of the cluster; for ray, None starts one here.
         layout: "classes" (RAW/<class>/), "splits" (RAW/{train,val,test}/<class>/) or "auto".
+        labels: CSV that names the videos and their classes, instead of folders.
         split: What is asked for of the split; the rest is as in the cache, or the default.
         allow_tiny_classes: Accept classes with fewer than 3 clips.
         ffmpeg_dir: Folder of the ffmpeg to use; None finds one.
@@ -34,6 +35,7 @@ class BuildOptions:
     backend: str = "threads"
     scheduler: str | None = None
     layout: str = "auto"
+    labels: Path | None = None
     split: SplitChoice = SplitChoice()
     allow_tiny_classes: bool = False
     ffmpeg_dir: Path | None = None

@@ -76,7 +76,9 @@ def split_cache(
     with CacheReader(cache) as reader:
         rule = choice.applied_to(SplitRule.from_attributes(reader.attributes))
         columns, depth = _current_columns(reader), int(reader.attributes["class_depth"])
-        attributes = plan_attributes(reader.spec, depth, rule, reader.attributes["ffmpeg_version"])
+        follow_links = bool(reader.attributes.get("follow_links"))
+        ffmpeg_version = reader.attributes["ffmpeg_version"]
+        attributes = plan_attributes(reader.spec, depth, rule, ffmpeg_version, follow_links=follow_links)
         # It was decoded by the vidcache that built it.
         attributes["vidcache_version"] = reader.attributes["vidcache_version"]
         plan = Plan(

@@ -18,6 +18,7 @@ from vidcache.cache.layout import Status
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
+from vidcache.preprocess.decode import Limits
 from vidcache.preprocess.failure import Failure, is_momentary
 from vidcache.preprocess.opening import hash_video
 from vidcache.preprocess.options import BuildOptions
@@ -139,12 +140,14 @@ class _Offers:
 def _hashes(raw: Path, plan: Plan, rows: Iterable[int], options: BuildOptions) -> Iterator[tuple[int, bytes]]:
     """Hash source files; yields (row, hex digest), the digest empty for what cannot be read, or not in time."""
     parallel = joblib.Parallel(n_jobs=options.workers, backend="threading", return_as="generator")
-    seconds = options.limits.timeout_seconds
-    yield from start_threads(parallel, (joblib.delayed(_hash_one)(raw, plan.paths[row], row, seconds) for row in rows))
+    limits = options.limits
+    yield from start_threads(parallel, (joblib.delayed(_hash_one)(raw, plan.paths[row], row, limits) for row in rows))
 
 
-def _hash_one(raw: Path, path: bytes, row: int, seconds: float) -> tuple[int, bytes]:
+def _hash_one(raw: Path, path: bytes, row: int, limits: Limits) -> tuple[int, bytes]:
+    deadline = time.monotonic() + limits.timeout_seconds
     try:
-        return row, hash_video(bytes(raw) + b"/" + path, deadline=time.monotonic() + seconds).encode()
+        digest = hash_video(bytes(raw) + b"/" + path, deadline=deadline, follow_links=limits.follow_links)
+        return row, digest.encode()
     except Failure:
         return row, b""

@@ -204,11 +204,12 @@ class Splitter:
                     "of the training videos too"
                 )
         elif rule.source == "folders":
-            self._given = folder_splits(paths)
+            self._given = folder_splits(paths, class_depth)
             if not (self._given.split == Split.TRAIN).any():
+                expected = "<class>/{train,val,test}/" if class_depth == 0 else "{train,val,test}/<class>/"
                 raise InputError(
-                    f"split: no path begins with train/ (for example {printable(paths[0])}), expected "
-                    "RAW/{train,val,test}/<class>/. Choose fractions: --split 70/15/15"
+                    f"split: no video is in a folder train (for example {printable(paths[0])}), expected "
+                    f"RAW/{expected}. Choose fractions: --split 70/15/15"
                 )
         if self._given:
             self._notes += self._given.notes

@@ -1,30 +1,18 @@
-"""Finding the videos: RAW/<class>/**/<video>, or RAW/{train,val,test}/<class>/**/<video>; class folder = label.
+"""Finding the videos and their classes: RAW/<class>/, RAW/{train,val,test}/<class>/, or a list of labels.
 
-Only lists; opens nothing, follows no symbolic link.
+Only lists; opens no video.
 """
 
 import dataclasses
 import os
-from collections import Counter
 from pathlib import Path
 
-from vidcache.cache.layout import Split
 from vidcache.errors import InputError
-from vidcache.files import modification_time_ns
-from vidcache.preprocess.split_files import SPLIT_FOLDERS
-from vidcache.text import printable
-
-# Text and pictures that lie beside videos in real data sets. Everything else is tried: a video is
-# known by its content, not by its name, and a file that is none becomes a listed failure.
-SIDECARS = frozenset(
-    f".{ending}"
-    for ending in (
-        "txt md json jsonl csv tsv xml yaml yml log html pdf srt vtt ass sub nfo npy npz pkl py sh zip tar gz md5 "
-        "sha256 jpg jpeg db ini h5 pt"
-    ).split()
-)
-
-LAYOUTS = ("auto", "classes", "splits")
+from vidcache.preprocess.labels import Labels, read_labels
+from vidcache.preprocess.layouts import LISTED, find_class_depth, layout_notes, shown, top_folders
+from vidcache.preprocess.split_files import split_of_folder
+from vidcache.preprocess.walk import Tree, walk
+from vidcache.text import plural, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +21,7 @@ class VideoFile:
 
     Attributes:
         path: Below the raw folder, bytes as the file system has them, "/" between the parts.
-        class_name: The part of the path that is the class folder.
+        class_name: Its class folder, or the label that a list gives it.
         num_bytes: Size; 0 for what is no regular file.
         mtime_ns: Modification time.
     """
@@ -51,12 +39,17 @@ class Sources:
     Attributes:
         videos: Sorted by path.
         skipped: How many files were no candidates, by reason.
-        class_depth: Which part of a path is the class: 0 in RAW/<class>/, 1 in RAW/<split>/<class>/.
+        class_depth: Which part of a path is the class: 0 in RAW/<class>/, 1 in RAW/<split>/<class>/; -1 where a list
+            of labels says it.
+        notes: What the user should know, a sentence each.
+        labels: The list of labels, if there is one.
     """
 
     videos: tuple[VideoFile, ...]
     skipped: dict[str, int]
     class_depth: int = 0
+    notes: tuple[str, ...] = ()
+    labels: Labels | None = None
 
     @property
     def classes(self) -> tuple[bytes, ...]:
@@ -64,95 +57,158 @@ class Sources:
         return tuple(sorted({video.class_name for video in self.videos}))
 
 
-def find_videos(raw: Path, layout: str = "auto") -> Sources:
+def find_videos(raw: Path, layout: str = "auto", labels: Path | None = None, *, follow_links: bool = False) -> Sources:
     """List the candidates below a raw folder.
 
     Hidden files and folders, text and still-picture sidecars, and files outside a class folder are
-    counted and left out. A symbolic link, FIFO or device inside a class folder is a candidate: it
-    will fail as `not_a_regular_file`, so that nothing disappears silently.
+    counted and left out. A FIFO, a device or a link to a file is a candidate: it will fail as
+    `not_a_regular_file`, so that nothing disappears silently.
 
     Args:
         raw: Folder of class folders.
         layout: "classes": the folders in it are the classes. "splits": they are train, val and test, and hold
-            the classes. "auto": splits, when there are at least train and one other, nothing else, and no
-            candidate lies directly in them.
+            the classes. "auto": what the names say.
+        labels: CSV that names the videos and their classes; folders then mean nothing, and other videos are left out.
+        follow_links: Follow symbolic links to folders and files. Not followed, they are named in the notes.
 
     Raises:
-        InputError: The folder cannot be read or holds no candidate.
+        InputError: The folder cannot be read or holds no candidate; the names of its folders can be read in two
+            ways; a link that was not followed is where a class or a split is expected; or the list is wrong.
     """
-    skipped: Counter[str] = Counter()
-    found: list[tuple[bytes, int, int]] = []
-    root = os.fsencode(raw)
-    try:
-        for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-            if entry.name.startswith(b"."):
-                skipped["hidden"] += 1
-            elif entry.is_dir(follow_symlinks=False):
-                found += _walk(root, entry.name, skipped)
-            else:
-                skipped["outside a class folder"] += 1
-    except OSError as error:
-        raise InputError(f"{printable(raw)}: {error.strerror}, expected a folder RAW/<class>/<video>") from None
-    depth = _class_depth([path for path, _, _ in found]) if layout == "auto" else LAYOUTS.index(layout) - 1
+    name = printable(raw)
+    tree = _walk(raw, "a folder RAW/<class>/<video>", follow_links=follow_links)
+    notes = _link_notes(tree, follow_links=follow_links)
+    if labels is not None:
+        listed = read_labels(labels, [path for path, _, _ in tree.files], [link.path for link in tree.links])
+        depth, classes = LISTED, listed.classes
+        notes += _unlisted_notes(tree, listed)
+    else:
+        listed = None
+        tops = top_folders(path for path, _, _ in tree.files)
+        _check_links(name, tree, 0, layout)
+        depth = find_class_depth(name, tops, layout)
+        _check_links(name, tree, depth, layout)
+        classes = tuple(_class_of(path, depth) for path, _, _ in tree.files)
+        notes += _loose_notes(tree) + layout_notes(tops, depth) + _empty_notes(tree, depth)
+    skipped = tree.skipped
     videos = []
-    for path, num_bytes, mtime_ns in sorted(found):
-        folders = path.split(b"/")[:-1]
-        if len(folders) <= depth or (depth and folders[0] not in SPLIT_FOLDERS):
-            skipped["outside a class folder"] += 1
+    for (path, num_bytes, mtime_ns), class_name in zip(tree.files, classes, strict=True):
+        if class_name is None:
+            skipped["outside a class folder" if listed is None else "not in the list of labels"] += 1
         else:
-            videos.append(VideoFile(path, folders[depth], num_bytes, mtime_ns))
+            videos.append(VideoFile(path, class_name, num_bytes, mtime_ns))
     if not videos:
-        expected = "/<train, val or test>" * depth
-        raise InputError(f"{printable(raw)}: no videos found, expected {printable(raw)}{expected}/<class>/<video>")
-    return Sources(tuple(videos), dict(skipped), depth)
+        raise InputError(_describe_none(name, tree, depth))
+    return Sources(tuple(videos), dict(skipped), depth, tuple(notes), listed)
 
 
-def list_videos(folder: Path) -> tuple[tuple[Path, ...], dict[str, int]]:
+def list_videos(folder: Path, *, follow_links: bool = False) -> tuple[tuple[Path, ...], dict[str, int], list[str]]:
     """List the candidates anywhere below a folder, by the rules of `find_videos`, class folders apart.
 
     Returns:
-        The candidates, sorted by path as bytes, and how many files were none, by reason.
+        The candidates, sorted by path as bytes; how many files were none, by reason; and what the user should know.
 
     Raises:
         InputError: The folder cannot be read or holds no candidate.
     """
-    skipped: Counter[str] = Counter()
+    tree = _walk(folder, "a folder with videos", follow_links=follow_links)
+    notes = _link_notes(tree, follow_links=follow_links)
+    if not tree.files:
+        left_out = "".join(f", {count} {reason}" for reason, count in sorted(tree.skipped.items()))
+        said = "".join(f". {note}" for note in notes)
+        raise InputError(f"{printable(folder)}: no videos found{left_out}, expected at least one in it or below{said}")
     root = os.fsencode(folder)
+    return tuple(Path(os.fsdecode(os.path.join(root, path))) for path, _, _ in tree.files), dict(tree.skipped), notes
+
+
+def _walk(folder: Path, expected: str, *, follow_links: bool) -> Tree:
     try:
-        found = sorted(_walk(root, b".", skipped))
+        return walk(os.fsencode(folder), follow_links=follow_links)
     except OSError as error:
-        raise InputError(f"{printable(folder)}: {error.strerror}, expected a folder with videos") from None
-    if not found:
-        left_out = "".join(f", {count} {reason}" for reason, count in sorted(skipped.items()))
-        raise InputError(f"{printable(folder)}: no videos found{left_out}, expected at least one in it or below")
-    return tuple(Path(os.fsdecode(os.path.join(root, path))) for path, _, _ in found), dict(skipped)
+        where = printable(error.filename or folder)
+        raise InputError(f"{where}: {error.strerror}, expected {expected}") from None
 
 
-def _class_depth(paths: list[bytes]) -> int:
-    """Tell RAW/<split>/<class>/<video> from RAW/<class>/<video>."""
-    parts = [path.split(b"/") for path in paths]
-    splits = {SPLIT_FOLDERS.get(first) for first, *_ in parts}
-    given = None not in splits and Split.TRAIN in splits and len(splits) > 1
-    return int(given and all(len(folders) > 2 for folders in parts))
+def _class_of(path: bytes, depth: int) -> bytes | None:
+    folders = path.split(b"/")[:-1]
+    if len(folders) <= depth or (depth and split_of_folder(folders[0]) is None):
+        return None
+    return folders[depth]
 
 
-def _walk(root: bytes, top: bytes, skipped: Counter[str]) -> list[tuple[bytes, int, int]]:
-    """List path, size and time of the candidates below one folder of the root."""
-    found = []
-    folders = [top]
-    while folders:
-        folder = folders.pop()
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                path = folder + b"/" + entry.name
-                if entry.name.startswith(b"."):
-                    skipped["hidden"] += 1
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append(path)
-                elif os.path.splitext(os.fsdecode(entry.name))[1].lower() in SIDECARS:
-                    skipped["not a video by its name"] += 1
-                else:
-                    facts = entry.stat(follow_symlinks=False)
-                    size = facts.st_size if entry.is_file(follow_symlinks=False) else 0
-                    found.append((path, size, modification_time_ns(facts)))
-    return found
+def _check_links(raw: str, tree: Tree, depth: int, layout: str) -> None:
+    """Refuse a link without which a class or a split is missing: it would be another data set.
+
+    Raises:
+        InputError: Names the links.
+    """
+    if not tree.links:
+        return
+    filled = {b"/".join(path.split(b"/")[: depth + 1]) for path, _, _ in tree.files if path.count(b"/") > depth}
+    lost = []
+    for link in tree.links:
+        parts = link.path.split(b"/")
+        matters = (depth == 0 and layout != "splits") or split_of_folder(parts[0]) is not None
+        if matters and not link.is_file and b"/".join(parts[: depth + 1]) not in filled:
+            lost.append(link)
+    if not lost:
+        return
+    if any(link.reason for link in lost):
+        advice = "Put a folder in the place of each, or take it out of the raw folder"
+    else:
+        advice = "Follow links with --follow-links, or take them out of the raw folder if they are no part of the data"
+    are, they = ("is", "it is") if len(lost) == 1 else ("are", "they are")
+    raise InputError(
+        f"{raw}: {plural(len(lost), 'link')} {are} where classes or splits are expected, and {they} not followed: "
+        f"{shown(lost)}. {advice}"
+    )
+
+
+def _link_notes(tree: Tree, *, follow_links: bool) -> list[str]:
+    notes = []
+    if tree.links:
+        advice = "" if follow_links else ". Follow them with --follow-links"
+        was = "was" if len(tree.links) == 1 else "were"
+        notes.append(f"{plural(len(tree.links), 'link')} {was} not followed: {shown(tree.links)}{advice}")
+    if tree.copies:
+        pairs = [f"{printable(first)} = {printable(second)}" for first, second in tree.copies]
+        notes.append(f"{plural(len(pairs), 'file')} can be reached in two ways, and is a clip twice: {shown(pairs)}")
+    return notes
+
+
+def _unlisted_notes(tree: Tree, listed: Labels) -> list[str]:
+    out = [path for (path, _, _), name in zip(tree.files, listed.classes, strict=True) if name is None]
+    if not out:
+        return []
+    return [f"{plural(len(out), 'file')} not in {printable(listed.file)}, left out: for example {printable(out[0])}"]
+
+
+def _loose_notes(tree: Tree) -> list[str]:
+    loose = [path for path, _, _ in tree.files if b"/" not in path]
+    if not loose:
+        return []
+    return [
+        f"{plural(len(loose), 'file')} directly in the raw folder, in no class, left out: for example "
+        f"{printable(loose[0])}. Move them into the folder of their class, or give the labels by a CSV: --labels"
+    ]
+
+
+def _empty_notes(tree: Tree, depth: int) -> list[str]:
+    """Name class and split folders without a video."""
+    filled = {b"/".join(path.split(b"/")[: level + 1]) for path, _, _ in tree.files for level in range(depth + 1)}
+    empty = sorted(folder for folder in tree.folders if folder.count(b"/") <= depth and folder not in filled)
+    return [f"{plural(len(empty), 'folder')} without a video: {shown([printable(name) for name in empty])}"] * bool(
+        empty
+    )
+
+
+def _describe_none(raw: str, tree: Tree, depth: int) -> str:
+    expected = "/<train, val or test>" if depth == 1 else ""
+    loose = _loose_notes(tree)
+    if not loose:
+        return f"{raw}: no videos found, expected {raw}{expected}/<class>/<video>"
+    return (
+        f"{raw}: no videos in class folders, but {len(tree.files):,} files elsewhere, for example "
+        f"{printable(tree.files[0][0])}. Put them into {raw}/<class>/ or {raw}/<train, val or test>/<class>/, or give "
+        "the labels by a CSV with the columns path,label: --labels"
+    )

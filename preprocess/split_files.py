@@ -14,19 +14,23 @@ from vidcache.errors import InputError
 from vidcache.preprocess.table import header_of, read_lines, read_table
 from vidcache.text import printable
 
-_WORDS = {
+# What lists and folders call the splits, in any case.
+SPLIT_WORDS = {
     "train": Split.TRAIN,
+    "training": Split.TRAIN,
     "val": Split.VAL,
     "valid": Split.VAL,
-    "validation": Split.VAL,
     "validate": Split.VAL,
+    "validation": Split.VAL,
+    "dev": Split.VAL,
     "test": Split.TEST,
+    "testing": Split.TEST,
+    "eval": Split.TEST,
+    "evaluation": Split.TEST,
 }
-# The three folders of raw/<split>/<class>/, by their names.
-SPLIT_FOLDERS = {os.fsencode(word): split for word, split in _WORDS.items() if word != "validate"}
 _HMDB_NAME = re.compile(r"(.+)_test_split\d+\.txt")
 _HMDB_CODES = {"0": Split.UNUSED, "1": Split.TRAIN, "2": Split.TEST}
-_LIST_WORD = re.compile(rf"(?<![a-z])({'|'.join(_WORDS)})(?:list)?(?![a-z])")
+_LIST_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_WORDS)})(?:list)?(?![a-z])")
 _EXPECTED = (
     "a CSV with the columns path,split, a Kinetics CSV (youtube_id,split), UCF101 lists (trainlist01.txt) or HMDB51 "
     "lists (<class>_test_split1.txt)"
@@ -69,8 +73,33 @@ def read_entries(file: Path) -> tuple[str, list[Entry]]:
         return "HMDB51", _read_hmdb(file, match[1], lines)
     words = set(_LIST_WORD.findall(file.name.lower()))
     if len(words) == 1:
-        return "UCF101", _read_list(file, _WORDS[words.pop()], lines)
+        return "UCF101", _read_list(file, SPLIT_WORDS[words.pop()], lines)
     raise InputError(f"{printable(file)}: unknown format, expected {_EXPECTED}. Rename the list, or name its columns")
+
+
+def split_of_folder(name: bytes) -> Split | None:
+    """Return the split that a folder is named after, None if it is named after none."""
+    return SPLIT_WORDS.get(os.fsdecode(name).strip().lower())
+
+
+def path_names(path: str) -> tuple[bytes, ...]:
+    """Return what the file may be called that a table names, best first: as it is; without blanks; of Windows."""
+    plain = path.strip()
+    return tuple(dict.fromkeys(map(os.fsencode, (path, plain, plain.replace("\\", "/").removeprefix("./")))))
+
+
+def split_of_word(word: str, where: str) -> Split:
+    """Return the split that a list names.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    split = SPLIT_WORDS.get(word.lower())
+    if split is None:
+        raise InputError(
+            f"{where}: split {printable(word)!r}, expected train, val or test. Correct the line, or remove it"
+        )
+    return split
 
 
 def plain_label(text: str) -> str:
@@ -84,19 +113,9 @@ def _where(file: Path, line: int) -> str:
 
 def _read_csv(file: Path) -> list[Entry]:
     return [
-        Entry((os.fsencode(entry["path"]),), _split_of(entry["split"], file, line), _where(file, line))
+        Entry(path_names(entry["path"]), split_of_word(entry["split"], _where(file, line)), _where(file, line))
         for line, entry in read_table(file, ("path", "split"))
     ]
-
-
-def _split_of(word: str, file: Path, line: int) -> Split:
-    split = _WORDS.get(word.lower())
-    if split is None:
-        raise InputError(
-            f"{_where(file, line)}: split {printable(word)!r}, expected train, val or test. "
-            "Correct the line, or remove it"
-        )
-    return split
 
 
 def _read_kinetics(file: Path) -> list[Entry]:
@@ -109,7 +128,7 @@ def _read_kinetics(file: Path) -> list[Entry]:
             names.insert(0, f"{name}_{start:06d}_{end:06d}")
         except (KeyError, ValueError, OverflowError):
             pass  # without times a video has only its name
-        split = _split_of(entry["split"], file, line)
+        split = split_of_word(entry["split"], _where(file, line))
         label = plain_label(entry.get("label", ""))
         entries.append(Entry(tuple(map(os.fsencode, names)), split, _where(file, line), label))
     return entries

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
 from vidcache.cache.layout import ERROR_BYTES, RECORD, Status
 from vidcache.preprocess.analysis import Facts, Progress, no_progress
@@ -15,12 +16,12 @@ from vidcache.preprocess.backends import in_threads
 from vidcache.preprocess.decode import Limits
 from vidcache.preprocess.failure import Failure, Reason
 from vidcache.preprocess.ffmpeg import Children, Tools, find_tools
-from vidcache.preprocess.given import folder_splits
+from vidcache.preprocess.given import folder_splits, read_split_files
 from vidcache.preprocess.opening import hash_video, open_video
 from vidcache.preprocess.probe import Probe, probe_video
 from vidcache.preprocess.record import failure_record, fitting
 from vidcache.preprocess.resources import bound_workers
-from vidcache.preprocess.sources import find_videos
+from vidcache.preprocess.sources import Sources, find_videos
 from vidcache.text import one_line, printable
 
 
@@ -31,6 +32,9 @@ def facts_of_folder(
     workers: int = 1,
     ffmpeg_dir: Path | None = None,
     progress: Progress = no_progress,
+    layout: str = "auto",
+    labels: Path | None = None,
+    follow_links: bool = False,
 ) -> Facts:
     """Collect the facts of a folder of videos.
 
@@ -40,12 +44,16 @@ def facts_of_folder(
         workers: Videos probed at a time.
         ffmpeg_dir: Folder of the ffprobe to use; None finds one.
         progress: Called with videos done, failed, and in all.
+        layout: As of `find_videos`.
+        labels: As of `find_videos`.
+        follow_links: As of `find_videos`.
 
     Raises:
-        InputError: The folder cannot be read or holds no candidate, or there is no ffprobe.
+        InputError: As of `find_videos`, or there is no ffprobe.
     """
-    tools, sources = find_tools(ffmpeg_dir), find_videos(raw)
+    tools, sources = find_tools(ffmpeg_dir), find_videos(raw, layout, labels, follow_links=follow_links)
     workers, _ = bound_workers(workers)
+    limits = Limits(follow_links=follow_links)
     videos = sources.videos
     # Equal files have equal sizes: most sizes occur once, and those files need not be read.
     sizes = Counter(video.num_bytes for video in videos)
@@ -53,11 +61,11 @@ def facts_of_folder(
 
     def work(row: int) -> tuple[int, np.void]:
         path = os.path.join(root, videos[row].path)
-        deadline = time.monotonic() + Limits().timeout_seconds
+        deadline = time.monotonic() + limits.timeout_seconds
         try:
-            record = _record(_probe(path, tools, children, deadline), num_frames_per_clip)
+            record = _record(_probe(path, tools, children, limits, deadline), num_frames_per_clip)
             if sizes[videos[row].num_bytes] > 1:
-                record["source_hash"] = hash_video(path, deadline=deadline).encode()
+                record["source_hash"] = hash_video(path, deadline=deadline, follow_links=follow_links).encode()
         except Failure as failure:
             return row, failure_record(failure)
         return row, record
@@ -83,16 +91,24 @@ def facts_of_folder(
         path=np.array([video.path for video in videos]),
         label=np.array([label_of[video.class_name] for video in videos]),
         source_bytes=np.array([video.num_bytes for video in videos]),
-        split=folder_splits([video.path for video in videos]).split if sources.class_depth else None,
+        split=_given_split(sources),
+        notes=sources.notes,
         **{name: records[name] for name in names.split()},
     )
 
 
-def _probe(path: bytes, tools: Tools, children: Children, deadline: float) -> Probe:
+def _given_split(sources: Sources) -> npt.NDArray[np.uint8] | None:
+    paths, labels = [video.path for video in sources.videos], sources.labels
+    if sources.class_depth == 1:
+        return folder_splits(paths).split
+    return read_split_files([labels.file], paths).split if labels and labels.has_split else None
+
+
+def _probe(path: bytes, tools: Tools, children: Children, limits: Limits, deadline: float) -> Probe:
     """Ask ffprobe about a video; what is sure to give no clip is a failure as it would be in a build."""
-    descriptor = open_video(path)
+    descriptor = open_video(path, follow_links=limits.follow_links)
     try:
-        probe = probe_video(tools, children, descriptor, deadline=deadline, max_pixels=Limits().max_pixels)
+        probe = probe_video(tools, children, descriptor, deadline=deadline, max_pixels=limits.max_pixels)
     finally:
         os.close(descriptor)
     if probe.encrypted:

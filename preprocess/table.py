@@ -7,6 +7,8 @@ from pathlib import Path
 from vidcache.errors import InputError
 from vidcache.text import printable
 
+DELIMITERS = ",;\t"
+
 
 def read_lines(file: Path) -> list[str]:
     """Read the lines of a text file; undecodable bytes become surrogates, as in `os.fsdecode`.
@@ -15,30 +17,38 @@ def read_lines(file: Path) -> list[str]:
         InputError: It cannot be read.
     """
     try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape") as stream:
-            return stream.read().split("\n")
+        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            text = stream.read()
     except OSError as error:
         raise InputError(f"{printable(file)}: {error.strerror}, expected a text file. Check the path") from None
+    # A carriage return ends a line where nothing else does; elsewhere a quoted name may hold one.
+    return (text if "\n" in text else text.replace("\r", "\n")).split("\n")
 
 
 def header_of(lines: Sequence[str]) -> tuple[str, ...]:
     """Column names of a table: lower case, without blanks around them."""
     try:
-        return tuple(name.strip().lower() for name in next(csv.reader(lines[:1]), []))
+        names = next(csv.reader(lines[:1], delimiter=_delimiter_of(lines)), [])
     except csv.Error:
         return ()
+    return tuple(name.strip().lower() for name in names)
+
+
+def _delimiter_of(lines: Sequence[str]) -> str:
+    """Return what parts the names of the columns: comma, semicolon or tabulator."""
+    return max(DELIMITERS, key=lines[0].count)
 
 
 def read_table(file: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Read a table of comma-separated values.
+    """Read a table of values separated by commas, semicolons or tabulators.
 
     Args:
         file: Its first line names the columns, in any order; more of them do no harm.
         columns: Names that there must be.
 
     Returns:
-        Line number and values by column name, without blanks around them, of every line that is
-        not empty. A missing value is "".
+        Line number and values by column name of every line that is not empty. A missing value is "". Blanks around
+        a value are left out, but for the column "path": names of files may begin and end with them.
 
     Raises:
         InputError: It cannot be read, or a column is missing.
@@ -51,13 +61,17 @@ def read_table(file: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
                 f"{printable(file)}: no column {column!r} in its first line "
                 f"{printable(','.join(header)[:100])!r}, expected {','.join(columns)}. Add that line"
             )
-    reader = csv.reader(line + "\n" for line in lines)
+    reader = csv.reader((line + "\n" for line in lines), delimiter=_delimiter_of(lines))
     entries = []
+    missing, place = [""] * len(header), header.index("path") if "path" in header else None
     try:
         for values in reader:
             if any(values) and reader.line_num > 1:
-                filled = [value.strip() for value in values] + [""] * len(header)
-                entries.append((reader.line_num, dict(zip(header, filled, strict=False))))
+                values += missing
+                entry = dict(zip(header, map(str.strip, values), strict=False))
+                if place is not None:
+                    entry["path"] = values[place]
+                entries.append((reader.line_num, entry))
     except csv.Error as error:
         raise InputError(
             f"{printable(file)}, line {reader.line_num}: {error}, expected comma-separated values. Correct the line"

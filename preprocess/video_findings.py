@@ -93,7 +93,15 @@ def blank_pictures(facts: Facts) -> Iterator[Finding]:
 
 
 def left_out(facts: Facts) -> Iterator[Finding]:
-    """Say how many files of a folder belong to no class."""
+    """Say what of a folder belongs to no class, or may be meant in another way."""
+    if facts.notes:
+        yield Finding(
+            Severity.WARNING if any("link" in note for note in facts.notes) else Severity.NOTE,
+            f"{plural(len(facts.notes), 'thing')} in the folder may be meant in another way",
+            "; ".join(facts.notes) + ".",
+            "Check that this is the data that you mean.",
+        )
+        return
     count = facts.skipped.get("outside a class folder", 0)
     if count:
         yield Finding(

@@ -1,10 +1,11 @@
 """Finds the videos that a list names, in time that hardly grows with their number."""
 
+import functools
 import os
 from collections.abc import Sequence
 
 from vidcache.errors import InputError
-from vidcache.preprocess.split_files import Entry, plain_label
+from vidcache.preprocess.split_files import plain_label
 from vidcache.text import printable
 
 
@@ -16,32 +17,43 @@ class VideoIndex:
         labels: Classes that the lists name, as `plain_label`.
     """
 
-    def __init__(self, paths: Sequence[bytes], labels: frozenset[str]) -> None:
+    def __init__(self, paths: Sequence[bytes], labels: frozenset[str] = frozenset()) -> None:
         self.paths, self.labels = paths, labels
         self.exact = {path: row for row, path in enumerate(paths)}
-        self.stems: dict[bytes, list[int]] = {}
-        for row, path in enumerate(paths):
+
+    @functools.cached_property
+    def stems(self) -> dict[bytes, list[int]]:
+        """Rows by the ends of paths without extension; most lists name whole paths and do not need it."""
+        stems: dict[bytes, list[int]] = {}
+        for row, path in enumerate(self.paths):
             stem = os.path.splitext(path)[0]
-            self.stems.setdefault(stem, []).append(row)
+            stems.setdefault(stem, []).append(row)
             slash = stem.find(b"/")
             while slash >= 0:
-                self.stems.setdefault(stem[slash + 1 :], []).append(row)
+                stems.setdefault(stem[slash + 1 :], []).append(row)
                 slash = stem.find(b"/", slash + 1)
+        return stems
 
-    def find(self, entry: Entry) -> int | None:
+    def find(self, names: Sequence[bytes], where: str, label: str = "") -> int | None:
         """Return the row of a video, None if there is none.
+
+        Args:
+            names: What it may be called, best first: the end of a path, extension or not.
+            where: File and line that name it, for messages.
+            label: Its class, as `plain_label`; "" unknown.
 
         Raises:
             InputError: There are several.
         """
-        for name in entry.names:
-            if name in self.exact:
-                return self.exact[name]
-            rows = [row for row in self._candidates(name) if self._may_be(row, entry.label)]
+        for name in names:
+            if (found := self.exact.get(name)) is not None:
+                return found
+        for name in names:
+            rows = [row for row in self._candidates(name) if self._may_be(row, label)]
             if len(rows) > 1:
                 first, second = (printable(self.paths[row]) for row in rows[:2])
                 raise InputError(
-                    f"{entry.where}: {printable(name)} may be {first} or {second}, expected one video. "
+                    f"{where}: {printable(name)} may be {first} or {second}, expected one video. "
                     "Write more of the path in the list"
                 )
             if rows:

@@ -265,7 +265,9 @@ def test_only_regular_files_are_opened(tmp_path: Path, children: Children) -> No
     os.mkfifo(tmp_path / "fifo.mkv")
 
     for name in ("link.mkv", "dangling.mkv"):
-        assert "not_a_regular_file: a symbolic link" == str(failure_of(tmp_path / name, children))
+        assert "not_a_regular_file: a symbolic link; --follow-links follows it" == str(
+            failure_of(tmp_path / name, children)
+        )
     assert "not_a_regular_file: drwx" == str(failure_of(tmp_path / "folder.mkv", children))[:24]
     assert "not_a_regular_file: prw" == str(failure_of(tmp_path / "fifo.mkv", children))[:23]
     assert failure_of(Path("/dev/zero"), children).reason is Reason.NOT_A_REGULAR_FILE

@@ -13,7 +13,7 @@ from vidcache.errors import InputError
 from vidcache.preprocess.given import UNNAMED, Given, complete_given, expand, folder_splits, read_split_files
 from vidcache.preprocess.groups import Grouping
 from vidcache.preprocess.rule import SplitChoice, SplitRule
-from vidcache.preprocess.split_files import SPLIT_FOLDERS
+from vidcache.preprocess.split_files import SPLIT_WORDS, split_of_folder
 
 DEFAULT = (0.70, 0.15, 0.15)
 PATHS = [b"Run/v_a_g01.avi", b"Run/v_b_g01.avi", b"Walk/sub/v_a_g02.mp4", b"Walk/v c 1.avi"]
@@ -47,12 +47,12 @@ def test_a_csv(tmp_path: Path) -> None:
     assert given.has_test
 
 
-@pytest.mark.parametrize("word", ["val", "valid", "validation", "validate"])
+@pytest.mark.parametrize("word", ["val", "valid", "validation", "validate", "dev", "Dev"])
 def test_val_has_many_names(tmp_path: Path, word: str) -> None:
     assert Split.VAL == _read(tmp_path, a__csv=f"path,split\nv_b_g01,{word}\n")[1]
 
 
-@pytest.mark.parametrize("word", ["0", "1", "2", "dev", ""])
+@pytest.mark.parametrize("word", ["0", "1", "2", "devel", ""])
 def test_other_words_are_refused(tmp_path: Path, word: str) -> None:
     expected = f"a.csv, line 3: split {word!r}, expected train, val or test. Correct the line, or remove it"
     with pytest.raises(InputError, match=re.escape(expected)):
@@ -250,12 +250,15 @@ def test_folders_say_what_a_video_is_for() -> None:
         b"validation/a/x",
         b"test/a/x",
         b"a/train/x",
-        b"Train/a/x",
+        b"TRAINING/a/x",
         b"train",
     ]
 
-    assert [0, 1, 1, 1, 2, UNNAMED, UNNAMED, 0] == folder_splits(paths).split.tolist()
-    assert {b"train", b"val", b"valid", b"validation", b"test"} == set(SPLIT_FOLDERS)
+    assert [0, 1, 1, 1, 2, UNNAMED, 0, UNNAMED] == folder_splits(paths).split.tolist()
+    assert [UNNAMED] * 5 + [0, UNNAMED, UNNAMED] == folder_splits(paths, class_depth=0).split.tolist()
+    for split, words in (("TRAIN", "train training"), ("VAL", "val valid validate validation dev")):
+        assert {Split[split]} == {split_of_folder(word.title().encode()) for word in words.split()}
+    assert {Split.TEST} == {SPLIT_WORDS[word] for word in ("test", "testing", "eval", "evaluation")}
 
 
 # What the given split lacks comes out of train.

@@ -68,16 +68,17 @@ def said(result: Result) -> list[dict[str, Any]]:
 
 
 def test_a_folder_stands_for_the_videos_below_it_in_order(raw: Path) -> None:
-    files, skipped = find_files([raw / "b" / "b_1.mkv", raw, raw / "a"])
+    files, skipped, notes = find_files([raw / "b" / "b_1.mkv", raw, raw / "a"])
 
     a = [raw / "a" / name for name in ("a_0.mkv", "a_1.mkv", "a_1x.mp4", "a_2.mkv")]
     b = [raw / "b" / name for name in ("b_0.mkv", "b_1.mkv")]
     assert [b[1], *a, *b, *a] == files
     assert {"hidden": 1, "not a video by its name": 2} == dict(skipped)
+    assert [] == notes
 
 
 def test_a_file_is_tried_whatever_it_is(raw: Path) -> None:
-    assert ([raw / "a" / "notes.txt"], {}) == find_files([raw / "a" / "notes.txt"])
+    assert ([raw / "a" / "notes.txt"], {}, []) == find_files([raw / "a" / "notes.txt"])
 
 
 def test_a_folder_without_videos_is_an_error(tmp_path: Path) -> None:

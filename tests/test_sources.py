@@ -1,0 +1,682 @@
+"""What a folder of videos means: layouts, links, class names and lists of labels."""
+
+import csv
+import json
+import os
+import re
+import string
+import time
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import make_video
+from vidcache import cli
+from vidcache.cache.layout import Split
+from vidcache.cache.reader import CacheReader
+from vidcache.errors import InputError
+from vidcache.preprocess.failure import Failure
+from vidcache.preprocess.labels import read_labels
+from vidcache.preprocess.opening import hash_video, open_video
+from vidcache.preprocess.sources import Sources, find_videos, list_videos
+from vidcache.preprocess.twins import describe_twins, find_twins
+
+SMALL = ("--num-frames", 4, "--size", 16, "--allow-tiny-classes", "--near-duplicates", "off", "--workers", 2)
+
+
+def put(folder: Path, *names: str | bytes) -> Path:
+    """Make files that are no videos; listing does not open them."""
+    for number, name in enumerate(names):
+        path = Path(os.fsdecode(os.fsencode(folder) + b"/" + os.fsencode(name)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * (number + 1))
+    return folder
+
+
+def vidcache(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+def labels_of(found: Sources) -> dict[str, str]:
+    return {os.fsdecode(video.path): os.fsdecode(video.class_name) for video in found.videos}
+
+
+def refusal(raw: Path, *arguments: Any, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        find_videos(raw, *arguments, **options)
+    return str(caught.value)
+
+
+# --- layouts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "train/a/1 test/a/2",
+        "Train/a/1 VAL/a/2 Test/a/3",
+        "training/a/1 validation/a/2 testing/a/3",
+        "train/a/1 dev/a/2 eval/a/3",
+        "train/a/1 valid/b/2",
+        "TRAINING/a/deep/1 evaluation/a/2",
+    ],
+)
+def test_folders_named_like_splits_are_splits(tmp_path: Path, names: str) -> None:
+    found = find_videos(put(tmp_path, *names.split()))
+
+    assert (1, ()) == (found.class_depth, found.notes)
+    assert {name.split("/")[1] for name in names.split()} == {os.fsdecode(name) for name in found.classes}
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "classes"),
+    [
+        # A folder that is no split beside splits.
+        ("train/a/1 test/a/2 extra/3", "test (1), train (1) of 1 class, a (2); left out: extra (1)", "3 classes"),
+        ("train/a/1 val/b/2 bus/c/3", "train (1), val (1) of 2 classes, a (1), b (1); left out: bus (1)", "3 classes"),
+        # Splits without classes, in whole or in part.
+        ("train/1 train/2 test/3", "test (0), train (0) of 0 classes; left out: train (2), test (1)", "2 classes"),
+        ("train/a/1 test/2", "train (1), test (0) of 1 class, a (1); left out: test (1)", "2 classes, test (1), train"),
+        # Nothing to train on, or nothing else.
+        ("val/a/1 test/a/2", "test (1), val (1) of 1 class, a (2)", "2 classes, test (1), val (1)"),
+        ("train/a/1 train/b/2", "train (2) of 2 classes, a (1), b (1)", "1 class, train (2)"),
+        ("Train/a/1 training/b/2", "Train (1), training (1) of 2 classes", "2 classes"),
+        # A vehicle, or a split?
+        ("bus/1 car/2 train/3", "train (0) of 0 classes; left out: bus (1), car (1), train (1)", "3 classes, bus (1)"),
+    ],
+)
+def test_split_names_that_may_be_classes_are_refused(tmp_path: Path, names: str, splits: str, classes: str) -> None:
+    raw = put(tmp_path / "raw", *names.split())
+
+    said = refusal(raw)
+
+    assert f"{raw}: its folders can be read in two ways. As splits: {splits}" in said
+    assert f"As classes: {classes}" in said
+    assert "Choose one with --layout splits or --layout classes, or give the labels by a CSV" in said
+    assert {name.split("/")[0] for name in names.split()} == set(labels_of(find_videos(raw, "classes")).values())
+
+
+def test_layout_splits_names_what_it_leaves_out_and_what_it_joins(tmp_path: Path) -> None:
+    raw = put(tmp_path, "train/a/1", "val/a/2", "validation/b/3", "extra/4", "extra/c/5", "val/6", "top")
+
+    found = find_videos(raw, "splits")
+
+    assert {"train/a/1": "a", "val/a/2": "a", "validation/b/3": "b"} == labels_of(found)
+    assert {"outside a class folder": 4} == found.skipped
+    loose, *others = found.notes
+    assert "1 file directly in the raw folder, in no class, left out: for example top. Move them" in loose
+    assert [
+        "val and validation are both val: joined",
+        "no splits, left out: extra (2)",
+        "videos directly in a split folder, in no class, left out: val (1). Move them into the folder of their class",
+    ] == others
+
+
+def test_a_class_may_be_called_test(tmp_path: Path) -> None:
+    found = find_videos(put(tmp_path, "dev/1", "test/2", "run/3"), "classes")
+
+    assert ((b"dev", b"run", b"test"), 0) == (found.classes, found.class_depth)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            "s1/run/1 s1/walk/2 s2/run/3 s2/walk/4",
+            "its folders can be read in two ways, since the same 2 folders are in each of them. As classes: 2 classes, "
+            "s1 (2), s2 (2). As parts of a data set, with the classes inside: run (2), walk (2). For the first, say "
+            "--layout classes; for the second, give the labels by a CSV with the columns path,label: --labels",
+        ),
+        (
+            "run/train/1 run/test/2 walk/train/3",
+            "the folders in its classes have names of splits (train (2), test (1)). With --layout classes --split "
+            "folders they are the splits of 2 classes, run (2), walk (1); with --layout classes alone they mean nothing",
+        ),
+        (
+            "UCF/run/1 UCF/walk/2",
+            "holds one folder, UCF, with 2 folders (run (1), walk (1)). If these are the classes, give RAW/UCF instead "
+            "of RAW; if UCF is the only class, say so with --layout classes",
+        ),
+    ],
+)
+def test_folders_with_the_same_folders_inside_are_refused(tmp_path: Path, names: str, expected: str) -> None:
+    raw = put(tmp_path / "raw", *names.split())
+
+    assert f"{raw}: {expected.replace('RAW', str(raw))}" in refusal(raw)
+    assert 0 == find_videos(raw, "classes").class_depth
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "a/1 b/2",
+        "a/x/1 b/x/2",  # one folder in each is no choice
+        "a/x/1 a/y/2 b/x/3 b/z/4",
+        "a/x/1 a/y/2 a/3 a/4 a/5 b/x/6 b/y/7 b/8 b/9",  # most videos lie beside these folders
+        "a/1",
+    ],
+)
+def test_other_folders_are_classes(tmp_path: Path, names: str) -> None:
+    found = find_videos(put(tmp_path, *names.split()))
+
+    assert (0, ()) == (found.class_depth, found.notes)
+
+
+def test_split_names_below_some_classes_are_a_note(tmp_path: Path) -> None:
+    found = find_videos(put(tmp_path, "a/1", "a/2", "a/3", "b/train/4"))
+
+    assert (
+        "1 video in folders named like splits below the class folders (train (1)): the names mean something only with "
+        "--split folders",
+    ) == found.notes
+
+
+def test_splits_inside_of_classes_are_taken_when_asked_for(tmp_path: Path) -> None:
+    for number in range(8):
+        split = ("train", "train", "Val", "TESTING")[number % 4]
+        make_video(tmp_path / "raw" / ("a", "b")[number // 4] / split / f"{number}.mkv", 8, first=number * 20)
+    raw, cache = tmp_path / "raw", tmp_path / "c.h5"
+    assert 2 == vidcache("build", raw, cache, *SMALL).exit_code
+
+    result = vidcache("build", raw, cache, *SMALL, "--layout", "classes", "--split", "folders")
+
+    assert 0 == result.exit_code, result.stderr
+    with CacheReader(cache) as reader:
+        assert ("a", "b") == reader.classes
+        assert [Split.TEST, Split.VAL, Split.TRAIN, Split.TRAIN] * 2 == reader.columns["split"].tolist()
+    changed = vidcache("split", cache, "--split", "50/25/25")
+    assert 0 == changed.exit_code, changed.stderr
+    assert 0 == vidcache("split", cache, "--split", "folders").exit_code
+    with CacheReader(cache) as reader:
+        assert [Split.TEST, Split.VAL, Split.TRAIN, Split.TRAIN] * 2 == reader.columns["split"].tolist()
+
+
+def test_files_outside_classes_and_empty_folders_are_named(tmp_path: Path) -> None:
+    raw = put(tmp_path, "a/1", "b/2", "x.mp4", "y.mp4", "empty/notes.txt", "notes.txt")
+
+    found = find_videos(raw)
+
+    assert (
+        "2 files directly in the raw folder, in no class, left out: for example x.mp4. Move them into the folder of "
+        "their class, or give the labels by a CSV: --labels",
+        "1 folder without a video: empty",
+    ) == found.notes
+    assert {"outside a class folder": 2, "not a video by its name": 2} == found.skipped
+
+
+def test_only_loose_videos_name_the_three_layouts(tmp_path: Path) -> None:
+    raw = put(tmp_path / "raw", "x.mp4", "y.mp4")
+
+    assert refusal(raw) == (
+        f"{raw}: no videos in class folders, but 2 files elsewhere, for example x.mp4. Put them into {raw}/<class>/ or "
+        f"{raw}/<train, val or test>/<class>/, or give the labels by a CSV with the columns path,label: --labels"
+    )
+    assert "raw2/<train, val or test>/<class>/<video>" in refusal(put(tmp_path / "raw2", "a/1"), "splits")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = put(tmp_path / "raw", "a/1", "b/secret/2")
+    scandir = os.scandir
+
+    def refuse(path: bytes) -> Any:  # root reads everything
+        if path.endswith(b"secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+    assert f"{raw}/b/secret: Permission denied" in refusal(raw)
+
+
+# --- links ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A class and a video that are links, and a folder of videos outside."""
+    put(tmp_path / "store", "jump/1.mp4", "jump/sub/2.mp4", "odd.mp4")
+    raw = put(tmp_path / "raw", "run/1.mp4", "run/2.mp4")
+    (raw / "jump").symlink_to("../store/jump")
+    (raw / "run" / "3.mp4").symlink_to(tmp_path / "store" / "odd.mp4")
+    return raw
+
+
+def test_a_linked_class_stops_and_is_followed_when_asked_for(linked: Path) -> None:
+    assert refusal(linked) == (
+        f"{linked}: 1 link is where classes or splits are expected, and it is not followed: jump -> ../store/jump. "
+        "Follow links with --follow-links, or take them out of the raw folder if they are no part of the data"
+    )
+
+    found = find_videos(linked, follow_links=True)
+
+    assert ["jump/1.mp4", "jump/sub/2.mp4", "run/1.mp4", "run/2.mp4", "run/3.mp4"] == list(labels_of(found))
+    assert ((b"jump", b"run"), ()) == (found.classes, found.notes)
+    assert [1, 2, 1, 2, 3] == [video.num_bytes for video in found.videos]
+
+
+@pytest.mark.parametrize(("place", "depth"), [("val", 0), ("train/jump", 1), ("val/jump", 1)])
+def test_a_linked_split_or_a_linked_class_in_a_split_stops(tmp_path: Path, place: str, depth: int) -> None:
+    put(tmp_path / "store", "walk/1.mp4")
+    raw = put(tmp_path / "raw", "train/run/1.mp4", "train/walk/2.mp4", "test/run/3.mp4")
+    (raw / place).parent.mkdir(exist_ok=True)
+    (raw / place).symlink_to(tmp_path / "store" / ("walk" if depth else ""))
+
+    for layout in ("auto", "splits"):
+        assert f"1 link is where classes or splits are expected, and it is not followed: {place} -> " in refusal(
+            raw, layout
+        )
+    assert 4 == len(find_videos(raw, follow_links=True).videos)
+
+
+def test_a_class_that_only_holds_links_to_folders_stops(tmp_path: Path) -> None:
+    put(tmp_path / "store", "1.mp4")
+    raw = put(tmp_path / "raw", "run/1.mp4")
+    (raw / "jump").mkdir()
+    (raw / "jump" / "batch").symlink_to(tmp_path / "store")
+
+    assert "it is not followed: jump/batch -> " in refusal(raw)
+
+
+@pytest.mark.parametrize("follow_links", [False, True])
+def test_a_link_that_leads_nowhere_stops_at_a_class(tmp_path: Path, follow_links: bool) -> None:
+    raw = put(tmp_path / "raw", "run/1.mp4")
+    (raw / "jump").symlink_to("gone")
+
+    said = refusal(raw, follow_links=follow_links)
+
+    assert ("jump -> gone (leads nowhere). Put a folder in the place of each" in said) == follow_links
+    assert ("jump -> gone. Follow links" in said) != follow_links
+
+
+def test_deep_links_are_named_and_ten_of_many(linked: Path) -> None:
+    (linked / "jump").unlink()
+    for number in range(12):
+        (linked / "run" / f"sub{number:02}").symlink_to("../../store/jump")
+
+    (note,) = find_videos(linked).notes
+
+    assert note.startswith("13 links were not followed: run/3.mp4 -> ")
+    assert "run/sub08 -> ../../store/jump and 3 more. Follow them with --follow-links" in note
+    assert "sub09" not in note
+
+
+def test_what_was_not_followed_fails_and_says_how(tmp_path: Path) -> None:
+    for name in ("a/1", "a/2", "b/1", "b/2"):
+        make_video(tmp_path / "raw" / f"{name}.mkv", 8, first=len(name) + 20 * int(name[-1]))
+    (tmp_path / "raw" / "b" / "3.mkv").symlink_to("../a/1.mkv")
+    cache = tmp_path / "c.h5"
+
+    result = vidcache("build", tmp_path / "raw", cache, *SMALL, "--max-failures", 5)
+
+    assert "Note: 1 link was not followed: b/3.mkv -> ../a/1.mkv. Follow them with --follow-links" in result.stderr
+    with CacheReader(cache) as reader:
+        assert b"not_a_regular_file: a symbolic link; --follow-links follows it" == reader.columns["error"][4]
+    followed = vidcache("build", tmp_path / "raw", cache, *SMALL, "--follow-links")
+    assert 0 == followed.exit_code, followed.stderr
+    assert "Note: 1 file can be reached in two ways, and is a clip twice: a/1.mkv = b/3.mkv" in followed.stderr
+    with CacheReader(cache) as reader:
+        assert 5 == len(reader.rows())
+        assert 1 == reader.attributes["follow_links"]
+        assert (reader.read([4]) == reader.read([0])).all()
+
+
+def test_a_followed_build_is_current_and_not_undone_without_the_option(tmp_path: Path) -> None:
+    for number in range(4):
+        make_video(tmp_path / "store" / f"{number}.mkv", 8, first=number * 40)
+    for number in range(4):
+        path = tmp_path / "raw" / ("a", "b")[number % 2] / f"{number}.mkv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(tmp_path / "store" / f"{number}.mkv")
+    raw, cache = tmp_path / "raw", tmp_path / "c.h5"
+    assert "4 decoded" in vidcache("build", raw, cache, *SMALL, "--follow-links").stderr
+
+    for more in ((), ("--check-contents",)):
+        assert "up to date" in vidcache("build", raw, cache, *SMALL, "--follow-links", *more).stderr
+    forgotten = vidcache("build", raw, cache, *SMALL)
+    assert 2 == forgotten.exit_code
+    assert "c.h5: was built with --follow-links, and without it linked videos would be lost. Name" in forgotten.stderr
+    assert "4 reused" in vidcache("build", raw, tmp_path / "c.h5", *SMALL, "--follow-links", "--seed", 3).stderr
+    assert 0 == vidcache("split", cache, "--seed", 4).exit_code
+    with CacheReader(cache) as reader:
+        assert 1 == reader.attributes["follow_links"]
+    # The target, not the link, says whether a video has changed.
+    make_video(tmp_path / "store" / "0.mkv", 8, first=111)
+    assert "1 decoded, 3 reused" in vidcache("build", raw, cache, *SMALL, "--follow-links").stderr
+    analysis = vidcache("analyze", raw, "--follow-links", "--out", tmp_path / "out", "--json")
+    assert 0 == json.loads(analysis.stdout)["num_failed"]
+    assert 4 == json.loads(vidcache("analyze", raw, "--out", tmp_path / "out", "--json").stdout)["num_failed"]
+
+
+def test_cycles_end_and_folders_above_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "store", "deep/2.mp4")
+    raw = put(tmp_path / "raw", "run/1.mp4", "walk/sub/3.mp4")
+    (raw / "run" / "self").symlink_to(".")
+    (raw / "run" / "up").symlink_to(tmp_path)
+    (raw / "run" / "other").symlink_to("../walk")
+    (raw / "run" / "out").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "deep" / "back").symlink_to(raw)
+    (tmp_path / "store" / "twice").symlink_to("deep")
+
+    found = find_videos(raw, follow_links=True)
+
+    assert ["run/1.mp4", "run/out/deep/2.mp4", "walk/sub/3.mp4"] == list(labels_of(found))
+    (note,) = found.notes
+    assert note == (
+        "5 links were not followed: run/other -> ../walk (the same folder as walk), run/out/deep/back -> "
+        f"{raw} (leads to a folder above it), run/out/twice -> deep (the same folder as run/out/deep), run/self -> . "
+        f"(leads to a folder above it), run/up -> {tmp_path} (leads to a folder above it)"
+    )
+
+
+def test_two_classes_that_are_one_folder_stop(tmp_path: Path) -> None:
+    raw = put(tmp_path / "raw", "run/1.mp4")
+    (raw / "running").symlink_to("run")
+
+    assert "running -> run (the same folder as run). Put a folder in the place of each" in refusal(
+        raw, follow_links=True
+    )
+
+
+def test_a_link_names_a_file_once_though_it_has_two(tmp_path: Path) -> None:
+    raw = put(tmp_path / "raw", "a/1.mp4", "b/2.mp4")
+    (raw / "b" / "copy.mp4").symlink_to("../a/1.mp4")
+
+    assert ("1 file can be reached in two ways, and is a clip twice: a/1.mp4 = b/copy.mp4",) == find_videos(
+        raw, follow_links=True
+    ).notes
+
+
+def test_only_regular_files_are_opened_through_links(tmp_path: Path) -> None:
+    put(tmp_path, "v.mp4")
+    os.mkfifo(tmp_path / "fifo")
+    for name, target in (("good", "v.mp4"), ("fifo.mp4", "fifo"), ("device.mp4", "/dev/zero"), ("gone.mp4", "no")):
+        (tmp_path / name).symlink_to(target)
+
+    with pytest.raises(Failure, match="a symbolic link; --follow-links follows it"):
+        open_video(tmp_path / "good")
+    deadline = time.monotonic() + 60
+    through_link = hash_video(tmp_path / "good", deadline=deadline, follow_links=True)
+    assert hash_video(tmp_path / "v.mp4", deadline=deadline) == through_link
+    for name in ("fifo.mp4", "device.mp4"):
+        with pytest.raises(Failure) as caught:
+            open_video(tmp_path / name, follow_links=True)
+        assert "not_a_regular_file" == caught.value.reason
+    with pytest.raises(Failure) as caught:
+        open_video(tmp_path / "gone.mp4", follow_links=True)
+    assert "not_found" == caught.value.reason
+
+
+def test_a_link_that_is_put_in_a_targets_place_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "v.mp4", "secret")
+    (tmp_path / "link.mp4").symlink_to("v.mp4")
+    real = os.path.realpath
+
+    def swap(path: Any, **options: Any) -> Any:
+        found = real(path, **options)
+        (tmp_path / "v.mp4").unlink()
+        (tmp_path / "v.mp4").symlink_to("secret")
+        return found
+
+    monkeypatch.setattr(os.path, "realpath", swap)
+
+    with pytest.raises(Failure, match="a symbolic link"):
+        open_video(tmp_path / "link.mp4", follow_links=True)
+
+
+def test_videos_to_predict_are_found_through_links(linked: Path) -> None:
+    files, skipped, notes = list_videos(linked)
+    assert [linked / "run" / name for name in ("1.mp4", "2.mp4", "3.mp4")] == list(files)
+    assert {} == skipped
+    assert notes == [
+        f"2 links were not followed: jump -> ../store/jump, run/3.mp4 -> {linked.parent}/store/odd.mp4. Follow them "
+        "with --follow-links"
+    ]
+
+    files, _, notes = list_videos(linked, follow_links=True)
+    assert (5, []) == (len(files), notes)
+
+
+# --- class names ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["Walk", "WALK", "walk ", " walk", "ｗａｌｋ", "walk\u200b"],  # noqa: RUF001
+)
+def test_names_that_look_alike_are_found(other: str) -> None:
+    twins = find_twins([b"run", other.encode(), b"walk"])
+
+    assert [[other.encode(), b"walk"]] == twins
+    assert f"{other!a} and 'walk'" == describe_twins(twins)
+
+
+def test_unicode_forms_and_blanks_inside_are_found_and_other_names_are_not() -> None:
+    nfc, nfd = (unicodedata.normalize(form, "café noir") for form in ("NFC", "NFD"))
+
+    twins = find_twins([nfc.encode(), nfd.encode(), "café  noir".encode(), b"cafe noir", b"walk\xff", b"walk"])
+
+    assert [3] == [len(group) for group in twins]
+    assert "'caf\\xe9 noir' and 'cafe\\u0301 noir' and 'caf\\xe9  noir'" == describe_twins(twins)
+
+
+def test_twins_are_a_note_of_a_build_and_a_finding_of_an_analysis(tmp_path: Path) -> None:
+    for number, name in enumerate(("walk", "Walk", "walk ", "run")):
+        make_video(tmp_path / "raw" / name / f"{number}.mkv", 8, first=number * 40)
+    expected = "'Walk' and 'walk' and 'walk '"
+
+    built = vidcache("build", tmp_path / "raw", tmp_path / "c.h5", *SMALL)
+
+    assert f"Note: names of different classes look alike: {expected}. If they are one class, give it" in built.stderr
+    with CacheReader(tmp_path / "c.h5") as reader:
+        assert ("Walk", "run", "walk", "walk ") == reader.classes
+    assert "look alike" in vidcache("build", tmp_path / "raw", tmp_path / "c.h5", *SMALL).stderr  # up to date
+    assert "look alike" in vidcache("build", tmp_path / "raw", tmp_path / "c.h5", *SMALL, "--dry-run").stdout
+    for path in ("raw", "c.h5"):
+        said = vidcache("analyze", tmp_path / path, "--out", tmp_path / "out").stdout
+        assert "warning: 3 classes have a name that looks like another one" in said
+        assert expected in said
+
+
+# --- lists of labels --------------------------------------------------------------------------
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(encoding, "surrogateescape"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("path,label\nx/1.mp4,run\n2.mp4,walk\n", "utf-8"),
+        ("path,label\r\nx/1.mp4,run\r\n2.mp4,walk\r\n", "utf-8-sig"),
+        ("Path;Label\nx/1.mp4;run\n2.mp4;walk\n", "utf-8"),
+        ("label\tid\tpath\nrun\t7\tx/1.mp4\nwalk\t8\t2.mp4", "utf-8"),
+        ('"path","label"\r"x/1.mp4","run"\r"2.mp4","walk"\r', "utf-8"),
+        (" path , label \n x/1.mp4 , run \n\n ./2.mp4 , walk \n", "utf-8"),
+        ("path,label\nx\\1.mp4,run\n2,walk\n", "utf-8"),  # from Windows; without extension
+        ("path,label\n1.avi,run\n2.mp4,walk\n2.mp4,walk\n", "utf-8"),  # an end of a path; converted; named twice
+    ],
+)
+def test_labels_come_from_a_list(tmp_path: Path, text: str, encoding: str) -> None:
+    raw = put(tmp_path / "raw", "x/1.mp4", "2.mp4", "x/3.mp4", "y/4.mp4", "notes.txt")
+
+    found = find_videos(raw, labels=write(tmp_path / "labels.csv", text, encoding))
+
+    assert {"x/1.mp4": "run", "2.mp4": "walk"} == labels_of(found)
+    assert (f"2 files not in {tmp_path}/labels.csv, left out: for example x/3.mp4",) == found.notes
+    assert {"not a video by its name": 1, "not in the list of labels": 2} == found.skipped
+    assert -1 == found.class_depth
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "path,label\nx/1.mp4,run\ngone.mp4,run\n",
+            "line 3: gone.mp4 names no video. Write paths below the raw folder",
+        ),
+        ("path,label\ngone,a\n2.mp4,a\noff,b\n", "line 2: gone names no video (nor do 1 more line). Write paths below"),
+        ("path,label\nx/1.mp4,run\n2.mp4,a\nx/1.mp4,b\n", "line 4: x/1.mp4 has label 'b', and 'run' in line 2. Remove"),
+        ("path,label\nx/1.mp4,\n", "line 2: no label for x/1.mp4. Write one, or remove the line"),
+        ("path,label\nx/1.mp4\n", "line 2: no label for x/1.mp4"),
+        ("path,label,split\n2.mp4,a,train\nx/1.mp4,b,x\n", "line 3: split 'x', expected train, val or test. Correct"),
+        ("path,label\n5.mp4,a\n", "line 2: 5.mp4 may be x/5.mp4 or y/5.mp4, expected one video. Write more"),
+        ("path,label\nlink/1.mp4,a\n", "line 2: link/1.mp4 lies behind the link link, which is not followed. Follow"),
+        ("name,label\nx/1.mp4,a\n", "no column 'path' in its first line 'name,label', expected path,label"),
+        ("x/1.mp4,a\n", "no column 'path' in its first line 'x/1.mp4,a', expected path,label. Add that line"),
+        ("", "no column 'path' in its first line"),
+        ("path,label\n", "names no video. Write a line path,label for each"),
+    ],
+)
+def test_a_wrong_list_is_refused_by_its_line(tmp_path: Path, text: str, expected: str) -> None:
+    raw = put(tmp_path / "raw", "x/1.mp4", "2.mp4", "x/5.mp4", "y/5.mp4")
+    (raw / "link").symlink_to("x")
+    labels = write(tmp_path / "labels.csv", text)
+
+    said = refusal(raw, labels=labels)
+
+    assert said.startswith(f"{labels}")
+    assert expected in said
+
+
+def test_a_list_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    raw = put(tmp_path / "raw", "x/1.mp4")
+    assert "no.csv: No such file or directory, expected a text file. Check the path" in refusal(
+        raw, labels=tmp_path / "no.csv"
+    )
+    write(tmp_path / "l.csv", "path,label\nx/1.mp4,a\n")
+    for command in ("build", "analyze"):
+        more = (tmp_path / "c.h5",) if command == "build" else ()
+        both = vidcache(command, raw, *more, "--labels", tmp_path / "l.csv", "--layout", "classes")
+        assert (2, True) == (both.exit_code, "--layout classes: means nothing with --labels; choose one" in both.stderr)
+
+
+NAMES = st.lists(
+    st.text(st.characters(blacklist_characters="\0/", blacklist_categories=["Cs"]), min_size=1, max_size=12)
+    | st.text(st.sampled_from(string.punctuation.replace("/", "") + " \t\r\n\udcff"), min_size=1, max_size=8),
+    min_size=1,
+    max_size=8,
+    unique=True,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(NAMES, st.sampled_from(",;\t"))
+def test_every_name_comes_back_from_a_list(tmp_path: Path, names: list[str], delimiter: str) -> None:
+    paths = [os.fsencode(f"d/{name}.mp4") for name in names]
+    with (tmp_path / "l.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(["path", "label"])
+        writer.writerows([os.fsdecode(path), f"c{number}"] for number, path in enumerate(paths))
+
+    assert tuple(b"c%d" % number for number in range(len(paths))) == read_labels(tmp_path / "l.csv", paths).classes
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """12 videos in one folder, of three sessions and two classes that only a list knows."""
+    for number in range(12):
+        make_video(tmp_path / "raw" / "videos" / f"v{number:02}.mkv", 8, first=number * 20)
+    make_video(tmp_path / "raw" / "other.mkv", 8, first=7)
+    return tmp_path / "raw"
+
+
+def table(path: Path, split: str = "", group: str = "") -> Path:
+    rows = [f"path,label{',split' * bool(split)}{',group' * bool(group)}"]
+    for number in range(12):
+        parts = [f"videos/v{number:02}", ("run", "walk")[number % 2]]
+        parts += [split.split()[number // 4]] if split else []
+        parts += [f"{group}{number // 4}"] if group else []
+        rows.append(",".join(parts))
+    path.write_text("\n".join(rows))
+    return path
+
+
+def test_a_build_takes_classes_splits_and_groups_from_a_list(flat: Path, tmp_path: Path) -> None:
+    labels, cache = table(tmp_path / "labels.csv", "train dev TEST", "s"), tmp_path / "c.h5"
+
+    result = vidcache("build", flat, cache, *SMALL, "--labels", labels)
+
+    assert 0 == result.exit_code, result.stderr
+    assert "Note: 1 file not in " in result.stderr
+    assert "12 clips of 2 classes (train 4, val 4, test 4)" in result.stderr
+    with CacheReader(cache) as reader:
+        assert ("run", "walk") == reader.classes
+        assert [0, 1] * 6 == reader.labels.tolist()
+        assert [0] * 4 + [1] * 4 + [2] * 4 == reader.columns["split"].tolist() == reader.columns["group"].tolist()
+        assert ("file labels.csv", "files", -1) == tuple(
+            reader.attributes[name] for name in ("split_by", "split_source", "class_depth")
+        )
+    assert "up to date" in vidcache("build", flat, cache, *SMALL, "--labels", labels).stderr
+    analysis = json.loads(vidcache("analyze", flat, "--labels", labels, "--out", tmp_path / "o", "--json").stdout)
+    assert [2, 2] == [entry["val"] for entry in analysis["classes"]]
+
+
+def test_a_cache_of_a_list_is_built_and_divided_again(flat: Path, tmp_path: Path) -> None:
+    labels, cache = table(tmp_path / "labels.csv"), tmp_path / "c.h5"
+    assert 0 == vidcache("build", flat, cache, *SMALL, "--labels", labels).exit_code
+
+    # Forgotten, it would give the same videos other classes.
+    forgotten = vidcache("build", flat, cache, *SMALL)
+    assert 2 == forgotten.exit_code
+    assert (
+        "c.h5: has its classes from a list, but the folders now read in another way. Name the list" in forgotten.stderr
+    )
+    # Another label for one video: nothing is decoded again.
+    labels.write_text(labels.read_text().replace("v03,walk", "v03,hop").replace("v05,walk", "v05,hop"))
+    changed = vidcache("build", flat, cache, *SMALL, "--labels", labels)
+    assert "12 clips of 3 classes" in changed.stderr
+    assert "0 decoded, 12 reused" in changed.stderr
+    with CacheReader(cache) as reader:
+        assert ("hop", "run", "walk") == reader.classes
+        before = reader.columns["split"].copy()
+    # Groups by folder: the whole folder of a video is its group.
+    assert 0 == vidcache("split", cache, "--by", "folder").exit_code
+    with CacheReader(cache) as reader:
+        assert {0} == set(reader.columns["group"].tolist())
+    assert 0 == vidcache("split", cache, "--by", "video").exit_code
+    with CacheReader(cache) as reader:
+        assert (before == reader.columns["split"]).all()
+
+
+def test_what_is_said_about_the_split_comes_before_the_list(flat: Path, tmp_path: Path) -> None:
+    labels, cache = table(tmp_path / "labels.csv", "train val test", "s"), tmp_path / "c.h5"
+
+    result = vidcache("build", flat, cache, *SMALL, "--labels", labels, "--split", "50/50/0", "--by", "video")
+
+    assert "(train 6, val 6, test 0)" in result.stderr
+    # And a list that changes changes the split.
+    assert 0 == vidcache("split", cache, "--split-file", labels, "--by", "file", labels).exit_code
+    table(labels, "train test val", "s")
+    rebuilt = vidcache("build", flat, cache, *SMALL, "--labels", labels)
+    assert "0 decoded, 12 reused" in rebuilt.stderr
+    with CacheReader(cache) as reader:
+        assert [0] * 4 + [2] * 4 + [1] * 4 == reader.columns["split"].tolist()
+
+
+def test_another_layout_than_that_of_the_cache_is_chosen_or_refused(tmp_path: Path) -> None:
+    for number in range(8):
+        split = ("train", "train", "val", "test")[number % 4]
+        make_video(tmp_path / "raw" / split / ("a", "b")[number // 4] / f"{number}.mkv", 8, first=number * 25)
+    raw, cache = tmp_path / "raw", tmp_path / "c.h5"
+    assert 0 == vidcache("build", raw, cache, *SMALL, "--layout", "classes").exit_code
+
+    result = vidcache("build", raw, cache, *SMALL)
+
+    assert 2 == result.exit_code
+    assert "c.h5: has its classes from RAW/<class>/, but the folders now read in another way. Choose" in result.stderr
+    assert "(train 4, val 2, test 2)" in vidcache("build", raw, cache, *SMALL, "--layout", "splits").stderr
+    assert "up to date" in vidcache("build", raw, cache, *SMALL).stderr
+
+
+def test_options_of_a_folder_mean_nothing_for_a_cache(cache_file: Path, tmp_path: Path) -> None:
+    for option in (("--layout", "classes"), ("--labels", tmp_path / "l.csv"), ("--follow-links",)):
+        result = vidcache("analyze", cache_file, *option, "--out", tmp_path / "out")
+        assert 2 == result.exit_code
+        assert f"{option[0]}: means nothing for the cache" in re.sub(r"\s+", " ", result.stderr)
