@@ -59,11 +59,12 @@ class Job:
 
 
 def find_all_tools(ffmpeg_dir: Path | None) -> list[Tools]:
-    """Find the ffmpeg to use, and a second one that may know a codec that the first lacks."""
+    """Find the ffmpeg to use, and a second one, if it runs, that may know a codec that the first lacks."""
     tools = [find_tools(ffmpeg_dir)]
-    on_path = find_tools_on_path()
-    if on_path and on_path.ffmpeg != tools[0].ffmpeg:
-        tools.append(on_path)
+    with contextlib.suppress(InputError):
+        on_path = find_tools_on_path()
+        if on_path and on_path.ffmpeg != tools[0].ffmpeg:
+            tools.append(on_path)
     return tools
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidcache.preprocess.clip_output import PIXEL_FORMAT, ClipOutput
-from vidcache.preprocess.failure import Failure, Reason
+from vidcache.preprocess.failure import Failure, Reason, is_momentary
 from vidcache.preprocess.ffmpeg import Children, Exit, Tools
 from vidcache.preprocess.keyed import plan_keyed
 from vidcache.preprocess.opening import hash_file, open_video
@@ -119,23 +119,12 @@ def decode_video(
     try:
         before = os.fstat(descriptor)
         source_hash = hash_file(descriptor, deadline=deadline)
-        *others, last = tools
-        for pair in others:
-            try:
-                decoded = _decode(descriptor, spec, pair, children, deadline, limits, source_hash)
-                break
-            except Failure as failure:
-                if failure.reason is not Reason.UNSUPPORTED_CODEC:
-                    raise
-        else:
-            decoded = _decode(descriptor, spec, last, children, deadline, limits, source_hash)
+        decoded = _decode_with_any(tools, descriptor, spec, children, deadline, limits, source_hash)
         after = os.fstat(descriptor)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise Failure(Reason.CHANGED, "the file changed while it was read; run again")
         if any("Input/output error" in problem for problem in decoded.ledger.problems):  # of the disk, or of the file?
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            if hash_file(descriptor, deadline=deadline) != source_hash:
-                raise Failure(Reason.CHANGED, "the file reads differently the second time; run again")
+            _check_bytes(descriptor, source_hash, deadline)
         return decoded
     except Failure as failure:
         if failure.reason is Reason.TIMEOUT:
@@ -145,6 +134,40 @@ def decode_video(
         raise failure from None
     finally:
         os.close(descriptor)
+
+
+def _decode_with_any(
+    tools: Sequence[Tools],
+    descriptor: int,
+    spec: Spec,
+    children: Children,
+    deadline: float,
+    limits: Limits,
+    source_hash: str,
+) -> Decoded:
+    *others, last = tools
+    try:
+        for pair in others:
+            try:
+                return _decode(descriptor, spec, pair, children, deadline, limits, source_hash)
+            except Failure as failure:
+                if failure.reason is not Reason.UNSUPPORTED_CODEC:
+                    raise
+        return _decode(descriptor, spec, last, children, deadline, limits, source_hash)
+    except Failure as failure:
+        if not is_momentary(failure.reason):
+            _check_bytes(descriptor, source_hash, deadline)
+        if others and failure.reason is Reason.UNSUPPORTED_CODEC:
+            detail = f"{failure.detail} ({', '.join(pair.version for pair in others)} cannot either)"
+            raise Failure(failure.reason, detail, 0, failure.num_frames_from_header) from None
+        raise
+
+
+def _check_bytes(descriptor: int, source_hash: str, deadline: float) -> None:
+    """See that a file still reads as it did: else what was said of it is not about its bytes."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    if hash_file(descriptor, deadline=deadline) != source_hash:
+        raise Failure(Reason.CHANGED, "the file reads differently the second time; run again")
 
 
 def _decode(

@@ -133,9 +133,11 @@ def probe_video(tools: Tools, children: Children, descriptor: int, *, deadline: 
     packets, container = reader.packets_of(best), _known(reader.container.get("format_name"))
     # Where an edit list leaves packets out, the file has longer streams than it shows.
     end = 0.0 if packets.discarded else start + seconds
-    probe = dataclasses.replace(
-        reader.probe(best), more=find_more(descriptor, container, end, packets.extent(), others)
-    )
+    try:
+        more = find_more(descriptor, container, end, packets.extent(), others)
+    except OSError as error:
+        raise Failure(Reason.NOT_ACCESSIBLE, error.strerror or "") from None
+    probe = dataclasses.replace(reader.probe(best), more=more)
     if probe.width * probe.height > max_pixels:
         raise Failure(Reason.TOO_LARGE, f"{probe.width}x{probe.height} pixels, expected at most {max_pixels:,}")
     return probe

@@ -375,6 +375,9 @@ def test_a_codec_that_one_ffmpeg_lacks_is_tried_with_the_next(tmp_path: Path, ch
     )
     with pytest.raises(Failure, match=message):
         decode_video(path, SPEC, [lacking], children, Limits())
+    another = Tools(lacking.ffmpeg, lacking.ffprobe, "4.4", "PATH")
+    with pytest.raises(Failure, match=r"ffmpeg 4\.4 \(PATH\) cannot decode ffv1: .* \(5\.0 cannot either\)$"):
+        decode_video(path, SPEC, [lacking, another], children, Limits())
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, children: Children) -> None:

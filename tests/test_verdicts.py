@@ -26,6 +26,8 @@ from vidcache.cli import main
 from vidcache.errors import InputError, VidcacheError
 from vidcache.preprocess import decode as decode_module
 from vidcache.preprocess import keyed, opening, resources, survey
+from vidcache.preprocess import probe as probe_module
+from vidcache.preprocess.backends import find_all_tools
 from vidcache.preprocess.build import BuildReport, build_cache
 from vidcache.preprocess.decode import Decoded, Ledger, Limits, decode_video
 from vidcache.preprocess.failure import Failure, Reason
@@ -165,18 +167,43 @@ def test_an_exit_code_alone_is_damage(tmp_path: Path, video: Path) -> None:
         )
 
 
-def test_a_disk_that_fails_while_a_video_is_decoded_is_no_damage_of_the_video(tmp_path: Path, video: Path) -> None:
+@pytest.mark.parametrize("name", ["ffmpeg", "ffprobe"])
+def test_a_disk_that_fails_while_a_video_is_decoded_is_no_damage_of_the_video(
+    tmp_path: Path, video: Path, name: str
+) -> None:
     said = "echo '[in#0 @ 0x1] [error] Error during demuxing: Input/output error' >&2"
     (tmp_path / "other").write_bytes(bytes(video.stat().st_size))
-    copy = f"touch -r {video} {tmp_path}/time; cat {tmp_path}/other >{video}; touch -r {tmp_path}/time {video}"
+    fail = f"touch -r {video} {tmp_path}/time; cat {tmp_path}/other >{video}; touch -r {tmp_path}/time {video}"
+    end = '$real "$@"' if name == "ffmpeg" else "exit 1"
 
-    failure = failure_with(tmp_path / "bad", video, ffmpeg=f'{said}; $real "$@"; {copy}; exit 0')
+    failure = failure_with(tmp_path / "bad", video, **{name: f"{said}; {fail}; {end}"})
 
     assert "changed: the file reads differently the second time; run again" == str(failure)
-    video = make_video(tmp_path / "video.mkv", 60)
+
+
+def test_words_about_a_disk_are_damage_where_the_file_still_reads_as_before(tmp_path: Path, video: Path) -> None:
+    said = "echo '[in#0 @ 0x1] [error] Error during demuxing: Input/output error' >&2"
     same = find_tools(tools_of(tmp_path / "same", ffmpeg=f'{said}; exec $real "$@"'))
     with Children() as children:
         assert "Input/output error" in decode_video(video, SPEC, [same], children, Limits()).damage
+
+
+def test_a_disk_that_fails_while_a_container_is_looked_through(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(probe_module, "find_more", fail)
+    with Children() as children, pytest.raises(Failure, match="not_accessible: Input/output error"):
+        decode_video(video, SPEC, [TOOLS], children, Limits())
+
+
+def test_a_second_ffmpeg_that_does_not_run_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tools_of(tmp_path / "bin") / "ffmpeg").write_text("#!/bin/sh\nexit 127\n")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+    assert [TOOLS] == find_all_tools(None)
 
 
 @pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.chmod(0o644)])
