@@ -11,6 +11,8 @@ from vidcache.text import brief
 
 SAMPLING = "uniform-with-endpoints"
 SCALING = "bicubic+accurate_rnd+full_chroma_int+bitexact"
+_TONEMAP = "+tonemap"
+TONEMAPPED = SCALING + _TONEMAP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Spec:
         height: Pixels, 16 to 1024.
         width: Pixels, 16 to 1024.
         sampling: Name of the rule in `vidcache.sampling`.
-        scaling: swscale flags.
+        scaling: swscale flags; then "+tonemap", where HDR videos are mapped to SDR.
 
     Raises:
         ValueError: A size is outside its range, or something is of another type.
@@ -43,6 +45,16 @@ class Spec:
             value = getattr(self, name)
             if type(value) is not str or not len(value) <= 200:
                 raise ValueError(f"{name}: {brief(value)}, expected a short text")
+
+    @property
+    def scaler_flags(self) -> str:
+        """What swscale is told: `scaling` without what is no flag of it."""
+        return self.scaling.removesuffix(_TONEMAP)
+
+    @property
+    def is_tonemapped(self) -> bool:
+        """Whether HDR videos are mapped to SDR."""
+        return self.scaling.endswith(_TONEMAP)
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:

@@ -56,6 +56,7 @@ class Facts:
         num_real: Frames of the clip that are not padding.
         codec: As ffprobe names it.
         pixel_format: As ffprobe names it.
+        transfer: Transfer function as ffprobe names it; empty unknown.
         source_bytes: Size of the file.
         source_hash: xxh3-128 of the file. Of a folder: empty where no other file has the same size.
         clip_hash: xxh3-128 of the clip; None for a folder.
@@ -82,6 +83,7 @@ class Facts:
     num_real: Array
     codec: Array
     pixel_format: Array
+    transfer: Array
     source_bytes: Array
     source_hash: Array
     clip_hash: Array | None = None

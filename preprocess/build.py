@@ -27,6 +27,7 @@ from vidcache.preprocess.backends import Job, decode, find_all_tools
 from vidcache.preprocess.ffmpeg import Tools
 from vidcache.preprocess.losses import check_dropped, check_lost
 from vidcache.preprocess.options import BuildOptions
+from vidcache.preprocess.picture import HDR_TRANSFERS
 from vidcache.preprocess.planning import check_class_sizes, check_reading, choose_rule, make_plan
 from vidcache.preprocess.problems import Problem, failures_path, find_problems, write_failures
 from vidcache.preprocess.resources import bound_workers
@@ -184,8 +185,17 @@ def _build(
         _check_result(output, plan, good, problems, options)
         assigned = splitter.assign(writer.records, good)
         header = writer.finish(assigned.group, assigned.split)
-    notes = (*assigned.notes, *dropped, *_format_notes(finished))
+    notes = (*assigned.notes, *dropped, *_format_notes(finished), *_hdr_notes(plan.spec, writer.records))
     return _report(output, plan, writer.records, assigned.split, header.fingerprint, notes, num_decoded=len(pending))
+
+
+def _hdr_notes(spec: Spec, records: np.ndarray[Any, Any]) -> tuple[str, ...]:
+    """Say how many clips look washed out."""
+    names = [name.encode() for name in HDR_TRANSFERS]
+    count = int((np.isin(records["transfer"], names) & (records["status"] != Status.FAILED)).sum())
+    if not count or spec.is_tonemapped:
+        return ()
+    return (f"washed out beside others: {plural(count, 'clip')} of HDR videos (PQ, HLG). --tonemap maps them to SDR",)
 
 
 def _format_notes(finished: CacheReader | None) -> tuple[str, ...]:

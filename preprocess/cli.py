@@ -33,7 +33,7 @@ from vidcache.preprocess.source_cli import check_source_options, source_options
 from vidcache.preprocess.sources import find_videos
 from vidcache.preprocess.split_cli import SplitCommand, make_choice, parse_with, show_notes, split_options
 from vidcache.preprocess.twins import twin_notes
-from vidcache.spec import Spec
+from vidcache.spec import SCALING, TONEMAPPED, Spec
 from vidcache.text import plural, printable
 
 
@@ -97,6 +97,11 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
     help="Skip what no sample of a long video needs; the clip is the same, broken frames elsewhere go unseen.",
 )
 @option(
+    "--tonemap/--no-tonemap",
+    default=False,
+    help="Map HDR videos (PQ, HLG) to SDR, some seconds each; without, they look washed out. FFmpeg 7.1 or newer.",
+)
+@option(
     "--max-failures",
     default="10%",
     callback=parse_with(parse_max_failures),
@@ -123,6 +128,7 @@ def build(
     timeout: float,
     max_pixels: int,
     keyed: bool,
+    tonemap: bool,
     max_failures: tuple[float, bool],
     retry_failed: bool,
     check_contents: bool,
@@ -146,7 +152,7 @@ def build(
         raise click.UsageError("--scheduler: means nothing without --backend dask or ray")
     check_source_options(layout, labels)
     options = BuildOptions(
-        spec=Spec(num_frames, *size),
+        spec=Spec(num_frames, *size, scaling=TONEMAPPED if tonemap else SCALING),
         workers=workers,
         backend=backend,
         scheduler=scheduler,

@@ -20,7 +20,7 @@ from vidcache.preprocess.failure import Failure, Reason, is_momentary
 from vidcache.preprocess.ffmpeg import Children, Exit, Tools
 from vidcache.preprocess.keyed import plan_keyed
 from vidcache.preprocess.opening import hash_file, open_video
-from vidcache.preprocess.picture import Remedy, Turn, convertible_matrix, scaling_filters
+from vidcache.preprocess.picture import HDR_TRANSFERS, Remedy, Turn, convertible_matrix, scaling_filters
 from vidcache.preprocess.probe import SAFE_INPUT, Probe, probe_turn, probe_video
 from vidcache.preprocess.sampling import select_expression
 from vidcache.spec import Spec
@@ -36,8 +36,9 @@ _PROBLEM = re.compile(
 )
 _UNSUPPORTED = re.compile(
     r"no decoder found for|Decoder .* not found|doesn't support hardware accelerated|Function not implemented"
-    r"|is not implemented|No decoder for"
+    r"|is not implemented|No decoder for|'out_transfer'"
 )
+_NO_TONEMAP = "'out_transfer'"  # the option of FFmpeg 7.1 and newer
 _REFUSES_COLOURS = re.compile(r"Impossible to convert between the formats|Unsupported input \(")
 _CHANGES_SHAPE = re.compile(r"filter context - (w: \d+ h: \d+ fmt: \d+)\b.*incoming frame - (?!\1\b)")
 _ENCRYPTED = re.compile(r"encrypt|decrypt", re.I)
@@ -180,7 +181,7 @@ def _decode(
     source_hash: str,
 ) -> Decoded:
     probe = probe_video(tools, children, descriptor, deadline=deadline, max_pixels=limits.max_pixels)
-    expected, remedy = max(probe.num_packets, 1), Remedy()
+    expected, remedy = max(probe.num_packets, 1), _first_remedy(spec, probe)
     with ClipOutput(spec) as output:
         if limits.keyed:
             keyed = _decode_keyed(descriptor, spec, tools, children, deadline, limits, probe, output)
@@ -241,7 +242,9 @@ def _decode_keyed(
     plan = plan_keyed(tools, children, descriptor, probe, spec.num_frames, deadline=deadline)
     if plan is None:
         return None
-    command = _command(tools, descriptor, output.descriptor, spec, probe, plan.select, limits, Remedy(), plan.drop)
+    command = _command(
+        tools, descriptor, output.descriptor, spec, probe, plan.select, limits, _first_remedy(spec, probe), plan.drop
+    )
     ended = output.run(children, command, descriptor, deadline)
     ledger = _read_ledger(ended)
     as_planned = (output.num_frames, ledger.num_frames) == (spec.num_frames, plan.num_kept)
@@ -277,7 +280,7 @@ def _command(
     stream = ffmpeg.input(f"file:/dev/fd/{descriptor}", **source)[str(probe.stream_index)]
     stream = stream.filter("select", chosen)
     size = (probe.width, probe.height)
-    for name, options in scaling_filters(spec.width, spec.height, spec.scaling, remedy, size):
+    for name, options in scaling_filters(spec.width, spec.height, spec.scaler_flags, remedy, size):
         stream = stream.filter(name, **options)
     stream = stream.output(f"file:/dev/fd/{output}", format="rawvideo", pix_fmt=PIXEL_FORMAT, fps_mode="passthrough")
     stream = stream.global_args("-y", "-nostdin", "-hide_banner", "-nostats", "-v", "level+verbose")
@@ -286,6 +289,10 @@ def _command(
         stream = stream.global_args("-copyts")  # the times that ffprobe saw
     command: list[str] = stream.compile(cmd=tools.ffmpeg)
     return command
+
+
+def _first_remedy(spec: Spec, probe: Probe) -> Remedy:
+    return Remedy(tonemap=spec.is_tonemapped and probe.transfer in HDR_TRANSFERS)
 
 
 def _remedy_for(ended: Exit, remedy: Remedy, probe: Probe, ask_for_turn: Callable[[], Turn]) -> Remedy:
@@ -319,8 +326,10 @@ def _no_frames(probe: Probe, ledger: Ledger, ended: Exit, tools: Tools) -> Failu
         detail = f"{probe.codec or 'unknown codec'}; the container says that it is encrypted"
         return Failure(Reason.ENCRYPTED, detail, 0, claimed)
     if _UNSUPPORTED.search(ended.stderr):
-        remedy = f"ffmpeg {tools.version} ({tools.origin}) cannot decode {probe.codec or 'its unknown codec'}"
-        detail = f"{remedy}: install an ffmpeg that can, or use --ffmpeg-dir"
+        lacking = "map HDR to SDR" if _NO_TONEMAP in ended.stderr else f"decode {probe.codec or 'its unknown codec'}"
+        detail = (
+            f"ffmpeg {tools.version} ({tools.origin}) cannot {lacking}: install an ffmpeg that can, or use --ffmpeg-dir"
+        )
         return Failure(Reason.UNSUPPORTED_CODEC, detail, 0, claimed)
     if _TOO_LARGE.search(ended.stderr):
         return Failure(Reason.TOO_LARGE, words, 0, claimed)

@@ -33,6 +33,7 @@ def find_all(facts: Facts, study: Study, extra: Sequence[Finding] = ()) -> tuple
         *shape_findings.outliers(facts),
         *shape_findings.padding(facts),
         *shape_findings.mixtures(facts),
+        *video_findings.high_dynamic_range(facts),
         *video_findings.left_out(facts),
     ]
     return worst_first(found)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 Filters = tuple[tuple[str, dict[str, str | int]], ...]  # of ffmpeg: name, options
 
+HDR_TRANSFERS = ("smpte2084", "arib-std-b67")  # PQ and HLG, of which 8 bits as they are look washed out
+
 # What ffmpeg's scaler converts; it refuses a video with another matrix as a whole.
 _CONVERTIBLE = {"unknown", "gbr", "bt709", "fcc", "bt470bg", "smpte170m", "smpte240m", "bt2020nc"}
 
@@ -55,10 +57,12 @@ class Remedy:
     Attributes:
         turn: How to turn its pictures once they are scaled; None where ffmpeg does it by itself, before.
         matrix: Colour matrix to use instead of what the video names; empty for that.
+        tonemap: Map its tones and colours to those of SDR.
     """
 
     turn: Turn | None = None
     matrix: str = ""
+    tonemap: bool = False
 
 
 def convertible_matrix(matrix: str, primaries: str) -> str:
@@ -83,13 +87,15 @@ def scaling_filters(width: int, height: int, flags: str, remedy: Remedy, size: t
         remedy: What ffmpeg must be told.
         size: Width and height of the pictures, as far as is known.
     """
+    sdr = {"out_transfer": "bt709", "out_primaries": "bt709"} if remedy.tonemap else {}
 
     def scale(to_width: int, to_height: int) -> Filters:
-        return (("scale", {"w": to_width, "h": to_height, "flags": flags}),)
+        return (("scale", {"w": to_width, "h": to_height, "flags": flags, **sdr}),)
 
     filters: Filters = ()
-    if remedy.matrix:  # the transfer function changes no pixel here, but some are refused too
-        filters = (("setparams", {"colorspace": remedy.matrix, "color_trc": "bt709"}),)
+    if remedy.matrix:  # some transfer functions are refused too, and they change no pixel unless tones are mapped
+        transfer = {} if remedy.tonemap else {"color_trc": "bt709"}
+        filters = (("setparams", {"colorspace": remedy.matrix, **transfer}),)
     turn = remedy.turn or Turn()
     if turn.filters and turn.filters[0][0] == "rotate":  # a squeezed picture turns by another angle
         return (*filters, *scale(*size), *turn.filters, *scale(width, height))

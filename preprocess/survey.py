@@ -81,7 +81,7 @@ def facts_of_folder(
             failed += int(record["status"] == Status.FAILED)
             progress(done, failed, len(videos))
     label_of = {name: label for label, name in enumerate(sources.classes)}
-    names = "status error duration_seconds fps width height num_frames num_real codec pixel_format source_hash"
+    names = "status error duration_seconds fps width height num_frames num_real codec pixel_format transfer source_hash"
     return Facts(
         name=printable(raw),
         fingerprint="",
@@ -139,6 +139,7 @@ def _record(probe: Probe, num_frames_per_clip: int) -> np.void:
         "num_real": min(num_frames, num_frames_per_clip),
         "codec": probe.codec.encode()[:24],
         "pixel_format": probe.pixel_format.encode()[:24],
+        "transfer": probe.transfer.encode()[:16],
     }
     for name, value in values.items():
         record[name] = fitting(value, RECORD[name])

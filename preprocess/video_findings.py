@@ -9,6 +9,7 @@ from vidcache.cache.layout import Split, Status
 from vidcache.preprocess.analysis import BLACK_BELOW, STILL_FRAMES, STILL_RANGE, Facts
 from vidcache.preprocess.copies import find_copies
 from vidcache.preprocess.finding import MAX_NAMES, Finding, Severity, share, some_names
+from vidcache.preprocess.picture import HDR_TRANSFERS
 from vidcache.text import plural
 
 MANY_FAILED = 0.1
@@ -89,6 +90,18 @@ def blank_pictures(facts: Facts) -> Iterator[Finding]:
             f"In {STILL_FRAMES} evenly spaced frames no value changes by more than {STILL_RANGE} of 255: "
             f"{_names(facts, still)}.{only}",
             "Look at the videos: a frozen recording, or a picture, shows nothing that happens.",
+        )
+
+
+def high_dynamic_range(facts: Facts) -> Iterator[Finding]:
+    """Find HDR videos beside others."""
+    rows = np.flatnonzero(np.isin(facts.transfer, [name.encode() for name in HDR_TRANSFERS]))
+    if len(rows):
+        yield Finding(
+            Severity.NOTE,
+            f"{plural(len(rows), 'video is', 'videos are')} in HDR",
+            f"{share(len(rows), len(facts))}: PQ or HLG, for example {_names(facts, rows)}.",
+            "Their clips look washed out beside others, unless they were built with --tonemap.",
         )
 
 

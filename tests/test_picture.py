@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from click.testing import CliRunner
 
-from tests.helpers import TOOLS, run_ffmpeg
+from tests.helpers import TOOLS, make_video, run_ffmpeg
+from vidcache import cli
+from vidcache.cache.reader import CacheReader
 from vidcache.preprocess.decode import Decoded, Limits, decode_video
-from vidcache.preprocess.ffmpeg import Children
+from vidcache.preprocess.failure import Failure, Reason
+from vidcache.preprocess.ffmpeg import Children, Tools
 from vidcache.preprocess.picture import Turn, turn_of
-from vidcache.spec import Spec
+from vidcache.spec import SCALING, TONEMAPPED, Spec
 
 Clip = npt.NDArray[np.uint8]
 
@@ -252,3 +256,109 @@ def test_a_refused_matrix_in_a_turned_video_that_changes(
 
     assert np.array_equal(np.rot90(upright.clip, -1, (1, 2)), decoded.clip)
     assert decoded.damage.startswith("unsupported_colours: ")
+
+
+# --- HDR --------------------------------------------------------------------------------------
+
+PQ, HLG = (f"transfer_characteristics={number}:colour_primaries=9:matrix_coefficients=9" for number in (16, 18))
+
+
+def make_greys(path: Path, tag: str, *greys: int) -> Path:
+    """A video of so many grey stripes, black to white, of HDR or not."""
+    stripes = "+".join(f"{grey}*between(X,{16 * k},{16 * k + 15})" for k, grey in enumerate(greys))
+    source = f"color=s={16 * len(greys)}x32:r=25,format=yuv420p,geq=lum='16+({stripes})*219/255':cb=128:cr=128"
+    run_ffmpeg("-f", "lavfi", "-i", source, "-frames:v", "4", *X264, str(path.with_suffix(".h264")))
+    return join(path, path.with_suffix(".h264").read_bytes(), filters=f"dump_extra=freq=k,h264_metadata={tag}")
+
+
+def greys(clip: Clip, count: int) -> list[float]:
+    """What the stripes have become."""
+    width = clip.shape[2] // count
+    assert np.ptp(clip, axis=3).max() <= 3  # still grey
+    return [float(clip[:, :, k * width + width // 4 : k * width + 3 * width // 4].mean()) for k in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("tag", "white", "middle"),
+    [
+        (PQ, 148, (90, 125)),  # PQ has white, 203 cd/m2, at 58 %, and 26 cd/m2 at 40 %: 13 % of white
+        (HLG, 191, (100, 130)),  # HLG has it at 75 %, and 30 cd/m2 at 40 %: 15 %
+    ],
+)
+def test_hdr_is_mapped_to_sdr_only_if_asked(
+    tmp_path: Path, children: Children, tag: str, white: int, middle: tuple[int, int]
+) -> None:
+    path = make_greys(tmp_path / "v.mp4", tag, 0, 102, white, 255)
+    shape = (4, 32, 64)
+
+    plain = decode(path, children, Spec(*shape))
+    mapped = decode(path, children, Spec(*shape, scaling=TONEMAPPED))
+
+    assert [0, 102, white, 255] == pytest.approx(greys(plain.clip, 4), abs=2)
+    black, dark, bright, brightest = greys(mapped.clip, 4)
+    assert black < 12
+    assert middle[0] < dark < middle[1]
+    assert 235 < bright <= brightest <= 255
+    assert "" == plain.damage == mapped.damage
+    expected = ("smpte2084" if tag == PQ else "arib-std-b67", "bt2020", "bt2020nc")
+    assert expected == (plain.probe.transfer, plain.probe.primaries, plain.probe.matrix)
+
+
+def test_sdr_is_the_same_in_a_cache_that_maps_hdr(
+    tmp_path: Path, children: Children, tagged: Callable[[str], bytes], parts: dict[str, bytes]
+) -> None:
+    for number, part in enumerate((parts["plain"], tagged(PQ.replace("=16", "=14")))):
+        path = join(tmp_path / f"{number}.mp4", part)
+        plain = decode(path, children).clip
+        assert np.array_equal(plain, decode(path, children, Spec(20, 48, 64, scaling=TONEMAPPED)).clip)
+
+
+def test_hdr_in_colours_that_ffmpeg_refuses_is_mapped_too(tmp_path: Path, children: Children) -> None:
+    path = make_greys(tmp_path / "v.mp4", PQ.replace("coefficients=9", "coefficients=14"), 0, 148)
+
+    decoded = decode(path, children, Spec(4, 32, 32, scaling=TONEMAPPED))
+
+    assert greys(decoded.clip, 2)[1] > 235
+    assert "unsupported_colours: ffmpeg cannot convert ictcp; read as bt2020nc" == decoded.damage
+
+
+def test_an_ffmpeg_that_cannot_map_hdr_says_so(tmp_path: Path, children: Children) -> None:
+    path = make_greys(tmp_path / "v.mp4", PQ, 0, 255)
+    old = tmp_path / "ffmpeg"
+    old.write_text(
+        "#!/bin/sh\necho \"[error] Error applying option 'out_transfer' to filter 'scale': Option not found\" >&2\nexit 8\n"
+    )
+    old.chmod(0o755)
+    tools = Tools(str(old), TOOLS.ffprobe, "6.0", "a test")
+
+    with pytest.raises(
+        Failure, match=r"ffmpeg 6\.0 \(a test\) cannot map HDR to SDR: install an ffmpeg that can"
+    ) as caught:
+        decode_video(path, Spec(4, 32, 32, scaling=TONEMAPPED), [tools], children, Limits())
+    assert Reason.UNSUPPORTED_CODEC is caught.value.reason
+
+
+def test_a_build_keeps_what_the_colours_are_and_warns_of_hdr_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for number in range(3):
+            make_video(tmp_path / "raw" / name / f"{number}.mkv", 4, first=number * 9)
+    make_greys(tmp_path / "hdr.mp4", HLG, 0, 148).rename(tmp_path / "raw" / "b" / "hdr.mp4")
+    arguments = [str(tmp_path / "raw"), str(tmp_path / "c.h5"), "--num-frames", "4", "--size", "32", "--workers", "1"]
+    note = "Note: washed out beside others: 1 clip of HDR videos (PQ, HLG). --tonemap maps them to SDR"
+
+    plain = CliRunner().invoke(cli.main, ["build", *arguments])
+    refused = CliRunner().invoke(cli.main, ["build", *arguments, "--tonemap"])
+    with CacheReader(tmp_path / "c.h5") as reader:
+        before, spec = reader.read([6]), reader.spec
+        assert [*[b""] * 6, b"arib-std-b67"] == reader.columns["transfer"].tolist()
+        assert [*[b""] * 6, b"bt2020"] == reader.columns["primaries"].tolist()
+    mapped = CliRunner().invoke(cli.main, ["build", *arguments, "--tonemap", "--overwrite"])
+
+    assert (0, 1) == (plain.exit_code, " ".join(plain.stderr.split()).count(note))
+    assert 2 == refused.exit_code
+    assert "'bicubic+accurate_rnd+full_chroma_int+bitexact+tonemap'" in " ".join(refused.stderr.split())
+    assert (0, 0) == (mapped.exit_code, mapped.stderr.count("HDR"))
+    with CacheReader(tmp_path / "c.h5") as reader:
+        assert (SCALING, TONEMAPPED) == (spec.scaling, reader.spec.scaling)
+        assert not np.array_equal(before, reader.read([6]))
+        assert reader.spec == Spec.from_dict(reader.spec.to_dict())  # as a checkpoint keeps it
