@@ -539,7 +539,7 @@ def test_the_time_of_a_video_holds_for_comparing_contents(raw: Path, cache: Path
 
 
 def test_a_survey_does_not_read_forever(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "Limits", lambda: Limits(timeout_seconds=0.5))
+    monkeypatch.setattr(survey, "Limits", lambda **settings: Limits(timeout_seconds=0.5, **settings))
     sparse(raw / "a" / "sparse.mkv")
     sparse(raw / "a" / "again.mkv")
 
