@@ -118,7 +118,9 @@ def check_views(checkpoint: Checkpoint, options: EvalOptions, where: str = "chec
     try:
         view_frames(checkpoint.spec.num_frames, checkpoint.num_frames_used, options.num_views)
     except ValueError as error:
-        raise InputError(f"--views: {error} ({where}). Lower it, or train with a lower --num-frames-used") from None
+        raise InputError(
+            f"--views: {error} ({where}). Lower it, or train with a lower vidtrain --num-frames-used"
+        ) from None
 
 
 def evaluate(

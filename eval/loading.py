@@ -10,13 +10,16 @@ from vidcache.pixels import MEAN, STD
 from vidcache.text import printable
 
 
-def check_match(checkpoint: Checkpoint, reader: Reader, where: str, *, allow_mismatch: bool = False) -> None:
+def check_match(
+    checkpoint: Checkpoint, reader: Reader, where: str, *, allow_mismatch: bool = False, advice: str = ""
+) -> None:
     """Refuse a checkpoint that does not belong to a cache.
 
     Args:
         checkpoint: Of a run.
         reader: The cache to evaluate it on.
         where: Name of the checkpoint's file, for messages.
+        advice: What to do, where there is no --allow-mismatch; empty is that of an evaluation.
         allow_mismatch: Accept other content or another split; never another spec or class list.
 
     Raises:
@@ -26,12 +29,14 @@ def check_match(checkpoint: Checkpoint, reader: Reader, where: str, *, allow_mis
     if checkpoint.spec != reader.spec:
         raise MismatchError(
             f"{where}: trained on {_spec(checkpoint.spec, reader.spec)}, but {cache} has "
-            f"{_spec(reader.spec, checkpoint.spec)}. Evaluate with its own cache, or build one with the same options"
+            f"{_spec(reader.spec, checkpoint.spec)}. "
+            f"{advice or 'Evaluate with its own cache, or build one with the same options'}"
         )
     if checkpoint.classes != reader.classes:
         raise MismatchError(
             f"{where}: trained on {len(checkpoint.classes)} classes, but {cache} has {len(reader.classes)} "
-            f"({_difference(checkpoint.classes, reader.classes)}). Evaluate with its own cache, or retrain"
+            f"({_difference(checkpoint.classes, reader.classes)}). "
+            f"{advice or 'Evaluate with its own cache, or train again'}"
         )
     if allow_mismatch:
         return
@@ -42,7 +47,7 @@ def check_match(checkpoint: Checkpoint, reader: Reader, where: str, *, allow_mis
         if trained != found:
             raise MismatchError(
                 f"{where}: trained on {noun} {trained}, but {cache} is {found}: clips of its test split may have been "
-                "trained on. Evaluate with its own cache, or accept it with --allow-mismatch"
+                f"trained on. {advice or 'Evaluate with its own cache, or accept it with --allow-mismatch'}"
             )
 
 

@@ -64,8 +64,8 @@ def mirror_images(reader: Reader) -> Iterator[Finding]:
             Severity.WARNING if any(pair.share is not None for pair in pairs) else Severity.NOTE,
             "Classes are told apart by left and right",
             f"{in_words(pairs, reader.classes)}.",
-            "vidtrain mirrors half of the clips and keeps their labels: train with --flip 0, and evaluate without "
-            "--tta flip.",
+            "vidtrain mirrors half of the clips and keeps their labels: train with --flip 0, and do not evaluate "
+            "with videval --tta flip.",
         )
 
 

@@ -362,8 +362,8 @@ def test_frozen_stages_lead_to_bf16_and_a_feature_cache() -> None:
     )
     assert asked[0] == f"Turn --amp auto, which takes bf16 where gradients stay right: {gain}."
     assert auto[1] == (
-        "Turn --feature-cache K: augmentation and frozen stages, measured 450 ms of 1.00 s, are computed once for K views of "
-        "each clip and not in every epoch; without them a step is x1.82 as fast, less what reading their result costs. Each "
+        "Give vidtrain --feature-cache K: augmentation and frozen stages, measured 450 ms of 1.00 s, are computed once "
+        "for K views of each clip and not in every epoch; without them a step is x1.82 as fast, less what reading their result costs. Each "
         "view of the 200 training clips takes 22.5 s to compute."
     )
     assert auto[2] == "Try fewer --num-frames-used (not measured): less is computed, and less can be learned."
@@ -604,7 +604,7 @@ def test_options_of_another_version_are_refused(cache: Path, tmp_path: Path) -> 
     result = call(cache, "--ckpt", ckpt)
 
     assert 5 == result.exit_code
-    assert f"{ckpt}: options of another version of vidcache ('strength'), expected those of this one" in result.stderr
+    assert f"{ckpt}: options of another version of vidcache ('speed' is not known), expected those of this one" in result.stderr
     assert "or measure without --ckpt" in result.stderr
 
 

@@ -305,7 +305,7 @@ def test_resume_takes_the_options_of_the_run_and_refuses_others(cache: Path, gol
         result = call(cache, stopped, "--resume", *option)
         assert 2 == result.exit_code, result.output
         assert f"{option[0]} {option[1]}" in result.stderr
-        assert "expected the same. Leave it out, or train without --resume" in result.stderr.replace("\n", " ")
+        assert "expected the same. Leave it out, or train anew with another --out" in result.stderr.replace("\n", " ")
 
     result = call(cache, stopped, "--resume", "--lr", "0.01", "--reader-threads", "1", "--json")
 
@@ -398,7 +398,9 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(cache: Path, stopped:
 
 
 def test_a_run_of_another_version_and_another_config_are_refused(cache: Path, stopped: Path) -> None:
-    with pytest.raises(InputError, match=r"last.pt: its run has batch_size 6, expected 4. Train without --resume"):
+    with pytest.raises(
+        InputError, match=r"last.pt: its run has batch_size 6, expected 4. Train anew with another --out"
+    ):
         run_training([cache], stopped, dataclasses.replace(CONFIG, batch_size=4), SILENT, resume=True)
     last = stopped.parent / "best.run" / "last.pt"
     old = Checkpoint.load(last)

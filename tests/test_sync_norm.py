@@ -44,6 +44,29 @@ def test_it_is_torchs_batch_norm(shape: tuple[int, ...]) -> None:
     assert torch.allclose(theirs(inputs), ours(inputs), atol=1e-4)
 
 
+def test_a_single_value_per_channel_is_normalised_by_the_running_statistics() -> None:
+    ours, model = SyncedBatchNorm3d(3), R3D18(2)
+    theirs = model.stem[1].__class__(3)
+    nn.init.uniform_(ours.weight, 0.5, 2)
+    ours.running_mean.uniform_(-1, 1)
+    ours.running_var.uniform_(0.5, 2)
+    theirs.load_state_dict(ours.state_dict())
+    before = (ours.running_mean.clone(), ours.running_var.clone())
+    results = []
+    for norm in (theirs, ours):
+        inputs = torch.arange(3.0).reshape(1, 3, 1, 1, 1).requires_grad_()
+        outputs = norm(inputs)
+        (outputs * torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1, 1)).sum().backward()
+        results.append([outputs, inputs.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var])
+
+    for expected, found in zip(*results, strict=True):
+        assert torch.allclose(expected, found, atol=1e-6)
+    assert torch.equal(before[0], ours.running_mean)
+    assert torch.equal(before[1], ours.running_var)
+    expected = (torch.arange(3.0) - before[0]) / torch.sqrt(before[1] + ours.eps) * ours.weight + ours.bias
+    assert torch.allclose(expected, results[1][0].flatten(), atol=1e-6)
+
+
 def test_gradients_are_those_of_finite_differences() -> None:
     norm = SyncedBatchNorm3d(2)
     inputs = torch.randn(3, 2, 1, 2, 2, requires_grad=True)

@@ -185,9 +185,9 @@ def _feature_knobs(found: Measured) -> list[str]:
         return []
     computing = once / found.batch_size * found.num_train_clips
     return [
-        f"Turn --feature-cache K: augmentation and frozen stages, measured {in_time(once)} of {in_time(compute)}, are "
-        f"computed once for K views of each clip and not in every epoch; without them a step is x"
-        f"{compute / (compute - once):.2f} as fast, less what reading their result costs. Each view of the "
+        f"Give vidtrain --feature-cache K: augmentation and frozen stages, measured {in_time(once)} of "
+        f"{in_time(compute)}, are computed once for K views of each clip and not in every epoch; without them a step is "
+        f"x{compute / (compute - once):.2f} as fast, less what reading their result costs. Each view of the "
         f"{plural(found.num_train_clips, 'training clip')} takes {in_time(computing)} to compute."
     ]
 

@@ -312,12 +312,13 @@ def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "T
         raise MismatchError(f"{where}: an option that no run has ({error}). Train again with another --out") from None
     there, here = (dataclasses.asdict(config) | dataclasses.asdict(config.strength) for config in (old, new))
     said = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
+    flags = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
     names = [name for name in values if ctx.get_parameter_source(name) in said]
     free = {name: getattr(new, name) for name in names if name in FREE}
     for name in sorted(set(names) - FREE):
         if there[name] != here[name]:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} {here[name]}: the run in {printable(out.with_suffix('.run'))} has "
-                f"{there[name]}, expected the same. Leave it out, or train without --resume"
+                f"{flags[name]} {here[name]}: the run in {printable(out.with_suffix('.run'))} has "
+                f"{there[name]}, expected the same. Leave it out, or train anew with another --out"
             )
     return dataclasses.replace(old, **{**free, "device": choose_device(free.get("device", old.device))})

@@ -223,11 +223,13 @@ def _load_last(path: Path) -> Checkpoint:
 
 def _last_checkpoint(path: Path, reader: Reader, config: TrainConfig) -> Checkpoint:
     last = _load_last(path)
-    check_match(last, reader, printable(path))
+    check_match(last, reader, printable(path), advice="Go on with its own cache, or train anew with another --out")
     for name, there in dataclasses.asdict(_config_of(last, path)).items():
         here = dataclasses.asdict(config)[name]
         if there != here and name not in FREE:
-            raise InputError(f"{printable(path)}: its run has {name} {there}, expected {here}. Train without --resume")
+            raise InputError(
+                f"{printable(path)}: its run has {name} {there}, expected {here}. Train anew with another --out"
+            )
     try:
         check_state(last)
     except ValueError as error:

@@ -12,7 +12,10 @@ from torch import nn
 
 
 class SyncedBatchNorm3d(nn.BatchNorm3d):
-    """`BatchNorm3d` whose statistics in training are those of the batches of all processes together."""
+    """`BatchNorm3d` whose statistics in training are those of the batches of all processes together.
+
+    As in `vidcache.model.BatchNorm3d`, a single value per channel is normalised by the running statistics.
+    """
 
     running_mean: torch.Tensor
     running_var: torch.Tensor
@@ -24,7 +27,9 @@ class SyncedBatchNorm3d(nn.BatchNorm3d):
         if not self.training:
             return super().forward(inputs)
         normalised: torch.Tensor
-        normalised, mean, variance, count = _Normalise.apply(inputs, self.weight, self.bias, self.eps)
+        normalised, mean, variance, count = _Normalise.apply(
+            inputs, self.weight, self.bias, self.running_mean, self.running_var, self.eps
+        )
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
@@ -53,17 +58,25 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+        ctx: Any,
+        inputs: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        running_mean: torch.Tensor,
+        running_var: torch.Tensor,
+        eps: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         x = inputs.to(torch.float32)
         over = (0, 2, 3, 4)
         totals = torch.cat([x.sum(over), x.new_full((1,), x.numel() // x.shape[1])])
         dist.all_reduce(totals)
         mean, count = totals[:-1] / totals[-1], totals[-1]
+        is_alone = count <= 1  # stays on the device: nobody waits to know
+        mean = torch.where(is_alone, running_mean, mean)
         # About the mean of all: the difference of two large sums of squares would lose the variance in rounding.
         squares = (x - _per_channel(mean)).square_().sum(over)
         dist.all_reduce(squares)
-        variance = squares / count
+        variance = torch.where(is_alone, running_var, squares / count)
         scale = torch.rsqrt(variance + eps)
         ctx.save_for_backward(inputs, mean, scale, weight, count)
         ctx.mark_non_differentiable(mean, variance, count)
@@ -73,7 +86,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inputs, mean, scale, weight, count = ctx.saved_tensors
         given = gradients[0].to(torch.float32)
         standard = (inputs.to(torch.float32) - _per_channel(mean)).mul_(_per_channel(scale))
@@ -82,10 +95,11 @@ class _Normalise(torch.autograd.Function):
         of_bias, of_weight = given.sum(over), (given * standard).sum(over)
         totals = torch.cat([of_bias, of_weight])
         dist.all_reduce(totals)
-        bias_share, weight_share = (totals / count).chunk(2)
+        # Running statistics do not depend on the inputs.
+        bias_share, weight_share = torch.where(count > 1, totals / count, 0).chunk(2)
         through = given - _per_channel(bias_share) - standard.mul_(_per_channel(weight_share))
         of_inputs = through.mul_(_per_channel(scale * weight)).to(inputs.dtype)
-        return of_inputs, of_weight, of_bias, None
+        return of_inputs, of_weight, of_bias, None, None, None
 
 
 def _per_channel(values: torch.Tensor) -> torch.Tensor:
