@@ -186,8 +186,8 @@ def _feature_knobs(found: Measured) -> list[str]:
     computing = once / found.batch_size * found.num_train_clips
     return [
         f"Give vidtrain --feature-cache K: augmentation and frozen stages, measured {in_time(once)} of "
-        f"{in_time(compute)}, are computed once for K views of each clip and not in every epoch; without them a step is "
-        f"x{compute / (compute - once):.2f} as fast, less what reading their result costs. Each view of the "
+        f"{in_time(compute)}, are computed once for K views of each clip and not in every epoch; without them a step "
+        f"is x{compute / (compute - once):.2f} as fast, less what reading their result costs. Each view of the "
         f"{plural(found.num_train_clips, 'training clip')} takes {in_time(computing)} to compute."
     ]
 
