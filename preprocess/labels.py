@@ -72,7 +72,7 @@ def read_labels(file: Path, paths: Sequence[bytes], unfollowed: Sequence[bytes] 
 
 def _describe_missing(missing: Sequence[tuple[str, bytes]], paths: Sequence[bytes], unfollowed: Sequence[bytes]) -> str:
     where, name = missing[0]
-    more = f" (nor do {plural(len(missing) - 1, 'more line')})" if len(missing) > 1 else ""
+    more = f"; {plural(len(missing), 'line')} in all" if len(missing) > 1 else ""
     behind = [link for link in unfollowed if name.startswith(link + b"/")]
     if behind:
         return (

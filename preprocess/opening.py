@@ -36,7 +36,8 @@ def open_video(path: str | bytes | Path, *, follow_links: bool = False) -> int:
         if error.errno in SHORTAGES:
             raise
         if os.path.islink(path):
-            raise Failure(Reason.NOT_A_REGULAR_FILE, "a symbolic link; --follow-links follows it") from None
+            advice = ", and what it leads to is one too" if follow_links else "; --follow-links follows it"
+            raise Failure(Reason.NOT_A_REGULAR_FILE, f"a symbolic link{advice}") from None
         if error.errno is not None and os.path.lexists(path) and not os.path.isfile(path):
             raise Failure(Reason.NOT_A_REGULAR_FILE, error.strerror or "") from None
         is_away = error.errno in (errno.ENOENT, errno.ENOTDIR)

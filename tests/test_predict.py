@@ -143,6 +143,24 @@ def test_every_video_has_an_entry_and_a_bad_one_stops_nothing(raw: Path, checkpo
     assert {"checkpoint": str(checkpoint), "num_failed": 1}.items() <= json.loads(result.stdout).items()
 
 
+def test_links_in_a_folder_are_named_or_followed(raw: Path, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "b").symlink_to(raw / "b")
+    (tmp_path / "videos" / "v.mkv").symlink_to(raw / "a" / "a_0.mkv")
+
+    named = call(tmp_path / "videos", "--ckpt", checkpoint)
+    followed = call(tmp_path / "videos", "--ckpt", checkpoint, "--follow-links", "--json")
+
+    assert 3 == named.exit_code
+    assert (
+        f"Note: {tmp_path}/videos: 2 links were not followed: b -> {raw}/b, v.mkv -> {raw}/a/a_0.mkv. " in named.stderr
+    )
+    assert "v.mkv: not_a_regular_file: a symbolic link; --follow-links follows it\n" in named.stderr
+    assert 0 == followed.exit_code
+    names = [str(tmp_path / "videos" / name) for name in ("b/b_0.mkv", "b/b_1.mkv", "v.mkv")]
+    assert names == [entry["video"] for entry in said(followed)]
+
+
 @pytest.mark.parametrize("options", [("--batch-size", 1), ("--batch-size", 2, "--workers", 3), ("--workers", 1)])
 def test_batches_and_workers_change_no_answer(raw: Path, checkpoint: Path, options: tuple[object, ...]) -> None:
     expected = said(call(raw, "--ckpt", checkpoint, "--json"))

@@ -424,7 +424,7 @@ def test_a_link_that_is_put_in_a_targets_place_is_not_opened(tmp_path: Path, mon
 
     monkeypatch.setattr(os.path, "realpath", swap)
 
-    with pytest.raises(Failure, match="a symbolic link"):
+    with pytest.raises(Failure, match="a symbolic link, and what it leads to is one too"):
         open_video(tmp_path / "link.mp4", follow_links=True)
 
 
@@ -521,7 +521,7 @@ def test_labels_come_from_a_list(tmp_path: Path, text: str, encoding: str) -> No
             "path,label\nx/1.mp4,run\ngone.mp4,run\n",
             "line 3: gone.mp4 names no video. Write paths below the raw folder",
         ),
-        ("path,label\ngone,a\n2.mp4,a\noff,b\n", "line 2: gone names no video (nor do 1 more line). Write paths below"),
+        ("path,label\ngone,a\n2.mp4,a\noff,b\n", "line 2: gone names no video; 2 lines in all. Write paths below"),
         ("path,label\nx/1.mp4,run\n2.mp4,a\nx/1.mp4,b\n", "line 4: x/1.mp4 has label 'b', and 'run' in line 2. Remove"),
         ("path,label\nx/1.mp4,\n", "line 2: no label for x/1.mp4. Write one, or remove the line"),
         ("path,label\nx/1.mp4\n", "line 2: no label for x/1.mp4"),
