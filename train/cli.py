@@ -25,7 +25,7 @@ from vidcache.console import SafeConsole, echo
 from vidcache.errors import InputError, InterruptedRunError, MismatchError
 from vidcache.outputs import PICTURE, claim
 from vidcache.text import brief, plural, printable
-from vidcache.train.place import claim_place, feature_path, inputs_of
+from vidcache.train.place import claim_place, feature_path, inputs_of, run_folder
 from vidcache.train.reporter import Reporter
 from vidcache.train.stop import Stop
 
@@ -321,7 +321,7 @@ def _check_place(caches: tuple[Path, ...], out: Path, values: dict[str, Any], *,
 
 def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "TrainConfig":
     """Return the config of the run to resume; what the command line says must not contradict it."""
-    from vidcache.train.run import FREE, resumed_config, run_folder
+    from vidcache.train.run import FREE, resumed_config
 
     old, new = resumed_config(out), make_config(dict(values))
     try:
