@@ -210,7 +210,7 @@ class _Packets:
             self.end = max(self.end, start + (_number(fields.get("duration_time")) or 0.0))
 
     def _keep_place(self, pos: str, size: str) -> None:
-        if not (pos.isdigit() and size.isdigit()):
+        if not (pos.isdecimal() and size.isdecimal()):
             return
         first, end = int(pos), int(pos) + int(size)
         if self.first_byte < 0:
