@@ -161,7 +161,7 @@ def layout_notes(tops: dict[bytes, Top], class_depth: int) -> list[str]:
             folders.setdefault(split, []).append(name)
             loose.update({name: top.loose} if top.loose else {})
     notes += [
-        f"{' and '.join(map(printable, names))} are both {split.name.lower()}: joined"
+        f"{' and '.join(map(printable, names))} mean {split.name.lower()}: joined"
         for split, names in folders.items()
         if len(names) > 1
     ]

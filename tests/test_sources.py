@@ -111,7 +111,7 @@ def test_layout_splits_names_what_it_leaves_out_and_what_it_joins(tmp_path: Path
     loose, *others = found.notes
     assert "1 file directly in the raw folder, in no class, left out: for example top. Move them" in loose
     assert [
-        "val and validation are both val: joined",
+        "val and validation mean val: joined",
         "no splits, left out: extra (2)",
         "videos directly in a split folder, in no class, left out: val (1). Move them into the folder of their class",
     ] == others
