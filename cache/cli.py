@@ -13,9 +13,8 @@ from vidcache.cache.leaks import Leaks, draw_leaks, find_leaks
 from vidcache.cache.reader import CacheReader, Reader
 from vidcache.cli import Command, beside, check_png, echo_json, json_option, option
 from vidcache.console import SafeConsole, echo
-from vidcache.errors import CacheError, VidcacheError
+from vidcache.errors import CacheError
 from vidcache.near import NEAR
-from vidcache.outputs import PICTURE, claim
 from vidcache.spec import Spec
 from vidcache.text import plural, printable
 
@@ -153,45 +152,30 @@ def leaks(
 ) -> None:
     """List pairs of clips of CACHE that look alike and are in different splits, nearest first.
 
-    Where the picture cannot be written, they are printed all the same, and the exit code is 1.
-
     \b
     vidcache leaks cache.h5
     """
     from vidcache.cache.joined import open_caches
 
-    picture = claim(out or beside(caches[0], ".leaks.png"), PICTURE, caches)
-    failure: OSError | None = None
     with open_caches(caches) as reader:
         found = find_leaks(reader, max_distance)
         total = len(found.pairs)
         pairs = [_describe_pair(reader, found, number) for number in range(min(total, num_pairs))]
-        try:
-            if total:
-                draw_leaks(reader, found, picture, num_pictures)
-        except OSError as error:
-            failure = error
-    drawn = printable(picture) if total and not failure else None
+        picture = out or beside(caches[0], ".leaks.png")
+        if total:
+            draw_leaks(reader, found, picture, num_pictures)
     if as_json:
+        drawn = printable(picture) if total else None
         echo_json({"cache": reader.name, "num_pairs": total, "pairs": pairs, "picture": drawn})
-    else:
-        _show_leaks(reader, found, pairs)
-        if drawn:
-            echo(f"{drawn}: the nearest {min(num_pictures, total)} side by side")
-    if failure:
-        raise VidcacheError(
-            f"{printable(picture)}: the picture cannot be written ({failure.strerror}). Choose another place with --out"
-        )
-
-
-def _show_leaks(reader: Reader, found: Leaks, pairs: list[dict[str, Any]]) -> None:
-    total = len(found.pairs)
+        return
     for pair in pairs:
         said = "  ".join(f"{split:5}  {path}" for split, path in zip(pair["splits"], pair["paths"], strict=True))
         echo(f"{pair['distance']:.6f}  {said}")
     if total > len(pairs):
         echo(f"and {total - len(pairs):,} more: --num-pairs")
     echo(f"{reader.name}: {found.in_words}")
+    if total:
+        echo(f"{printable(picture)}: the nearest {min(num_pictures, total)} side by side")
 
 
 def _describe_pair(reader: Reader, found: Leaks, number: int) -> dict[str, Any]:

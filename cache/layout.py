@@ -18,7 +18,6 @@ import xxhash
 
 from vidcache.cache.image import SparseImage
 from vidcache.errors import CacheError
-from vidcache.outputs import name_of
 from vidcache.spec import Spec
 
 FORMAT = b"vidcache"
@@ -75,7 +74,9 @@ COLUMNS = (
     Column("error", f"S{ERROR_BYTES}", Stage.DECODE, "reason code, colon, detail; empty when ok"),
     Column("source_hash", f"S{HASH_HEX}", Stage.DECODE, "xxh3-128 of the video file"),
     Column("clip_hash", f"S{HASH_HEX}", Stage.DECODE, "xxh3-128 of the clip"),
-    Column("perceptual_hash", "|u1", Stage.DECODE, "grey thumbnails of 16 evenly spaced frames", (16, 12, 12)),
+    Column(
+        "perceptual_hash", "|u1", Stage.DECODE, "grey thumbnails of 16 evenly spaced frames, bars cut off", (16, 12, 12)
+    ),
     Column("width", "<i4", Stage.DECODE, "pixels, as displayed (after rotation)"),
     Column("height", "<i4", Stage.DECODE, "pixels, as displayed (after rotation)"),
     Column("rotation", "<i2", Stage.DECODE, "degrees clockwise that the decoder turned: 0, 90, 180, 270"),
@@ -174,7 +175,7 @@ class Header:
         fields = unseal(block, HEADER, where, rebuild)
         version = int(fields["format_version"])
         if not 1 <= version <= FORMAT_VERSION:
-            older = "Use the vidcache that made it, or build it again under another name"
+            older = "Use the vidcache that made it, or build it again with --overwrite"
             raise CacheError(
                 f"{where}: format version {version}, but this vidcache reads versions 1 to {FORMAT_VERSION}. "
                 f"{'Use a newer vidcache' if version > FORMAT_VERSION else older}"
@@ -197,17 +198,14 @@ def unseal(block: bytes, dtype: np.dtype[Any], where: str, rebuild: str, magic: 
         block: The first bytes of the file.
         dtype: Of the fields.
         where: The file's name, for messages.
-        rebuild: What to do when it is damaged.
+        rebuild: What to do when it is none.
         magic: What it has to begin with, 8 bytes.
 
     Raises:
         CacheError: It is no whole, undamaged user block.
     """
     if block[: len(magic)] != magic:
-        known = name_of(block)
-        wanted = name_of(magic)
-        what = f"is {known}, not {wanted}" if known else f"no {magic.decode()} file (it begins with {block[:8]!r})"
-        raise CacheError(f"{where}: {what}. Name {wanted}")
+        raise CacheError(f"{where}: no {magic.decode()} file (it begins with {block[:8]!r}). {rebuild}")
     if len(block) < USER_BLOCK_BYTES:
         raise CacheError(f"{where}: {len(block)} bytes, expected {USER_BLOCK_BYTES} or more. {rebuild}")
     body, digest = block[: USER_BLOCK_BYTES - 8], block[USER_BLOCK_BYTES - 8 : USER_BLOCK_BYTES]

@@ -19,19 +19,20 @@ from vidcache.text import plural, printable
 Rows = npt.NDArray[np.int64]
 
 
-def find_duplicates(facts: Any, threshold: float = NEAR) -> NearPairs:
+def find_duplicates(facts: Any, threshold: float = NEAR, splits: npt.NDArray[np.uint8] | None = None) -> NearPairs:
     """Find clips that are the same or look it.
 
     Args:
         facts: Columns "status" and "perceptual_hash", (N, ...) each: records of dtype `RECORD`, or the columns of
             a cache.
         threshold: Largest distance that counts.
+        splits: (N,) values of `Split`: of a clip with very many look-alikes, one of each split is among the pairs.
 
     Returns:
         Pairs of rows that have a clip.
     """
     rows = np.flatnonzero(facts["status"] != Status.FAILED)
-    near = find_near_pairs(facts["perceptual_hash"][rows], threshold)
+    near = find_near_pairs(facts["perceptual_hash"][rows], threshold, None if splits is None else splits[rows])
     same = np.arange(len(facts["status"]))
     same[rows] = rows[near.same]
     return NearPairs(rows[near.rows], near.distances, same)
@@ -75,7 +76,8 @@ def find_leaks(reader: Reader, threshold: float = NEAR) -> Leaks:
         reader: The cache, or several.
         threshold: Largest distance that counts.
     """
-    return leaks_among(find_duplicates(reader.columns, threshold), reader.columns["split"])
+    splits = reader.columns["split"]
+    return leaks_among(find_duplicates(reader.columns, threshold, splits), splits)
 
 
 def leaks_among(found: NearPairs, splits: npt.NDArray[np.uint8]) -> Leaks:

@@ -1,13 +1,12 @@
-"""Finding clips that show the same: re-encoded, scaled, brighter, cropped, mirrored copies, or shifted in time.
+"""Finding clips that show the same: scaled, brighter, cropped, mirrored, stamped copies, or shifted in time.
 
-Pure arithmetic on the perceptual hashes of a cache. Two steps: candidates, the nearest by one vector per
-clip, searched cell by cell; then every candidate pair frame by frame. Time grows as N ** 1.5, memory as N.
+Pure arithmetic on the perceptual hashes of a cache. Two steps: candidates, all pairs that are near by one vector per
+clip; then every candidate pair frame by frame. Time grows as N ** 2, memory as N.
 """
 
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,27 +15,67 @@ import xxhash
 
 from vidcache.perceptual import SIDE
 
-# On 277 clips of one room under one camera, the hardest case at hand, this finds 95 to 100 % of the copies made in
-# nine ways; of pairs from different recordings 0.24 % are nearer (walks that leave the same empty room in half of
-# their frames). Elsewhere there is more room: of 340 rendered clips no two are. See tests/benchmarks/bench_near.py.
+# On 277 clips of one room under one camera, the hardest case at hand, this finds 95 to 100 % of the copies made in the
+# ways of tests/benchmarks/bench_near.py; of pairs from different recordings 0.27 % are nearer (walks that leave the
+# same empty room in half of their frames). Elsewhere there is more room: of 340 rendered clips no two are.
 NEAR = 0.008
 
 _CORE = 8  # side of the pictures that are compared
 _FLAT = 1.5  # standard deviation, of 255, below which a picture shows nothing
 _BLANK = 2  # difference, of 255, between the darkest and the brightest cell of a clip that shows nothing at all
-# What a crop leaves of height and width, and the parts of what it takes that are cut off above and at the left.
-_SCALES = (1.0, 0.95, 0.9)
-_CENTRE = (0.5, 0.5)
-_ANYWHERE = tuple((top, left) for top in (0.0, 0.5, 1.0) for left in (0.0, 0.5, 1.0))
-_OFFSETS = ((_CENTRE,), _ANYWHERE, _ANYWHERE)
 _CANDIDATE = 0.06  # distance of clip vectors: 0.01 for most copies, 0.06 for a moving scene 0.4 s later
-_NUM_NEIGHBOURS = 16
-_NUM_PROBES = 8
+_NUM_AXES = 24  # of 128: with these alone few pairs look nearer than they are
+_ENOUGH = 32  # times that a clip is found near to others before a pair is left out that tells nothing new
 _PAIRS_AT_ONCE = 2048
+_SCORES_AT_ONCE = 2**22
 
 Hashes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Window = tuple[float, float, float, float]  # top, height, left, width, as parts of the picture
+
+_WHOLE: Window = (0, 1, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """How two clips can show the same.
+
+    Attributes:
+        firsts: Windows of the first, one of which shows what `second` does; by the first of them candidates are found.
+        second: Window of the second.
+        num_frames: Of each, of 16, how many must have a frame of the other that is near.
+        strictness: How many times nearer than elsewhere they must be.
+    """
+
+    firsts: tuple[Window, ...]
+    second: Window = _WHOLE
+    num_frames: int = 8
+    strictness: float = 1.0
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether it is the same with the two exchanged."""
+        return self.firsts == (self.second,)
+
+
+def _crops(kept: float) -> tuple[Window, ...]:
+    """Windows that leave the same part of height and width, the one in the middle first."""
+    starts = ((1 - kept) / 2, 0, 1 - kept)
+    return tuple((top, kept, left, kept) for top, left in itertools.product(starts, starts))
+
+
+# A stamp, a logo or a subtitle lies above or below, and the rest is the same in all frames. Clips of one room are the
+# same there, too, but seldom so near and so long: this adds 0.006 % of pairs of different recordings.
+_UPPER: Window = (0, 0.71, 0, 1)  # nothing of the lower 3 of 12 cells, though pixels are interpolated
+_LOWER: Window = (0.29, 0.71, 0, 1)
+_WAYS = (
+    _Way((_WHOLE,)),
+    _Way(_crops(0.95)),
+    _Way(_crops(0.9)),
+    _Way((_UPPER,), _UPPER, num_frames=12, strictness=3),
+    _Way((_LOWER,), _LOWER, num_frames=12, strictness=3),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,34 +99,50 @@ class NearPairs:
         return np.concatenate([np.stack([self.same[copies], copies], axis=1), self.rows])
 
 
-def find_near_pairs(hashes: Hashes, threshold: float = NEAR) -> NearPairs:
+def find_near_pairs(hashes: Hashes, threshold: float = NEAR, splits: npt.ArrayLike | None = None) -> NearPairs:
     """Find pairs of clips that show the same.
 
     The distance of two pictures is 1 minus their correlation, so brightness and contrast do not count;
     of two clips it is the smallest d such that half of the frames of each have a frame of the other within
-    d, for the best of 19 crops of either and for the mirrored clip. Clips that are flat (black, one
+    d, for the best of 19 crops of either and for the mirrored clip; or if what lies in the upper or the lower
+    quarter is left out, a third of which 12 of their 16 frames are within. Clips that are flat (black, one
     colour) in more than half of their frames show nothing and are near to none; if they are not quite
     blank they can still be the same as others.
 
-    At most the 16 nearest of a clip are looked at for each of 3 crops, mirrored or not. Sums in float32
-    depend on the kind of CPU in the last digit: where more than 16 are as near, so can which are looked at.
+    Compared are all pairs of clips whose mean pictures correlate, however many. Once a clip has been found near
+    to very many, pairs are left out that change neither what is connected nor to which splits a clip is near.
+    Sums in float32 depend on the kind of CPU in the last digit: only a pair that lies on the very limit can be
+    found on one and not on another.
 
     Args:
         hashes: (N, 16, 12, 12) uint8, of `vidcache.perceptual.perceptual_hash`.
         threshold: Largest distance that counts.
+        splits: (N,) values of `Split`: every clip that is near to one of a split is paired with one.
     """
     same = _same(hashes)
     shows = _num_flat(hashes) * 2 <= hashes.shape[1]
     unique = np.flatnonzero(shows & (same == np.arange(len(hashes))))
     rows, distances = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
-    for scale, mirrored, pairs in _candidates(_Clips(hashes[unique])) if len(unique) else ():
-        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-            part = unique[pairs[start : start + _PAIRS_AT_ONCE]]
-            found = _clip_distances(hashes, part, scale, mirrored)
+    known = _Known(_splits_of_all(same, splits)[unique])
+    clips = _Clips(hashes[unique])
+    for way, mirrored in itertools.product(_WAYS, (False, True)) if len(unique) else ():
+        for pairs in clips.candidates(way, mirrored):
+            part = pairs[known.lacks(pairs)]
+            if not len(part):
+                continue
+            found = _clip_distances(hashes, unique[part], way, mirrored)
             near = found <= threshold
-            rows.append(np.sort(part[near], axis=1))
+            known.add(part[near])
+            rows.append(np.sort(unique[part[near]], axis=1))
             distances.append(found[near])
     return NearPairs(*_nearest(np.concatenate(rows), np.concatenate(distances)), same)
+
+
+def _splits_of_all(same: Rows, splits: npt.ArrayLike | None) -> Rows:
+    """(N,) the splits of all clips that are the same, as bits."""
+    bits = np.zeros(len(same), np.int64)
+    np.bitwise_or.at(bits, same, 1 if splits is None else 1 << np.asarray(splits, np.int64))
+    return bits
 
 
 def _same(hashes: Hashes) -> Rows:
@@ -101,8 +156,8 @@ def _same(hashes: Hashes) -> Rows:
 def clip_distance(first: Hashes, second: Hashes) -> float:
     """Return the distance of two clips, as `find_near_pairs` defines it: (16, 12, 12) each."""
     both, rows = np.stack([first, second]), np.array([[0, 1], [1, 0]])
-    ways = itertools.product(range(len(_OFFSETS)), (False, True))
-    return min(float(_clip_distances(both, rows, scale, mirrored).min()) for scale, mirrored in ways)
+    ways = itertools.product(_WAYS, (False, True))
+    return min(float(_clip_distances(both, rows, way, mirrored).min()) for way, mirrored in ways)
 
 
 def _nearest(rows: Rows, distances: Floats) -> tuple[Rows, Floats]:
@@ -130,11 +185,10 @@ def _window(start: float, scale: float) -> Floats:
     return means
 
 
-def _crop(pictures: Floats, scale: int, offset: tuple[float, float]) -> Floats:
-    """Cut (..., 12, 12) to a part of their height and width, (..., 8, 8)."""
-    kept = _SCALES[scale]
-    top, left = ((1 - kept) * part for part in offset)
-    return np.asarray(_window(top, kept) @ pictures @ _window(left, kept).T, np.float32)
+def _cut(pictures: Floats, window: Window) -> Floats:
+    """Cut (..., 12, 12) to a window, (..., 8, 8)."""
+    top, height, left, width = window
+    return np.asarray(_window(top, height) @ pictures @ _window(left, width).T, np.float32)
 
 
 def _unit(vectors: Floats) -> Floats:
@@ -150,25 +204,25 @@ def _num_flat(hashes: Hashes) -> Rows:
     return np.concatenate([np.zeros(0, np.int64), *counts])
 
 
-def _frame_vectors(hashes: Hashes, scale: int, offset: tuple[float, float], mirrored: bool) -> Floats:
+def _frame_vectors(hashes: Hashes, window: Window, mirrored: bool) -> Floats:
     """(n, 16, 64) unit vectors of the frames; zero for what is flat."""
     pictures = hashes[..., ::-1] if mirrored else hashes
-    cut = _crop(pictures.astype(np.float32), scale, offset).reshape(*hashes.shape[:2], -1)
+    cut = _cut(pictures.astype(np.float32), window).reshape(*hashes.shape[:2], -1)
     cut -= cut.mean(axis=-1, keepdims=True)
     cut[np.sqrt((cut * cut).mean(axis=-1)) < _FLAT] = 0
     return _unit(cut)
 
 
-def _clip_distances(hashes: Hashes, pairs: Rows, scale: int, mirrored: bool) -> Floats:
-    """(n,) distances of pairs, (n, 2), for the best crop of one size of the first, perhaps mirrored."""
+def _clip_distances(hashes: Hashes, pairs: Rows, way: _Way, mirrored: bool) -> Floats:
+    """(n,) distances of pairs, (n, 2), for the best window of the first, perhaps mirrored."""
     firsts, place = np.unique(pairs[:, 0], return_inverse=True)
-    second = _frame_vectors(hashes[pairs[:, 1]], 0, _CENTRE, False).transpose(0, 2, 1)
-    half = hashes.shape[1] // 2 - 1
+    second = _frame_vectors(hashes[pairs[:, 1]], way.second, False).transpose(0, 2, 1)
+    limit = hashes.shape[1] - way.num_frames
     best: Floats = np.full(len(pairs), np.inf, np.float32)
-    for offset in _OFFSETS[scale]:
-        similarity = _frame_vectors(hashes[firsts], scale, offset, mirrored)[place.reshape(-1)] @ second
-        sides = [np.partition(similarity.max(axis=axis), -half - 1, axis=1)[:, -half - 1] for axis in (1, 2)]
-        best = np.minimum(best, 1 - np.minimum(*sides), dtype=np.float32)
+    for window in way.firsts:
+        similarity = _frame_vectors(hashes[firsts], window, mirrored)[place.reshape(-1)] @ second
+        sides = [np.partition(similarity.max(axis=axis), limit, axis=1)[:, limit] for axis in (1, 2)]
+        best = np.minimum(best, (1 - np.minimum(*sides)) * way.strictness, dtype=np.float32)
     return np.maximum(best, 0).round(5)  # what is beyond differs from CPU to CPU
 
 
@@ -180,90 +234,80 @@ class _Clips:
 
     def __init__(self, hashes: Hashes) -> None:
         parts = [hashes[start : start + 2048].astype(np.float32) for start in range(0, len(hashes), 2048)]
-        shape = (0, SIDE, SIDE)
-        self._means = np.concatenate([np.zeros(shape, np.float32), *(part.mean(axis=1) for part in parts)])
-        self._motion = np.concatenate([np.zeros(shape, np.float32), *(part.std(axis=1) for part in parts)])
+        none = np.zeros((0, SIDE, SIDE), np.float32)
+        self._means = np.concatenate([none, *(part.mean(axis=1) for part in parts)])
+        self._motion = np.concatenate([none, *(part.std(axis=1) for part in parts)])
 
-    def __len__(self) -> int:
-        return len(self._means)
-
-    def vectors(self, scale: int, mirrored: bool) -> Floats:
+    def vectors(self, window: Window, mirrored: bool) -> Floats:
         """(N, 128) unit vectors."""
         still, moving = (
-            _crop(pictures[..., ::-1] if mirrored else pictures, scale, _CENTRE).reshape(len(self), -1)
+            _cut(pictures[..., ::-1] if mirrored else pictures, window).reshape(len(pictures), -1)
             for pictures in (self._means, self._motion)
         )
         still = still - still.mean(axis=1, keepdims=True)
         return _unit(np.concatenate([still, moving], axis=1))
 
+    def candidates(self, way: _Way, mirrored: bool) -> Iterator[Rows]:
+        """Yield (n, 2) all pairs whose vectors are near enough, in parts of bounded size."""
+        vectors = self.vectors(way.second, False)
+        queries = self.vectors(way.firsts[0], mirrored)
+        axes = np.linalg.eigh(vectors.T @ vectors)[1][:, -_NUM_AXES:]
+        ours, others = _bounding(queries, axes), _bounding(vectors, axes)
+        rows_at_once = max(1, _SCORES_AT_ONCE // len(vectors))
+        waiting = [np.zeros((0, 2), np.int64)]
+        for start in range(0, len(vectors), rows_at_once):
+            # A mirrored pair, and one of pictures that are cut alike, is the same both ways round.
+            first = start + 1 if way.symmetric else 0
+            similar = ours[start : start + rows_at_once] @ others[first:].T >= 1 - _CANDIDATE - 1e-5
+            rows, found = np.divmod(np.flatnonzero(similar), max(similar.shape[1], 1))
+            pairs = np.stack([rows + start, found + first], axis=1)
+            waiting.append(pairs[pairs[:, 0] < pairs[:, 1] if way.symmetric else pairs[:, 0] != pairs[:, 1]])
+            if sum(map(len, waiting)) >= _PAIRS_AT_ONCE or start + rows_at_once >= len(vectors):
+                pairs = np.concatenate(waiting)
+                for part in np.split(pairs, range(_PAIRS_AT_ONCE, len(pairs), _PAIRS_AT_ONCE)):
+                    scores = np.einsum("nd,nd->n", queries[part[:, 0]], vectors[part[:, 1]])
+                    yield part[1 - scores <= _CANDIDATE]
+                waiting = [pairs[:0]]
 
-def _candidates(clips: _Clips) -> Iterator[tuple[int, bool, Rows]]:
-    """Yield scale, mirrored, and (P, 2) pairs that may be near when the first is cropped and mirrored so."""
-    index = _Index(clips.vectors(0, False))
-    for scale, mirrored in itertools.product(range(len(_SCALES)), (False, True)):
-        for pairs in index.neighbours(clips.vectors(scale, mirrored)):
-            yield scale, mirrored, pairs
+
+def _bounding(vectors: Floats, axes: Floats) -> Floats:
+    """Shorten unit vectors so that their products are never below those of the whole ones (Cauchy and Schwarz)."""
+    head = vectors @ axes
+    rest = 1 - (head * head).sum(axis=1, keepdims=True)
+    return np.concatenate([head, np.sqrt(np.maximum(rest, 0))], axis=1)
 
 
-class _Index:
-    """Vectors in cells around some of them, so that a search looks at a few cells only.
+class _Known:
+    """Which clips are connected, and how often each was found near to those of a kind.
 
-    The centres are drawn from the vectors themselves: where there are many, cells are small.
+    Thousands of clips that all look alike have millions of pairs: most tell nothing new.
     """
 
-    def __init__(self, vectors: Floats) -> None:
-        self._vectors = vectors
-        num_cells = math.isqrt(len(vectors))
-        self._part = 4 * num_cells + 64
-        chosen = np.random.default_rng(0).permutation(len(vectors))[:num_cells]
-        self._centres = vectors[np.sort(chosen)]
-        cells = np.concatenate([np.zeros(0, np.int64), *(nearest[:, 0] for nearest in self._nearest(vectors, 1))])
-        self._order = np.argsort(cells, kind="stable")
-        self._starts = np.searchsorted(cells[self._order], np.arange(num_cells + 1))
+    def __init__(self, kinds: Rows) -> None:
+        self._kinds = kinds
+        self._parents = np.arange(len(kinds))
+        self._counts = np.zeros((len(kinds), kinds.max(initial=0) + 1), np.int64)
 
-    def _nearest(self, vectors: Floats, count: int) -> Iterator[Rows]:
-        """The nearest cells, (n, count), for parts of the vectors."""
-        for start in range(0, len(vectors), _PAIRS_AT_ONCE):
-            yield _largest(vectors[start : start + _PAIRS_AT_ONCE] @ self._centres.T, count)
+    def roots(self, rows: Rows) -> Rows:
+        """(n,) one clip that stands for all that are connected."""
+        parents = self._parents[rows]
+        while (parents != (above := self._parents[parents])).any():
+            parents = above
+        self._parents[rows] = parents
+        return parents
 
-    def neighbours(self, queries: Floats) -> Iterator[Rows]:
-        """Yield (n, 2) pairs of a query and one of its nearest vectors other than itself, for parts of the queries."""
-        probes = min(_NUM_PROBES, len(self._centres))
-        for number, cells in enumerate(self._nearest(queries, probes)):
-            first = number * _PAIRS_AT_ONCE
-            rows, found, scores = self._look(queries[first : first + len(cells)], cells, first)
-            keep = (rows + first != found) & (1 - scores <= _CANDIDATE)
-            rows, found, scores = rows[keep], found[keep], scores[keep]
-            order = np.lexsort((-scores, rows))
-            rows, found = rows[order], found[order]
-            rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
-            best = rank < _NUM_NEIGHBOURS
-            yield np.stack([rows[best] + first, found[best]], axis=1)
+    def lacks(self, pairs: Rows) -> npt.NDArray[np.bool_]:
+        """(n,) which pairs may connect clips, or are one of the first of a clip with clips of a kind."""
+        first, second = pairs.T
+        counts = np.minimum(self._counts[first, self._kinds[second]], self._counts[second, self._kinds[first]])
+        tells: npt.NDArray[np.bool_] = (counts < _ENOUGH) | (self.roots(first) != self.roots(second))
+        return tells
 
-    def _look(self, queries: Floats, cells: Rows, first: int) -> tuple[Rows, Rows, Floats]:
-        """Compare each query with what is in its cells: (m,) query, vector, similarity; the best of each cell."""
-        asked = np.argsort(cells, axis=None, kind="stable")
-        edges = np.searchsorted(cells.reshape(-1)[asked], np.arange(len(self._centres) + 1))
-        out: list[tuple[Rows, Rows, Floats]] = []
-        for cell in np.unique(cells).tolist():
-            rows = asked[edges[cell] : edges[cell + 1]] // cells.shape[1]
-            members = self._order[self._starts[cell] : self._starts[cell + 1]]
-            # Where very many are the same but for rounding, a cell is large: each query then looks at a part.
-            ranks = np.maximum(np.searchsorted(members, rows + first, "right") - 1, 0)
-            parts = ranks // self._part if len(members) > self._part else None
-            for part in (0,) if parts is None else np.unique(parts).tolist():
-                asking = rows if parts is None else rows[parts == part]
-                there = members[part * self._part :][: self._part] if parts is not None else members
-                similarity = queries[asking] @ self._vectors[there].T
-                best = _largest(similarity, _NUM_NEIGHBOURS + 1)  # one is the query itself
-                scores = np.take_along_axis(similarity, best, axis=1)
-                out.append((np.repeat(asking, best.shape[1]), there[best].reshape(-1), scores.reshape(-1)))
-        joined = [np.concatenate(column) for column in zip(*out, strict=True)]
-        return joined[0], joined[1], joined[2]
-
-
-def _largest(values: Floats, count: int) -> Rows:
-    """(n, count) places of the largest values of each row, or of all if there are fewer."""
-    if values.shape[1] <= count:
-        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
-    return np.argpartition(-values, count - 1, axis=1)[:, :count]
+    def add(self, pairs: Rows) -> None:
+        """Connect pairs."""
+        first, second = pairs.T
+        np.add.at(self._counts, (first, self._kinds[second]), 1)
+        np.add.at(self._counts, (second, self._kinds[first]), 1)
+        for pair in pairs[self.roots(first) != self.roots(second)]:
+            low, high = np.sort(self.roots(pair))
+            self._parents[high] = low

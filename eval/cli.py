@@ -8,10 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vidcache.cli import Command, choose_device, command_line, echo_json, json_option, option, version_option
-from vidcache.console import SafeConsole, echo
-from vidcache.errors import VidcacheError
+from vidcache.console import SafeConsole
 from vidcache.files import write_text_atomically
-from vidcache.outputs import PAGE, PICTURE, begins, claim_folder, why_not_writable
 from vidcache.text import printable, to_csv
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
@@ -19,16 +17,6 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.checkpoint import Checkpoint
     from vidcache.eval.evaluation import Evaluation
     from vidcache.model import R3D18
-
-FILES = {
-    "metrics.json": begins("the metrics of an evaluation", b'{\n  "cache": '),
-    "per_class.csv": begins("the classes of an evaluation", b"class,num_clips,"),
-    "predictions.csv": begins("the predictions of an evaluation", b"path,true,class1,"),
-    "changed.csv": begins("the comparison of an evaluation", b"path,true,first,second,"),
-    "confusion.png": PICTURE,
-    "per_class.png": PICTURE,
-    "report.html": PAGE,
-}
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,16 +74,12 @@ def main(
 ) -> None:
     """Evaluate a checkpoint on the test clips of CACHE; report.html, metrics.json and more go to best.eval/.
 
-    Several caches of the same shape and classes are used as one. Where the folder cannot be written, the numbers are
-    printed all the same, and the exit code is 1.
+    Several caches of the same shape and classes are used as one.
 
     \b
     videval cache.h5 --ckpt best.pt
     videval cache.h5 --ckpt best.pt --compare other.pt
     """
-    read = [*caches, ckpt, *([compare] if compare else [])]
-    folder = claim_folder(out or ckpt.with_suffix(".eval"), FILES, read)
-
     from vidcache.cache.joined import open_caches
     from vidcache.eval.compare import compare as compare_predictions
     from vidcache.eval.evaluation import EvalOptions, check_views, evaluate, predict_split
@@ -108,7 +92,7 @@ def main(
 
     chosen = choose_device(device)
     options = EvalOptions(split, chosen, batch_size, num_views, tta == "flip", verify, seed)
-    where = printable(ckpt)
+    folder, where = out or ckpt.with_suffix(".eval"), printable(ckpt)
     comparison, changed = None, []
     with open_caches(caches) as reader:
         checkpoint, model = _load(ckpt, reader, chosen, allow_mismatch)
@@ -116,9 +100,6 @@ def main(
         check_views(checkpoint, options, where)  # before the work, as everything that can be refused
         if compare and other:
             check_views(other[0], options, printable(compare))
-        failure = why_not_writable(folder)
-        if failure:
-            echo(f"Warning: {_not_written(folder, failure)}, only printed", err=True)
         found = evaluate(reader, checkpoint, model, options, where)
         summary = {
             "cache": reader.name,
@@ -140,7 +121,7 @@ def main(
             )
             changed = changed_clips(reader, found.predictions, predictions)
             summary["comparison"] = comparison
-        summary["report"] = None if failure else printable(folder / "report.html")
+        summary["report"] = printable(folder / "report.html")
         history = read_history(ckpt, checkpoint)
         subject = Subject(
             reader,
@@ -159,28 +140,18 @@ def main(
             changed=changed,
         )
         # Rendered before anything is written: no new numbers beside an old page.
-        try:
-            if not failure:
-                write_results(folder, summary, reader, found.predictions, found.metrics)
-                changed_csv = folder / "changed.csv"
-                if comparison:
-                    header = ["path", "true", "first", "second", "change"]
-                    write_text_atomically(changed_csv, to_csv(header, [list(row.values()) for row in changed]))
-                else:
-                    changed_csv.unlink(missing_ok=True)  # of an earlier comparison
-                write_text_atomically(folder / "report.html", page)
-        except OSError as error:
-            failure, summary["report"] = error, None
+        write_results(folder, summary, reader, found.predictions, found.metrics)
+        changed_csv = folder / "changed.csv"
+        if comparison:
+            header = ["path", "true", "first", "second", "change"]
+            write_text_atomically(changed_csv, to_csv(header, [list(row.values()) for row in changed]))
+        else:
+            changed_csv.unlink(missing_ok=True)  # of an earlier comparison
+        write_text_atomically(folder / "report.html", page)
     if as_json:
         echo_json(summary)
     else:
         _show(SafeConsole(), summary, found)
-    if failure:
-        raise VidcacheError(f"{_not_written(folder, failure)}. Choose another folder with --out")
-
-
-def _not_written(folder: Path, failure: OSError) -> str:
-    return f"{printable(folder)}: the report cannot be written ({failure.strerror})"
 
 
 def _load(path: Path, reader: "Reader", device: str, allow_mismatch: bool) -> tuple["Checkpoint", "R3D18"]:
@@ -218,7 +189,7 @@ def _show(console: SafeConsole, summary: dict[str, Any], found: "Evaluation") ->
         "confused": "; ".join(summary["top_mistakes"][:3]) or "nothing",
         "leaks": found.cleanliness.in_words,
         **_compared(summary.get("comparison")),
-        "report": summary["report"] or "not written",
+        "report": summary["report"],
     }
     for name, value in lines.items():
         console.print(Text(f"{name:9} {value}"), soft_wrap=True)

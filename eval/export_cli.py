@@ -10,13 +10,11 @@ from rich.text import Text
 
 from vidcache.cli import Command, choose_device, echo_json, json_option, option
 from vidcache.console import SafeConsole, echo
-from vidcache.outputs import EXPORT, claim
+from vidcache.errors import InputError
 from vidcache.text import printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.eval.export import CheckClips, Export
-
-ENDINGS = {"torch-export": ".pt2", "onnx": ".onnx"}
 
 
 @click.command(cls=Command)
@@ -55,18 +53,13 @@ def export(ckpt: Path, file_format: str, out: Path | None, cache: Path | None, d
     vidcache export best.pt --format torch-export
     vidcache export best.pt --format onnx --cache cache.h5
     """
-    ending = ENDINGS[file_format]
-    path, where = out or ckpt.with_suffix(ending), printable(ckpt)
-    if path.suffix != ending:  # other tools would not take it for what it is
-        raise click.BadParameter(f"{printable(path)}, expected a name that ends in {ending}", param_hint="--out")
-    path = claim(path, EXPORT, [ckpt, *([cache] if cache else [])])
-
     from vidcache.checkpoint import Checkpoint
-    from vidcache.eval.export import BATCH_SIZES, TOLERANCE, export_checkpoint
+    from vidcache.eval.export import BATCH_SIZES, ENDINGS, TOLERANCE, export_checkpoint
     from vidcache.eval.export_clips import find_clips
 
     started = time.perf_counter()
     chosen = choose_device(device)
+    path, where = _check_out(out or ckpt.with_suffix(ENDINGS[file_format]), ckpt, ENDINGS[file_format]), printable(ckpt)
     checkpoint = Checkpoint.load(ckpt)
     clips = find_clips(ckpt, checkpoint, cache)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +94,15 @@ def export(ckpt: Path, file_format: str, out: Path | None, cache: Path | None, d
         )
     else:
         _show(path, made, clips)
+
+
+def _check_out(out: Path, ckpt: Path, ending: str) -> Path:
+    """Refuse a name that other tools would not take for what it is; nobody wants a checkpoint or a cache replaced."""
+    if out.suffix != ending:
+        raise click.BadParameter(f"{printable(out)}, expected a name that ends in {ending}", param_hint="--out")
+    if out.resolve() == ckpt.resolve():
+        raise InputError(f"{printable(out)}: is the checkpoint itself, expected another name. Choose one with --out")
+    return out
 
 
 def _show(path: Path, made: "Export", clips: "CheckClips") -> None:

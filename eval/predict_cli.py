@@ -17,7 +17,6 @@ from rich.text import Text
 from vidcache.cli import Command, choose_device, echo_json, json_option, num_cpus, option, version_option
 from vidcache.console import SafeConsole, echo
 from vidcache.errors import InputError, TooManyFailuresError
-from vidcache.outputs import PICTURE, claim_folder
 from vidcache.preprocess.decode import Limits
 from vidcache.preprocess.source_cli import follow_links_option
 from vidcache.preprocess.sources import list_videos
@@ -92,7 +91,6 @@ def main(
     files, skipped, notes = find_files(videos, follow_links=follow_links)
     for note in notes:
         echo(f"Note: {note}", err=True)
-    drawings = _claim_drawings(drawings, files, ckpt) if drawings else None
 
     from vidcache.checkpoint import Checkpoint
     from vidcache.eval.loading import load_model
@@ -162,14 +160,6 @@ def check_outside(drawings: Path, videos: Sequence[Path]) -> None:
                 f"{printable(drawings)}: lies in {printable(folder)}, whose videos are to be predicted, expected a "
                 "folder outside of it. Choose one with --out"
             )
-
-
-def _claim_drawings(folder: Path, videos: Sequence[Path], ckpt: Path) -> Path:
-    """Check that the drawings may be written; nothing is known of the videos yet but their names."""
-    taken: set[str] = set()
-    names = [drawing_name(video, taken) for video in videos]
-    earlier = [path.name for path in folder.glob("*.png") if PICTURE.is_at(path)]
-    return claim_folder(folder, dict.fromkeys([*names, *earlier], PICTURE), [ckpt])
 
 
 class _Reporter:

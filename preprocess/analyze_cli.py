@@ -13,7 +13,6 @@ from rich.text import Text
 from vidcache.cli import Command, beside, echo_json, json_option, num_cpus, option
 from vidcache.console import SafeConsole
 from vidcache.errors import CacheError
-from vidcache.outputs import PAGE, PICTURE, begins, claim_folder
 from vidcache.preprocess.source_cli import check_source_options, source_options
 from vidcache.text import plural, printable
 
@@ -21,13 +20,6 @@ if TYPE_CHECKING:  # numpy, h5py, scikit-learn and matplotlib take 2 s to import
     from vidcache.preprocess.analysis import Facts
     from vidcache.preprocess.finding import Finding
 
-_CHARTS = "durations effective_fps failures frame_rates frame_sizes frames_available padding videos_per_class".split()
-FILES = {
-    "summary.json": begins("the summary of an analysis", b'{\n  "path": '),
-    "videos.csv": begins("the videos of an analysis", b"path,class,status,error,"),
-    "analysis.html": PAGE,
-    **dict.fromkeys((f"{name}.png" for name in _CHARTS), PICTURE),
-}
 STYLES = {"problem": "bold red", "warning": "bold yellow", "note": "bold blue"}
 
 
@@ -72,7 +64,7 @@ def analyze(
     """
     check_source_options(layout, labels)
     is_folder = path.is_dir()
-    folder = claim_folder(_output_folder(path, out, is_folder), FILES, [path, *([labels] if labels else [])])
+    folder = _output_folder(path, out, is_folder)
     if not is_folder:
         _check_cache_options(ctx, path)
     look_alikes: tuple[Finding, ...] = ()
@@ -112,7 +104,13 @@ def _output_folder(path: Path, out: Path | None, is_folder: bool) -> Path:
     if not is_folder:
         return out or beside(path, ".analysis")
     raw = Path(os.path.abspath(path))  # "." and ".." have a name too, a link stays one
-    return out or raw.with_name(f"{raw.name}.analysis")
+    folder = out or raw.with_name(f"{raw.name}.analysis")
+    if folder.resolve().is_relative_to(path.resolve()):
+        raise click.BadParameter(
+            f"{printable(folder)} lies in {printable(path)}, expected a folder outside: inputs are never changed",
+            param_hint="--out",
+        )
+    return folder
 
 
 def _check_cache_options(ctx: click.Context, path: Path) -> None:

@@ -23,15 +23,13 @@ from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import InputError, VidcacheError
-from vidcache.outputs import CACHE, claim
 from vidcache.preprocess.backends import Job, decode, find_all_tools
 from vidcache.preprocess.ffmpeg import Tools
-from vidcache.preprocess.given import expand
 from vidcache.preprocess.losses import check_dropped, check_lost
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.picture import HDR_TRANSFERS
 from vidcache.preprocess.planning import check_class_sizes, check_reading, choose_rule, make_plan
-from vidcache.preprocess.problems import FAILURES, Problem, failures_path, find_problems, write_failures
+from vidcache.preprocess.problems import Problem, failures_path, find_problems, write_failures
 from vidcache.preprocess.resources import bound_workers
 from vidcache.preprocess.reuse import is_current, reason_of, reconsider, rows_to_retry, take_over
 from vidcache.preprocess.rule import SplitRule, Splitter
@@ -113,15 +111,12 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
 
     Raises:
         InputError: No videos, no ffmpeg, a class with too few videos, no video decodes, an earlier build of this
-            cache has another spec, the split cannot be made, or the output is or lies in an input.
-        CacheError: There is a file of that name which is no cache; or a damaged one, without `overwrite`.
+            cache has another spec, or the split cannot be made.
+        CacheError: There is a file of that name which is no cache.
         LockedError: Another build is writing this cache.
         VidcacheError: The disk has no room or failed, or the videos are away; the same command resumes.
     """
     start = time.monotonic()
-    read = [raw, *([options.labels] if options.labels else []), *map(Path, expand(options.split.files or ()))]
-    output = claim(output, CACHE, read)
-    claim(failures_path(output), FAILURES, read)
     workers, few_workers = bound_workers(options.workers)
     options = dataclasses.replace(options, workers=workers)
     follow_links = options.limits.follow_links
@@ -220,7 +215,10 @@ def _check_spec(output: Path, spec: Spec, earlier: list[Earlier]) -> None:
             what = "holds" if found.where == output else "is half built with"
             same = str(found.spec) == str(spec)  # then the rules differ, with the version of vidcache
             there, wanted = (repr(found.spec), repr(spec)) if same else (str(found.spec), str(spec))
-            raise InputError(f"{printable(output)}: {what} clips of {there}, expected {wanted}. Use another name")
+            raise InputError(
+                f"{printable(output)}: {what} clips of {there}, expected {wanted}. Use another name, or "
+                "replace it with --overwrite"
+            )
 
 
 def _report_if_current(

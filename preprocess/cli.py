@@ -109,7 +109,7 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
 )
 @click.option("--retry-failed", is_flag=True, help="Decode again all videos that failed.")
 @click.option("--check-contents", is_flag=True, help="Compare hashes of videos and clips, not sizes and times.")
-@click.option("--overwrite", is_flag=True, help="Use nothing of an earlier CACHE, which may be damaged.")
+@click.option("--overwrite", is_flag=True, help="Use nothing of an earlier CACHE, whatever it is.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built; write nothing.")
 @json_option()
 def build(

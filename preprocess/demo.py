@@ -7,7 +7,6 @@ frame sizes and rates, lengths below and above 64 frames, one of them stored on 
 """
 
 import dataclasses
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ import joblib
 import numpy as np
 import numpy.typing as npt
 
-from vidcache.errors import InputError, VidcacheError
-from vidcache.files import follow
+from vidcache.errors import VidcacheError
 from vidcache.preprocess.ffmpeg import Tools
 from vidcache.preprocess.resources import bound_workers
 from vidcache.text import one_line, printable
@@ -64,7 +62,7 @@ def render_demo(folder: Path, tools: Tools, *, seed: int = 0, workers: int = 1) 
     """Render the videos into `folder/<class>/`: the same pictures every time, however busy the machine is.
 
     Args:
-        folder: Is created; or an earlier demo, whose files are replaced.
+        folder: Is created. Files of the same names are replaced.
         tools: The ffmpeg that encodes.
         seed: Another seed gives other videos.
         workers: Videos encoded at a time.
@@ -73,12 +71,9 @@ def render_demo(folder: Path, tools: Tools, *, seed: int = 0, workers: int = 1) 
         The files, sorted.
 
     Raises:
-        InputError: The folder has other things in it.
         VidcacheError: ffmpeg cannot encode one of them.
         OSError: The folder cannot be written.
     """
-    folder = follow(folder)
-    _refuse_others(folder)
     jobs, (workers, _) = [], bound_workers(workers)
     for label, (name, count) in enumerate(CLASSES.items()):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -88,24 +83,6 @@ def render_demo(folder: Path, tools: Tools, *, seed: int = 0, workers: int = 1) 
         for label, name, number in jobs
     )
     return sorted(paths)
-
-
-def _refuse_others(folder: Path) -> None:
-    """Refuse a folder in which anything is that `render_demo` has not made."""
-    made = {folder / name for name in CLASSES}
-    made |= {folder / name / _file_name(name, number) for name, count in CLASSES.items() for number in range(count)}
-    made |= {path.with_name(f".{path.name}") for path in made}
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise InputError(f"{printable(folder)}: is no folder, and is not replaced. Choose another name")
-    for path in folder.rglob("*"):
-        if path not in made or path.is_symlink():
-            raise InputError(
-                f"{printable(folder)}: is a folder of other things ({printable(path)}). Choose another, or a new one"
-            )
-
-
-def _file_name(name: str, number: int) -> str:
-    return f"{name}_{number:03}.{ENCODINGS[number % len(ENCODINGS)][0]}"
 
 
 def motion(name: str, num_frames: int, rng: np.random.Generator) -> _Motion:
@@ -163,11 +140,11 @@ def draw_frames(moved: _Motion, width: int, height: int, rng: np.random.Generato
 
 
 def _render(folder: Path, name: str, number: int, tools: Tools, rng: np.random.Generator) -> Path:
-    _, encoding = ENCODINGS[number % len(ENCODINGS)]
+    ending, encoding = ENCODINGS[number % len(ENCODINGS)]
     width, height = SIZES[rng.integers(len(SIZES))]
     rate, length = int(rng.choice(RATES)), int(rng.choice(LENGTHS))
     frames = draw_frames(motion(name, length, rng), width, height, rng)
-    path = folder / _file_name(name, number)
+    path = folder / f"{name}_{number:03}.{ending}"
     on_its_side = name == "rise" and number == 0  # as phones do: with a note to turn it
     if on_its_side:
         frames = np.rot90(frames, axes=(1, 2))

@@ -17,7 +17,7 @@ def look_alikes(reader: Reader) -> Iterator[Finding]:
     Args:
         reader: The cache, or several.
     """
-    found = find_duplicates(reader.columns)
+    found = find_duplicates(reader.columns, splits=reader.columns["split"])
     near = found.rows
     if not len(near):
         return

@@ -9,11 +9,7 @@ import numpy as np
 from vidcache.cache.layout import Status
 from vidcache.cache.plan import Plan
 from vidcache.files import write_text_atomically
-from vidcache.outputs import begins
 from vidcache.text import printable, to_csv
-
-_HEADER = ["path", "class", "status", "reason", "num_frames", "num_frames_from_header", "detail"]
-FAILURES = begins("a list of failures", ",".join(_HEADER).encode())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,4 +77,5 @@ def write_failures(output: Path, problems: tuple[Problem, ...], scratch: Path) -
     for problem in problems:
         names = printable(problem.path), printable(problem.class_name), problem.status.name.lower(), problem.reason
         rows.append([*names, problem.num_frames, problem.num_frames_from_header, problem.detail])
-    write_text_atomically(failures_path(output), to_csv(_HEADER, rows), scratch)
+    header = ["path", "class", "status", "reason", "num_frames", "num_frames_from_header", "detail"]
+    write_text_atomically(failures_path(output), to_csv(header, rows), scratch)

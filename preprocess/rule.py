@@ -222,10 +222,12 @@ class Splitter:
             good: (N,) which have a clip.
         """
         rule, groups, notes = self._rule, self._groups, list(self._notes)
-        near = None if rule.near_duplicates == "off" else find_duplicates(facts)
-        if near is not None and rule.near_duplicates == "group" and len(near.edges):
-            groups = merge_groups(groups, near.edges)
-            notes += [] if self._given else [_describe_groups(near, groups)]
+        near = None
+        if rule.near_duplicates == "group":
+            near = find_duplicates(facts, splits=np.minimum(self._given.split, Split.UNUSED) if self._given else None)
+            if len(near.edges):
+                groups = merge_groups(groups, near.edges)
+                notes += [] if self._given else [_describe_groups(near, groups)]
         where = (self._paths, self._labels, good, groups, rule.fractions, rule.seed)
         if self._given:
             split = complete_given(self._given, *where)
@@ -238,6 +240,8 @@ class Splitter:
             misfits = describe_misfits(self._classes, audit_splits(self._labels, good, split, rule.fractions, groups))
             notes += [misfits] if misfits else []
         notes += _describe_empty(split[good], rule, len(np.unique(groups[good])))
+        if rule.near_duplicates == "report":
+            near = find_duplicates(facts, splits=split)
         leaks = 0 if near is None else len(leaks_among(near, split).pairs)
         if leaks:
             notes.append(

@@ -135,6 +135,26 @@ def test_every_one_of_several_copies_leaks(
     assert all(splits[first] != splits[second] for first, second in leaks.pairs.tolist())
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_any_number_of_copies_is_one_group_and_each_in_another_split_is_found(tmp_path: Path, seed: int) -> None:
+    """25 copies of a clip and 25 of its cropped copy: each has more than 16 that are nearer than those of the others."""
+    rng = np.random.default_rng(seed)
+    originals = scenes(6)
+    assert originals[seed] is not None
+    cropped = COPIES["5 % off each side"](originals[seed])
+    clips: list[Clip | None] = [*originals]
+    for clip in (originals[seed], cropped):
+        clips += [(clip + rng.normal(0, 3, clip.shape)).clip(0, 255).astype(np.uint8) for _ in range(25)]
+    cache = write(tmp_path / "c.h5", clips, [TRAIN] * 31 + [TEST] * 25)
+
+    with CacheReader(cache) as reader:
+        assert {seed, *range(6, 56)} == set(find_leaks(reader).pairs.reshape(-1).tolist())
+
+    assert 6 == split_cache(cache, SplitChoice(seed=seed)).num_groups
+    with CacheReader(cache) as reader:
+        assert 0 == len(find_leaks(reader).pairs)
+
+
 def test_unused_clips_leak_nothing(tmp_path: Path) -> None:
     (clip,) = scenes(1)
     cache = write(tmp_path / "c.h5", [clip, clip], [TRAIN, UNUSED])
@@ -308,7 +328,7 @@ def test_vidtrain_says_it_and_strict_splits_stops(leaky: Path, clean: Path, tmp_
 @pytest.mark.usefixtures("tiny")
 def test_videval_says_whether_the_test_split_is_clean(leaky: Path, clean: Path, tmp_path: Path) -> None:
     for cache, num_leaked in ((leaky, 1), (clean, 0)):
-        assert 0 == call(vidtrain, cache, *QUICK, "--out", tmp_path / "best.pt", "--overwrite").exit_code
+        assert 0 == call(vidtrain, cache, *QUICK, "--out", tmp_path / "best.pt").exit_code
 
         result = call(videval, cache, "--ckpt", tmp_path / "best.pt", "--device", "cpu")
 

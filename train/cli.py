@@ -23,9 +23,7 @@ from vidcache.cli import (
 )
 from vidcache.console import SafeConsole, echo
 from vidcache.errors import InputError, InterruptedRunError, MismatchError
-from vidcache.outputs import PICTURE, claim
 from vidcache.text import brief, plural, printable
-from vidcache.train.place import claim_place, feature_path, inputs_of, run_folder
 from vidcache.train.reporter import Reporter
 from vidcache.train.stop import Stop
 
@@ -142,7 +140,6 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @option("--verify", is_flag=True, help="Compare each clip with its hash whenever it is read.")
 @option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
 @click.option("--resume", is_flag=True, help="Go on with the run of best.run/last.pt, with its options.")
-@click.option("--overwrite", is_flag=True, help="Replace the run that is there, once this one is ready to train.")
 @click.option("--tensorboard", is_flag=True, help="Write a TensorBoard log to best.run/tensorboard.")
 @click.option("--strict-splits", is_flag=True, help="Stop when clips look like clips of another split.")
 @click.option("--shuffle-labels", is_flag=True, help="Control run with permuted labels: must end at chance.")
@@ -155,7 +152,6 @@ def main(
     caches: tuple[Path, ...],
     out: Path,
     resume: bool,
-    overwrite: bool,
     strict_splits: bool,
     tensorboard: bool,
     as_json: bool,
@@ -171,16 +167,12 @@ def main(
     vidtrain cache.h5 --resume
     torchrun --nproc-per-node 2 -m vidcache.train cache.h5
     """
-    if resume and overwrite:
-        raise click.UsageError("--overwrite: means nothing with --resume; choose one of them")
-    given = ctx.get_parameter_source("weights") is click.core.ParameterSource.COMMANDLINE
-    if values["init"] and given:
-        raise click.UsageError("--weights: means nothing with --init; choose one of them")
-    _check_place(caches, out, values, resume=resume, overwrite=overwrite)
-
     from vidcache.train.ranks import join_ranks
     from vidcache.train.run import run_training
 
+    given = ctx.get_parameter_source("weights") is click.core.ParameterSource.COMMANDLINE
+    if values["init"] and given:
+        raise click.UsageError("--weights: means nothing with --init; choose one of them")
     config = _resumed_config(ctx, out, values) if resume else make_config(values)
     with join_ranks(config.device) as ranks:
         stderr = SafeConsole(stderr=True, quiet=not ranks.is_first)
@@ -193,7 +185,6 @@ def main(
                     reporter.hooks(),
                     strict_splits=strict_splits,
                     resume=resume,
-                    overwrite=overwrite,
                     should_stop=lambda: stop.asked,
                     ranks=ranks,
                     tensorboard=tensorboard,
@@ -259,13 +250,13 @@ def preview(cache: Path, out: Path | None, split: str, num_clips: int, num_frame
     from vidcache.filmstrip import draw_filmstrips
     from vidcache.train.preview import augmented_strips
 
-    path = claim(out or beside(cache, ".preview.png"), PICTURE, [cache])
     method, seed, epoch, strength = values["augment"], values["seed"], values["epoch"], make_strength(values)
     with CacheReader(cache) as reader:
         rows = epoch_order(reader.rows(split), seed, epoch)[:num_clips]
         if not len(rows):
             raise InputError(f"{reader.name}: no {split} clips, expected at least one. Choose another --split")
         strips = augmented_strips(reader, rows, method, strength, num_frames=num_frames, seed=seed, epoch=epoch)
+    path = out or beside(cache, ".preview.png")
     draw_filmstrips(strips, path)
     echo(f"{printable(path)}: {plural(len(strips), 'clip')} before and after --augment {method}")
 
@@ -309,19 +300,9 @@ def check_options(config: "TrainConfig") -> None:
         raise ValueError(f"device: {brief(config.device)}")
 
 
-def _check_place(caches: tuple[Path, ...], out: Path, values: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Refuse in the first second what `run_training` would refuse after torch was imported."""
-    features = None if values["feature_views"] is None else feature_path(caches[0], values["feature_file"])
-    place = claim_place(out, inputs_of(caches, values["weights"], values["init"]), features, resume=resume)
-    if os.environ.get("RANK", "0") == "0":  # of torchrun: the first process may have begun already
-        place.check_alone()
-        if not resume and not overwrite:
-            place.check_vacant()
-
-
 def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "TrainConfig":
     """Return the config of the run to resume; what the command line says must not contradict it."""
-    from vidcache.train.run import FREE, resumed_config
+    from vidcache.train.run import FREE, resumed_config, run_folder
 
     old, new = resumed_config(out), make_config(dict(values))
     try:

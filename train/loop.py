@@ -109,7 +109,6 @@ class _Run:
         if ranks.is_first and not resume and (warning := mirror_warning(task)):
             hooks.on_mirror(warning)
         self.model = self._build_model(resume)
-        hooks.on_model(self.model)
         self.loss = Loss(task.weights_on_device(), config.label_smoothing)
         if resume:
             self.precision = Choice(resume.training["precision"], "as before it was interrupted")

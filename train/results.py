@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from vidcache.cache.leaks import Leaks
 from vidcache.cache.stream import Batch
@@ -101,7 +100,6 @@ class Hooks:
         on_audit: With what balancing does to each class, before anything else happens.
         on_mirror: With a warning, if the run mirrors clips of classes that are told apart by left and right.
         on_init: With a sentence on the checkpoint that the run starts from, if there is one.
-        on_model: With the model that is going to be trained, before anything is written.
         on_start: With the precision that was chosen.
         on_begin: With what a run needs that is resumed before its first epoch is done.
         on_inputs: With the first batch that a new run gives to the model, (B, 3, T', H, W), and where it came from.
@@ -118,7 +116,6 @@ class Hooks:
     on_audit: Callable[[list[ClassAudit]], None] = lambda _: None
     on_mirror: Callable[[str], None] = lambda _: None
     on_init: Callable[[str], None] = lambda _: None
-    on_model: Callable[[nn.Module], None] = lambda _: None
     on_start: Callable[[Choice], None] = lambda _: None
     on_begin: Callable[[Checkpoint], None] = lambda _: None
     on_inputs: Callable[[torch.Tensor, Batch], None] = lambda *_: None

@@ -24,6 +24,23 @@ from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.demo import render_demo
 from vidcache.preprocess.options import BuildOptions
 
+
+def framed(height: float, width: float, colour: str) -> tuple[str, ...]:
+    """Lay the picture into a frame of which it fills these parts."""
+    return ("-vf", f"pad=ceil(iw/{width}/2)*2:ceil(ih/{height}/2)*2:-1:-1:{colour}")
+
+
+def boxes(*places: tuple[float, float, float, float], colour: str = "white", text: bool = False) -> tuple[str, ...]:
+    """Draw over the picture: left, top, width, height; with text that changes twice a second."""
+    drawn = [(place, colour, "1") for place in places]
+    if text:
+        ((left, top, width, height),) = places
+        letters = [((left + width * i / 10, top + height / 4, width / 20, height / 2), i) for i in range(1, 9)]
+        drawn += [(place, "white", f"lt(mod(t*{1 + i % 3}\\,2)\\,1)") for place, i in letters]
+    parts = (f"drawbox=iw*{x}:ih*{y}:iw*{w}:ih*{h}:{c}:fill:enable={when}" for (x, y, w, h), c, when in drawn)
+    return ("-vf", ",".join(parts))
+
+
 COPIES: dict[str, tuple[str, ...]] = {
     "re-encoded, crf 38": ("-crf", "38"),
     "half the size": ("-vf", "scale=iw/2:-2", "-crf", "28"),
@@ -34,6 +51,21 @@ COPIES: dict[str, tuple[str, ...]] = {
     "mirrored": ("-vf", "hflip"),
     "0.4 s later": ("-ss", "0.4"),
     "mirrored, cropped, 0.3 s later, brighter": ("-ss", "0.3", "-vf", "hflip,crop=iw*0.94:ih*0.94,eq=brightness=0.08"),
+    "black border, 5 %": framed(0.9, 0.9, "black"),
+    "white border, 10 %": framed(0.8, 0.8, "white"),
+    "blue border, 10 %": framed(0.8, 0.8, "0x2040c0"),
+    "black pillarbox, 12 %": framed(1, 0.75, "black"),
+    "black pillarbox, 34 %": framed(1, 0.32, "black"),
+    "white letterbox, 12 %": framed(0.75, 1, "white"),
+    "time stamp in a box, above": boxes((0, 0, 0.45, 0.08), colour="black", text=True),
+    "time stamp in a box, below": boxes((0.55, 0.92, 0.45, 0.08), colour="black", text=True),
+    "subtitle box, lower 15 %": boxes((0, 0.85, 1, 0.15), colour="black", text=True),
+    "subtitle box, 70 % wide, lower 20 %": boxes((0.15, 0.8, 0.7, 0.15), colour="black", text=True),
+    "logo, 1 %, upper right": boxes((0.86, 0.04, 0.1, 0.1)),
+    "logo, 1 %, lower left": boxes((0.04, 0.86, 0.1, 0.1)),
+    "logo, 1 %, right, half way up": boxes((0.86, 0.45, 0.1, 0.1)),
+    "logo, 1 %, in the middle": boxes((0.45, 0.45, 0.1, 0.1)),
+    "two logos, above and below": boxes((0.86, 0.04, 0.1, 0.1), (0.04, 0.86, 0.1, 0.1)),
 }
 
 
@@ -52,10 +84,14 @@ def recall(name: str, raw: Path, scratch: Path) -> None:
     originals, paths = hashes_of(raw, scratch / "original.h5")
     pairs = find_near_pairs(originals).rows
     recordings = np.array(["_".join(Path(path).name.split("_")[:2]) for path in paths])
-    other = int((recordings[pairs[:, 0]] != recordings[pairs[:, 1]]).sum())
     total = int((recordings[:, None] != recordings).sum()) // 2
+
+    def false(pairs: npt.NDArray[np.int64]) -> str:
+        other = int((recordings[pairs[:, 0]] != recordings[pairs[:, 1]]).sum())
+        return f"{other / max(total, 1):.3%}"
+
     print(f"\n{name}: {len(paths)} clips; {len(pairs)} pairs of one recording or look-alikes,")
-    print(f"  {other} from different recordings: {other / max(total, 1):.3%} of such pairs")
+    print(f"  {false(pairs)} of the pairs from different recordings")
     for copy, arguments in COPIES.items():
         folder = scratch / "copies"
         shutil.rmtree(folder, ignore_errors=True)
@@ -75,8 +111,11 @@ def recall(name: str, raw: Path, scratch: Path) -> None:
         hits = [(row, len(paths) + place[path]) in found for row, path in enumerate(paths)]
         contrast = originals.std(axis=(1, 2, 3))
         bright = [hit for hit, std in zip(hits, contrast, strict=True) if std >= 10]
+        alike = false(find_near_pairs(hashes).rows)
         print(
-            f"  {copy:42} {np.mean(hits):.3f} found; {np.mean(bright):.3f} of the {len(bright)} that are not in the dark"
+            f"  {copy:42} {np.mean(hits):.3f} found; {np.mean(bright):.3f} of the {len(bright)} that are not in the "
+            f"dark; among these copies false {alike}",
+            flush=True,
         )
 
 
