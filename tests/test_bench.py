@@ -604,7 +604,10 @@ def test_options_of_another_version_are_refused(cache: Path, tmp_path: Path) -> 
     result = call(cache, "--ckpt", ckpt)
 
     assert 5 == result.exit_code
-    assert f"{ckpt}: options of another version of vidcache ('speed' is not known), expected those of this one" in result.stderr
+    assert (
+        f"{ckpt}: options of another version of vidcache ('speed' is not known), expected those of this one"
+        in result.stderr
+    )
     assert "or measure without --ckpt" in result.stderr
 
 
