@@ -70,7 +70,7 @@ def describe(reader: CacheReader) -> dict[str, Any]:
         counts = np.bincount(reader.labels[rows], minlength=len(classes))
         splits[split.name.lower()] = dict(zip(classes, counts.tolist(), strict=True))
     good = reader.rows()
-    reasons = [error.split(b":")[0].decode() for error in columns["error"][status == Status.FAILED].tolist()]
+    reasons = [printable(error.split(b":")[0]) for error in columns["error"][status == Status.FAILED].tolist()]
     known = np.bincount(reader.labels[good], minlength=len(classes))
     attributes = {k: v for k, v in reader.attributes.items() if k not in ("format", "sampling", "scaling")}
     return {

@@ -25,7 +25,7 @@ from vidcache.cache.layout import (
     unseal,
 )
 from vidcache.errors import CacheError
-from vidcache.files import pread_all
+from vidcache.files import open_regular, pread_all
 from vidcache.text import printable
 
 Rows = npt.NDArray[np.int64]
@@ -94,7 +94,7 @@ class FeatureReader:
         self.path, self._descriptor = path, -1
         where = printable(path)
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # waits for no pipe
             block = os.pread(self._descriptor, USER_BLOCK_BYTES, 0)
         except OSError as error:
             self.close()
@@ -104,17 +104,17 @@ class FeatureReader:
             if header["format_version"] != FORMAT_VERSION:
                 raise CacheError(f"{where}: version {header['format_version']}, expected {FORMAT_VERSION}. {_REMEDY}")
             self.shape: tuple[int, ...] = tuple(header["shape"].tolist())
-            self.key = header["key"].decode()
+            self.key = header["key"].decode("ascii", "replace")
             self._count, self._offset = int(header["num_entries"]), int(header["features_offset"])
             size, num_bytes = os.fstat(self._descriptor).st_size, self._count * self.entry_bytes
             if size != max(int(header["file_bytes"]), self._offset + num_bytes):
                 raise CacheError(f"{where}: {size:,} bytes long, expected {int(header['file_bytes']):,}. {_REMEDY}")
             found = metadata_hash_of(self._descriptor, self._offset, num_bytes, size)
             if found.encode() != header["metadata_hash"]:
-                raise CacheError(
-                    f"{where}: the columns are damaged (hash {found}, expected {header['metadata_hash'].decode()}). "
-                    f"{_REMEDY}"
-                )
+                raise CacheError(f"{where}: the columns are damaged (hash {found}, not that of the header). {_REMEDY}")
+            hashes_end = int(header["hashes_offset"]) + self._count * HASH_HEX
+            if hashes_end > size or not num_bytes or self._count > size:
+                raise CacheError(f"{where}: no features that a run writes. {_REMEDY}")
             hashes = os.pread(self._descriptor, self._count * HASH_HEX, int(header["hashes_offset"]))
             self._hashes = np.frombuffer(hashes, f"S{HASH_HEX}")
         except BaseException:
@@ -195,6 +195,6 @@ class FeatureReader:
 
 def is_feature_file(path: Path) -> bool:
     """Whether a file begins as one of features does, whatever else is the matter with it."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
+    with contextlib.suppress(OSError), open_regular(path) as file:
         return file.read(len(MAGIC)) == MAGIC
     return False

@@ -180,6 +180,9 @@ class Header:
                 f"{where}: format version {version}, but this vidcache reads versions 1 to {FORMAT_VERSION}. "
                 f"{'Use a newer vidcache' if version > FORMAT_VERSION else older}"
             )
+        expected = int(fields["num_frames"]) * int(fields["height"]) * int(fields["width"]) * 3
+        if fields["complete"] != 1 or fields["clip_bytes"] != expected:
+            raise CacheError(f"{where}: the header is of no finished cache. {rebuild}")
         values: dict[str, Any] = {field.name: fields[field.name].item() for field in dataclasses.fields(cls)}
         texts = {name: value.decode("ascii", "replace") for name, value in values.items() if isinstance(value, bytes)}
         return cls(**{**values, **texts})

@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vidcache.cache import layout
-from vidcache.cache.layout import COLUMNS, USER_BLOCK_BYTES, Header, Split, Status, columns_of
+from vidcache.cache.layout import COLUMNS, USER_BLOCK_BYTES, Header, columns_of
+from vidcache.cache.values import check_columns, check_names, read_attributes
 from vidcache.errors import CacheError
 from vidcache.spec import Spec
+from vidcache.text import one_line
 
 _PLUGINS = threading.Lock()
 
@@ -54,11 +56,11 @@ def read_metadata(descriptor: int, where: str) -> Metadata:
         CacheError: The file is unfinished, damaged, foreign or of another version.
     """
     header = _read_header(descriptor, where)
-    # The same descriptor, so that the file that is parsed is the file that was hashed.
-    with _no_plugins(), os.fdopen(os.dup(descriptor), "rb") as raw, h5py.File(raw, "r") as file:
-        try:
+    try:
+        # The same descriptor, so that the file that is parsed is the file that was hashed.
+        with _no_plugins(), os.fdopen(os.dup(descriptor), "rb") as raw, h5py.File(raw, "r") as file:
             _check_structure(file, header)
-            attributes = {name: _plain(value) for name, value in file.attrs.items()}
+            attributes = read_attributes(file)
             spec = Spec(header.num_frames, header.height, header.width, attributes["sampling"], attributes["scaling"])
             names = [bytes(name) for name in file["classes"][:]]
             columns = {
@@ -67,17 +69,21 @@ def read_metadata(descriptor: int, where: str) -> Metadata:
                 else file["videos"][column.name][:]
                 for column in COLUMNS
             }
-        except (KeyError, ValueError, OSError) as error:
-            raise CacheError(f"{where}: no valid cache structure ({error}). Build it again with --overwrite") from error
+    except Exception as error:  # h5py raises as many kinds of it as there are ways to write a file wrongly
+        reason = one_line(str(error), 300)
+        raise CacheError(f"{where}: no valid cache structure ({reason}). Build it again with --overwrite") from error
     for name, found, expected in (
         ("fingerprint", layout.fingerprint_of(spec, names, columns), header.fingerprint),
         ("split_hash", layout.split_hash_of(columns), header.split_hash),
     ):
         if found != expected:
             raise CacheError(f"{where}: {name} is {found}, expected {expected}. Build it again with --overwrite")
-    metadata = Metadata(header, attributes, spec, tuple(os.fsdecode(name) for name in names), columns)
-    _check_values(metadata, where)
-    return metadata
+    try:
+        check_names(names, columns["path"])
+        check_columns(spec, len(names), columns)
+    except ValueError as error:
+        raise CacheError(f"{where}: {error}. Build it again with --overwrite") from None
+    return Metadata(header, attributes, spec, tuple(os.fsdecode(name) for name in names), columns)
 
 
 def _read_header(descriptor: int, where: str) -> Header:
@@ -92,6 +98,9 @@ def _read_header(descriptor: int, where: str) -> Header:
         raise CacheError(
             f"{where}: {size:,} bytes long, expected {expected:,}. Restore a copy, or build it again with --overwrite"
         )
+    # A hole of terabytes would be hashed for hours; the columns of a build are written (64: a disk may compress them).
+    if size - clips_bytes > max(1 << 30, 64 * 512 * os.fstat(descriptor).st_blocks) or not header.num_clips:
+        raise CacheError(f"{where}: no columns that a build writes. Build it again with --overwrite")
     found = layout.metadata_hash_of(descriptor, header.clips_offset, clips_bytes, size)
     if found != header.metadata_hash:
         raise CacheError(
@@ -131,30 +140,17 @@ def _check_structure(file: Any, header: Header) -> None:
             raise ValueError(f"/videos/{column.name} is {found}, expected {wanted}")
     if file["clips"].dtype != np.uint8 or file["clips"].id.get_offset() != header.clips_offset:
         raise ValueError(f"/clips is not uint8 at byte {header.clips_offset}")
+    names = file["classes"]
+    if names.dtype.kind != "S" or names.ndim != 1 or not names.size:
+        raise ValueError(f"/classes is {names.dtype} of shape {names.shape}, expected names")
+    clips_end = header.clips_offset + header.num_clips * header.clip_bytes
     for name in (*expected, "classes"):
         start = file[name].id.get_offset() or 0  # inside the user block: it has no storage
-        if not USER_BLOCK_BYTES <= start <= header.file_bytes - file[name].nbytes:
+        end = start + file[name].nbytes
+        if start < USER_BLOCK_BYTES or end > header.file_bytes:
             raise ValueError(f"/{name} lies at {start}, outside the file")
-
-
-def _check_values(metadata: Metadata, where: str) -> None:
-    """Refuse numbers that would be used as indices or in arithmetic, and cannot be meant."""
-    for name, highest in (
-        ("label", len(metadata.classes) - 1),
-        ("status", max(Status)),
-        ("split", max(Split)),
-        ("num_real", metadata.spec.num_frames),
-        ("mean_rgb", 255),
-    ):
-        values = metadata.columns[name].reshape(metadata.header.num_clips, -1)
-        wrong = ~((values >= 0) & (values <= highest)).all(axis=1)  # NaN is wrong
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            found = values[row].tolist()
-            raise CacheError(
-                f"{where}: {name} of row {row} is {found[0] if len(found) == 1 else found}, expected 0 to "
-                f"{highest}. Build it again with --overwrite"
-            )
+        if name != "clips" and start < clips_end and end > header.clips_offset:  # where no hash was compared
+            raise ValueError(f"/{name} lies at {start}, among the clips")
 
 
 @contextlib.contextmanager
@@ -169,10 +165,3 @@ def _no_plugins() -> Iterator[None]:
         finally:
             for folder in folders:
                 h5py.h5pl.append(folder)
-
-
-def _plain(value: Any) -> Any:
-    """Turn an attribute into str, int, float or a list of them."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

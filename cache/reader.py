@@ -172,7 +172,7 @@ class CacheReader(Reader):
         self.path = Path(path)
         self._descriptor = -1
         try:
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # waits for no pipe
         except OSError as error:
             raise CacheError(
                 f"{printable(path)}: {error.strerror}. Build it first: vidcache build RAW {printable(path)}"

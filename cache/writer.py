@@ -289,7 +289,7 @@ class CacheWriter:
     def _matches(self, row: int, record: np.void) -> bool:
         if record["status"] == Status.FAILED:
             return True
-        return bool(layout.clip_hash_of(self._read_slot(row)) == record["clip_hash"].decode())
+        return bool(layout.clip_hash_of(self._read_slot(row)).encode() == record["clip_hash"])
 
     def _columns(self, group: np.ndarray[Any, Any], split: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
         columns = self.plan.columns()

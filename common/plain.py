@@ -108,6 +108,8 @@ def build(cls: type[T], fields: Any, *, finite: bool = True) -> T:
 
 
 def _rule_of(hint: Any, *, finite: bool) -> Rule:
+    if typing.get_origin(hint) is dict:
+        return table(_rule_of(typing.get_args(hint)[1], finite=finite), 1000)
     if isinstance(hint, types.UnionType):  # X | None
         rule = _rule_of(typing.get_args(hint)[0], finite=finite)
         return Rule(lambda value: value is None or rule.holds(value), f"{rule.words}, or nothing")

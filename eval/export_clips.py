@@ -1,6 +1,5 @@
 """Clips to compare an exported file with its model on: of a cache where one is at hand, else made."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,13 @@ from vidcache.cache.reader import CacheReader, Reader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import CacheError, InputError
 from vidcache.eval.export import BATCH_SIZES, CheckClips
+from vidcache.eval.history import read_json
 from vidcache.eval.loading import check_match
 from vidcache.sampling import sample_indices
 from vidcache.text import plural, printable
 
 NUM_CLIPS = sum(BATCH_SIZES)
+_MAX_CACHES = 100
 _GRID = 8  # the coarse pattern that moves, in cells along a side
 
 
@@ -73,9 +74,12 @@ def _real_clips(reader: Reader, checkpoint: Checkpoint) -> CheckClips:
 
 def _caches_of_run(ckpt: Path) -> list[list[Path]]:
     """Say where the caches of a run may be: as they were named then, from here or from beside the checkpoint."""
-    try:
-        values = json.loads((ckpt.with_suffix(".run") / "config.json").read_text("utf-8", "surrogateescape"))
-        names = [Path(name) for name in values["caches"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    said = read_json(ckpt.with_suffix(".run") / "config.json").get("caches")
+    if (
+        type(said) is not list
+        or len(said) > _MAX_CACHES
+        or not all(type(name) is str and "\0" not in name for name in said)
+    ):
         return []
+    names = [Path(name) for name in said]
     return [names, [ckpt.parent / name for name in names]] if names else []

@@ -2,18 +2,21 @@
 
 import csv
 import dataclasses
+import io
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from vidcache.checkpoint import Checkpoint
+from vidcache.files import read_small
 
 # Columns that the report draws or adds up.
 USED = (
     "epoch train_loss train_accuracy val_loss val_accuracy val_balanced_accuracy seconds clips_per_second "
     "data_wait_fraction"
 ).split()
+_MAX_TEXT = 10_000  # letters of a command
+_MAX_EPOCHS, _LARGEST = 10_000, 1e15  # what can still be drawn; NaN cannot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +41,34 @@ def read_history(ckpt: Path, checkpoint: Checkpoint) -> History:
     """
     folder = ckpt.with_suffix(".run")
     try:
-        with (folder / "metrics.csv").open(newline="") as file:
-            epochs = tuple({name: float(value) for name, value in row.items()} for row in csv.DictReader(file))
-        if not all(math.isfinite(row[name]) for row in epochs for name in USED):
+        lines = io.StringIO(read_small(folder / "metrics.csv").decode(), newline="")
+        epochs = tuple({name: float(value) for name, value in row.items()} for row in csv.DictReader(lines))
+        if len(epochs) > _MAX_EPOCHS or not all(abs(row[name]) <= _LARGEST for row in epochs for name in USED):
             return History()
         own = next(row for row in epochs if row["epoch"] == checkpoint.epoch)
-        if any(own[name] != value for name, value in checkpoint.metrics.items()):
+        if not checkpoint.metrics or any(own[name] != value for name, value in checkpoint.metrics.items()):
             return History()
     except (OSError, ValueError, KeyError, TypeError, StopIteration, csv.Error):
         return History()
+    asked, ended = read_json(folder / "config.json"), read_json(folder / "result.json")
+    is_asked = (asked.get("fingerprint"), asked.get("split_hash")) == (checkpoint.fingerprint, checkpoint.split_hash)
+    has_ended = ended.get("best_epoch") == min(epochs, key=lambda row: row["val_loss"])["epoch"]
     return History(
         epochs=epochs,
-        command=_text(folder / "config.json", "command"),
-        stopped_because=_text(folder / "result.json", "stopped_because"),
+        command=_text(asked, "command") if is_asked else "",
+        stopped_because=_text(ended, "stopped_because") if has_ended else "",
     )
 
 
-def _text(path: Path, name: str) -> str:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object of a run folder; an empty one where it is not there, or something else."""
     try:
-        values: Any = json.loads(path.read_text("utf-8", "surrogateescape"))
-        return str(values[name])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        values = json.loads(read_small(path).decode("utf-8", "surrogateescape"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if type(values) is dict else {}
+
+
+def _text(values: dict[str, Any], name: str) -> str:
+    found = values.get(name)
+    return found if type(found) is str and len(found) <= _MAX_TEXT else ""

@@ -77,8 +77,11 @@ class SplitRule:
             source, near_duplicates = attributes["split_source"], attributes["split_near_duplicates"]
             if source not in SOURCES or near_duplicates not in NEAR_DUPLICATES:
                 raise ValueError(f"{source!r} and {near_duplicates!r}")
+            grouping = parse_grouping(attributes["split_by"])
+            if ("file" in (grouping.by, source.removesuffix("s"))) != bool(attributes["split_files_hash"]):
+                raise ValueError("a file without its hash, or a hash without its file")  # its name is never opened
             return cls(
-                parse_grouping(attributes["split_by"]),
+                grouping,
                 source,
                 (train, val, test),
                 int(attributes["split_seed"]),

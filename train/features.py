@@ -87,7 +87,7 @@ def open_features(path: Path, plan: FeaturePlan) -> FeatureReader | None:
         reader = FeatureReader(path)
     except CacheError:
         return None
-    if reader.key == plan.key:
+    if (reader.key, len(reader), reader.shape) == (plan.key, len(plan.rows), plan.shape):
         return reader
     reader.close()
     return None

@@ -17,6 +17,7 @@ from vidcache.cache.stream import Batch
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, MismatchError
 from vidcache.eval.curves import draw_curves
+from vidcache.eval.history import read_json
 from vidcache.eval.loading import check_match
 from vidcache.files import write_text_atomically
 from vidcache.filmstrip import draw_filmstrips
@@ -123,10 +124,8 @@ def run_training(
 
 def _first_command(folder: Path) -> str:
     """Return what began a run; what resumes it does not repeat its options."""
-    try:
-        return str(json.loads((folder / "config.json").read_text())["command"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    command = read_json(folder / "config.json").get("command")
+    return command if type(command) is str else ""
 
 
 def _check_splits(reader: Reader, hooks: Hooks, strict_splits: bool) -> None:

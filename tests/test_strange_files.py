@@ -1,0 +1,592 @@
+"""Caches and checkpoints that an attacker wrote, with right hashes: every field replaced by every kind of value.
+
+Whatever is in a file, a command ends with exit code 0, 4 (a cache) or 5 (a checkpoint) and one line, soon, in little
+memory. VIDCACHE_TORTURE=1 asks every command about every file, instead of one that reads the field.
+"""
+
+import dataclasses
+import os
+import re
+import resource
+import struct
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import click
+import h5py
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from tests.helpers import TinyModel, make_cache, tiny_models
+from tests.test_cache import _forge
+from vidcache import cli
+from vidcache.cache import layout
+from vidcache.cache.reader import CacheReader
+from vidcache.checkpoint import Checkpoint
+from vidcache.errors import CacheError, InterruptedRunError, MismatchError
+from vidcache.eval.cli import main as videval
+from vidcache.eval.history import read_history
+from vidcache.eval.loading import load_model
+from vidcache.eval.predict_cli import main as vidpredict
+from vidcache.spec import Spec
+from vidcache.train.cli import main as vidtrain
+from vidcache.train.config import TrainConfig
+from vidcache.train.results import SILENT
+from vidcache.train.resumable import check_state, load_optimizer
+from vidcache.train.run import run_training
+from vidcache.train.step import make_optimizer
+
+TORTURE = os.environ.get("VIDCACHE_TORTURE") == "1"
+SPEC = Spec(4, 16, 16)
+NEST = 60
+
+
+def run(command: click.Command, *arguments: object) -> Result:
+    with tiny_models():
+        return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def assert_refused(result: Result, codes: set[int]) -> None:
+    assert result.exit_code in codes, (result.exit_code, result.output, result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert len(result.output) < 20_000
+    assert "\x1b" not in result.output
+
+
+# --- caches ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cache(tmp_path_factory.mktemp("c") / "c.h5", {"a": 16, "b": 16}, spec=SPEC, failed=(3,))
+
+
+@pytest.fixture
+def copy(cache: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "c.h5"
+    path.write_bytes(cache.read_bytes())
+    return path
+
+
+def seal(path: Path) -> Path:
+    """Make every hash right, also those of the content."""
+    header = layout.Header.from_bytes(path.read_bytes()[: layout.USER_BLOCK_BYTES], "c.h5")
+    with h5py.File(path) as file:
+        columns = {column: file["videos"][column][:] for column in file["videos"]}
+        names = [bytes(one) for one in file["classes"][:]]
+        spec = dataclasses.replace(SPEC, sampling=_text(file, "sampling"), scaling=_text(file, "scaling"))
+        found = {
+            "fingerprint": layout.fingerprint_of(spec, names, columns),
+            "split_hash": layout.split_hash_of(columns),
+        }
+    with path.open("r+b") as raw:
+        raw.write(layout.Header(**{**header.__dict__, **found}).to_bytes())
+    return path
+
+
+def _text(file: h5py.File, name: str) -> str:
+    try:
+        return os.fsdecode(bytes(file.attrs[name]))[:200]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return "x"
+
+
+def cache_commands(path: Path, folder: Path) -> dict[str, tuple[click.Command, list[object]]]:
+    return {
+        "info": (cli.main, ["info", path]),
+        "info as JSON": (cli.main, ["info", path, "--json"]),
+        "verify": (cli.main, ["verify", path]),
+        "analyze": (cli.main, ["analyze", path, "--out", folder / "analysis"]),
+        "leaks": (cli.main, ["leaks", path, "--out", folder / "l.png"]),
+        "split": (cli.main, ["split", path, "--seed", "3", "--dry-run"]),
+        "preview": (cli.main, ["preview", path, "--out", folder / "p.png"]),
+        "vidtrain": (
+            vidtrain,
+            [path, "--out", folder / "t.pt", "--weights", "none", "--epochs", "1", "--device", "cpu", "--amp", "off"],
+        ),
+        "two": (vidtrain, [path, path, "--out", folder / "t.pt", "--weights", "none", "--epochs", "1"]),
+    }
+
+
+ATTRIBUTES = "class_depth sampling scaling split_by split_source split_fractions split_seed split_near_duplicates split_files_hash vidcache_version ffmpeg_version format format_version".split()
+VALUES: dict[str, Any] = {
+    "absent": None,
+    "complex": np.complex64(1 + 2j),
+    "NaN": np.nan,
+    "infinite": np.inf,
+    "no length": np.zeros(0, "<f8"),
+    "empty": h5py.Empty("<f8"),
+    "a reference": "reference",
+    "text of any length": "text",
+    "bytes": np.bytes_(b"\x1b[2J\xff"),
+    "long text": np.bytes_(b"x" * 30_000),
+    "negative": -1,
+    "large": np.uint64(2**64 - 1),
+    "an array": np.zeros((3, 3)),
+    "three": np.array([0.5, 0.5, 0.5]),
+    "a compound": np.zeros(2, [("x", "<f4"), ("y", "S3")]),
+    "true": np.True_,
+    "void": np.void(b"\0\1"),
+    "half": np.float16(1e-7),
+    "long double": np.longdouble(1) / 3,
+}
+
+
+def set_attribute(file: h5py.File, name: str, value: Any) -> None:
+    if name in file.attrs:
+        del file.attrs[name]
+    if value is None:
+        return
+    if isinstance(value, str):
+        value = file["clips"].ref if value == "reference" else "text"
+    file.attrs[name] = value
+
+
+@pytest.mark.parametrize("name", [*ATTRIBUTES, "\x1b[2Junknown"])
+def test_an_attribute_of_any_kind(cache: Path, tmp_path: Path, name: str) -> None:
+    refused = 0
+    for kind, value in VALUES.items():
+        path = tmp_path / "c.h5"
+        path.write_bytes(cache.read_bytes())
+        seal(_forge(path, lambda file: set_attribute(file, name, value)))  # noqa: B023 -- called at once
+        commands = cache_commands(path, tmp_path)
+        for said in commands if TORTURE else ("info as JSON", "split"):
+            result = run(commands[said][0], *commands[said][1])
+            assert_refused(result, {0, 4})
+        refused += result.exit_code == 4
+        assert 4 == result.exit_code or kind not in ("complex", "a reference", "text of any length", "void"), kind
+    assert refused >= 5
+
+
+COLUMN_VALUES: list[Any] = [
+    -1,
+    0,
+    1,
+    5,
+    255,
+    2**31 - 1,
+    -(2**63),
+    2**63 - 1,
+    np.nan,
+    np.inf,
+    -np.inf,
+    5e-324,
+    1e-40,
+    1e300,
+]
+
+
+@pytest.mark.parametrize("name", [column.name for column in layout.COLUMNS])
+def test_a_column_with_any_number(cache: Path, tmp_path: Path, name: str) -> None:
+    column = next(column for column in layout.COLUMNS if column.name == name)
+    is_text = column.dtype.startswith("S")
+    values = [b"", b"\xff\xfe\x1b[2J", b"a\0b", b"=x:y", b"x" * 300] if is_text else COLUMN_VALUES
+    for value in values:
+        for rows in (slice(None), slice(4, 5)):
+            path = tmp_path / "c.h5"
+            path.write_bytes(cache.read_bytes())
+            with np.errstate(all="ignore"):
+                try:
+                    seal(_forge(path, lambda file: file[f"videos/{name}"].__setitem__(rows, value)))  # noqa: B023
+                except (OverflowError, TypeError, ValueError):  # no number of that type
+                    continue
+            commands = cache_commands(path, tmp_path)
+            for said in commands if TORTURE else ("info as JSON",):
+                assert_refused(run(commands[said][0], *commands[said][1]), {0, 2, 4} if said == "vidtrain" else {0, 4})
+
+
+@pytest.mark.parametrize(
+    "name", ["fps", "duration_seconds", "num_frames", "width", "height", "source_bytes", "num_real"]
+)
+def test_an_analysis_of_the_largest_and_the_smallest_that_is_accepted(copy: Path, tmp_path: Path, name: str) -> None:
+    highest = {
+        "fps": 1e12,
+        "duration_seconds": 1e12,
+        "num_frames": 2**48,
+        "width": 2**24,
+        "height": 2**24,
+        "source_bytes": 2**62,
+        "num_real": 4,
+    }
+
+    def change(file: h5py.File) -> None:
+        file[f"videos/{name}"][5:20] = highest[name]
+        file[f"videos/{name}"][20:] = 1e-9 if name in ("fps", "duration_seconds") else 0
+
+    seal(_forge(copy, change))
+
+    assert 0 == run(cli.main, "analyze", copy, "--out", tmp_path / "analysis").exit_code
+
+
+def replaced_names(names: Any) -> Any:
+    def change(file: h5py.File) -> None:
+        del file["classes"]
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_layout(h5py.h5d.CONTIGUOUS)
+        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        space = h5py.h5s.create_simple(names.shape)
+        dataset = h5py.h5d.create(file.id, b"classes", h5py.h5t.py_create(names.dtype), space, properties)
+        if names.size:
+            dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, names)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (np.array([b"a", b"a"]), "class 'a' is there twice"),
+        (np.array([b"", b"b"]), "class 0 has no name"),
+        (np.array([10**12, 5]), "/classes is int64 of shape"),
+        (np.array([[b"a", b"b"]]), "/classes is |S1 of shape"),
+        (np.array([b"a"]), "label of row"),
+        (np.zeros(2, "<c16"), "/classes is complex128 of shape"),
+    ],
+)
+def test_classes_of_any_kind(copy: Path, names: Any, message: str) -> None:
+    _forge(copy, replaced_names(names))
+    if names.dtype.kind == "S" and names.ndim == 1:
+        seal(copy)
+
+    with pytest.raises(CacheError) as raised:
+        CacheReader(copy)
+
+    assert message in str(raised.value)
+
+
+def test_a_video_that_is_there_twice(copy: Path) -> None:
+    seal(_forge(copy, lambda file: file["videos/path"].__setitem__(5, file["videos/path"][6])))
+
+    with pytest.raises(CacheError, match=r"c\.h5: path 'a/video_0006.mp4' is there twice\. Build it again"):
+        CacheReader(copy)
+
+
+def test_columns_that_are_a_hole_of_a_terabyte_are_not_hashed(copy: Path) -> None:
+    header = layout.Header.from_bytes(copy.read_bytes()[: layout.USER_BLOCK_BYTES], "c.h5")
+    with copy.open("r+b") as raw:
+        raw.truncate(1 << 40)
+        raw.write(dataclasses.replace(header, file_bytes=1 << 40).to_bytes())
+
+    with pytest.raises(CacheError, match="no columns that a build writes"):
+        CacheReader(copy)
+
+
+def test_a_pipe_is_neither_a_cache_nor_a_checkpoint(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    assert 4 == run(cli.main, "info", tmp_path / "pipe").exit_code
+    assert 5 == run(vidpredict, tmp_path, "--ckpt", tmp_path / "pipe").exit_code
+
+
+def test_a_header_that_says_that_it_is_not_complete(copy: Path) -> None:
+    data = bytearray(copy.read_bytes())
+    fields = np.frombuffer(bytes(data), layout.HEADER, count=1).copy()
+    for name, value in (("complete", 0), ("clip_bytes", 7)):
+        altered = fields.copy()
+        altered[name] = value
+        copy.write_bytes(layout.seal(altered) + data[layout.USER_BLOCK_BYTES :])
+        with pytest.raises(CacheError, match="the header is of no finished cache"):
+            CacheReader(copy)
+
+
+# --- checkpoints -------------------------------------------------------------------------------
+
+
+def write_archive(path: Path, fields: dict[str, Any], **operations: bytes) -> Path:
+    """What `torch.save` writes, but for fields whose pickle is given."""
+    torch.save({**fields, **{name: f"<{name}>" for name in operations}}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in members if name.endswith("data.pkl"))
+    for field, replacement in operations.items():
+        text = f"<{field}>".encode()
+        marked = b"X" + struct.pack("<I", len(text)) + text
+        assert members[name].count(marked) == 1
+        members[name] = members[name].replace(marked, replacement)
+    return write_members(path, members)
+
+
+def write_members(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def nested() -> bytes:
+    """A tuple that holds the one before twice, NEST times: 2 ** NEST elements."""
+    pickled = b")r" + struct.pack("<I", 1000)
+    for number in range(1000, 1000 + NEST):
+        pickled += b"j" + struct.pack("<I", number) + b"\x86r" + struct.pack("<I", number + 1)
+    return pickled
+
+
+# Pickled, and what is said of it.
+PICKLES = {
+    nested(): "an object that is in two places",
+    b")" + b"\x85" * 50_000: "objects in objects in objects",
+    b"c__builtin__\nbytearray\n(J\xff\xff\xff\x7ftR": "unsupported GLOBAL __builtin__.bytearray",
+    b"\x8a\xff" + b"\x7f" * 255: "is an int",
+    b"\x85" * 3 + b")": "incomplete|without what it needs|cannot be read",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs that is to have three."""
+    out = tmp_path_factory.mktemp("run") / "best.pt"
+    config = TrainConfig(weights="none", freeze="none", epochs=3, batch_size=6, amp="off", min_epochs=3)
+    stops = iter([False] * 8 + [True] * 99)
+    with tiny_models(), pytest.raises(InterruptedRunError):
+        run_training([cache], out, config, SILENT, should_stop=lambda: next(stops))
+    return out
+
+
+def fields_of(path: Path) -> dict[str, Any]:
+    fields: dict[str, Any] = torch.load(path, weights_only=True)
+    return fields
+
+
+STRANGE: dict[str, Any] = {
+    "nothing": None,
+    "true": True,
+    "minus one": -1,
+    "a large number": 2**80,
+    "a float": 0.5,
+    "NaN": float("nan"),
+    "text": "x\x1b[2J",
+    "long text": "x" * 60_000,
+    "bytes": b"\xff",
+    "a list": [1, [2, [3]]],
+    "a tuple": (1, (2, 3)),
+    "a dict": {"x": {"y": {"z": 1}}},
+    "other keys": {1: 2, (1, 2): 3},
+    "a tensor": torch.zeros(3),
+    "NaN tensors": {"fc.bias": torch.full((2,), float("nan"))},
+    "sparse": {"fc.bias": torch.zeros(2).to_sparse()},
+    "complex": {"fc.bias": torch.zeros(2, dtype=torch.complex64)},
+    "huge": {"fc.bias": torch.zeros(1).expand(2**40)},
+    "names twice": [b"a", b"a"],
+}
+
+
+def checkpoint_commands(path: Path, cache: Path, folder: Path) -> dict[str, tuple[click.Command, list[object]]]:
+    return {
+        "vidpredict": (vidpredict, [cache, "--ckpt", path]),
+        "videval": (videval, [cache, "--ckpt", path, "--out", folder / "eval", "--device", "cpu"]),
+        "init": (
+            vidtrain,
+            [cache, "--out", folder / "i.pt", "--init", path, "--epochs", "1", "--amp", "off", "--device", "cpu"],
+        ),
+        "export": (cli.main, ["export", path, "--format", "torch-export", "--out", folder / "e.pt2"]),
+        "bench": (cli.main, ["bench", cache, "--ckpt", path, "--device", "cpu", "--repeats", "1"]),
+    }
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Checkpoint)])
+def test_a_field_of_a_checkpoint_of_any_kind(cache: Path, finished: Path, tmp_path: Path, name: str) -> None:
+    fields, path = fields_of(finished), tmp_path / "x.pt"
+    for kind, value in STRANGE.items():
+        torch.save({**fields, name: value}, path)
+        if name == "training" and type(value) is dict:
+            continue  # of a resumed run alone: see below
+        if name in ("fingerprint", "split_hash") and kind == "text":
+            result = run(videval, cache, "--ckpt", path, "--out", tmp_path / "eval")
+            assert_refused(result, {5})
+            continue
+        with pytest.raises(MismatchError) as raised:
+            Checkpoint.load(path)
+        assert f"{path}: " in str(raised.value)
+        assert len(str(raised.value)) < 400
+        if TORTURE:
+            for command, arguments in checkpoint_commands(path, cache, tmp_path).values():
+                assert_refused(run(command, *arguments), {5})
+    for pickled, message in PICKLES.items():
+        with pytest.raises(MismatchError, match=message):
+            Checkpoint.load(write_archive(path, fields, **{name: pickled}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"classes": [b"%d" % number for number in range(100_001)]},
+            "classes is a list, expected 1 to 100,000 different",
+        ),
+        ({"classes": [b"a", b""]}, "classes is a list, expected 1 to 100,000 different"),
+        ({"num_frames_used": 5}, "num_frames_used is 5, but a clip of it has fewer frames"),
+        ({"spec": {**Spec(4, 16, 16).to_dict(), "height": 2**40}}, "height: 1099511627776, expected 16 to 1024"),
+        ({"spec": {**Spec(4, 16, 16).to_dict(), "more": 1}}, "'more' is not known"),
+        ({"x": 1}, "'x' is not known"),
+        ({"mean": (1.0, 2.0)}, "mean is a tuple, expected 3 numbers"),
+    ],
+)
+def test_fields_that_no_run_writes(finished: Path, tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    torch.save({**fields_of(finished), **fields}, tmp_path / "x.pt")
+
+    with pytest.raises(MismatchError, match=rf"x\.pt: incomplete checkpoint \({re.escape(message)}"):
+        Checkpoint.load(tmp_path / "x.pt")
+
+
+def test_more_classes_than_outputs_are_refused_before_a_model_is_made(
+    cache: Path, finished: Path, tmp_path: Path
+) -> None:
+    names = [b"%05d" % number for number in range(100_000)]
+    torch.save({**fields_of(finished), "classes": names}, tmp_path / "x.pt")
+
+    result = run(vidpredict, tmp_path, "--ckpt", tmp_path / "x.pt")
+
+    assert result.exit_code in (2, 5)
+    with pytest.raises(MismatchError, match="x.pt: 2 outputs for 100000 classes"):
+        load_model(Checkpoint.load(tmp_path / "x.pt"), "x.pt", "cpu")
+
+
+def test_a_tuple_of_exponential_size_takes_neither_time_nor_memory(cache: Path, finished: Path, tmp_path: Path) -> None:
+    write_archive(tmp_path / "x.pt", fields_of(finished), fingerprint=nested())
+    code = "from vidcache.eval.cli import main; main()"
+    command = [sys.executable, "-c", code, str(cache), "--ckpt", str(tmp_path / "x.pt"), "--device", "cpu"]
+
+    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=_at_most_8_gib)
+
+    assert 5 == ended.returncode, ended.stderr
+    assert 1 == len(ended.stderr.splitlines())
+
+
+def _at_most_8_gib() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def archive_of(finished: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(finished) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_archives_that_torch_does_not_write(finished: Path, tmp_path: Path) -> None:
+    members, path = archive_of(finished), tmp_path / "x.pt"
+    folder = next(iter(members)).split("/")[0]
+    for more in ("other/data.pkl", f"{folder}/DATA.PKL", "data.pkl", f"{folder}/../x", f"{folder}/a b"):
+        with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
+            Checkpoint.load(write_members(path, {**members, more: b"x"}))
+    write_members(path, members)
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr(f"{folder}/data.pkl", b"x")
+    with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
+        Checkpoint.load(path)
+    write_members(path, {})
+    with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
+        Checkpoint.load(path)
+    data = bytearray(write_members(path, members).read_bytes())
+    data[data.rfind(b"PK\x01\x02") + 8] |= 1  # encrypted
+    path.write_bytes(data)
+    with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
+        Checkpoint.load(path)
+    write_members(path, members)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"\x1b[2J" * 100
+    assert Checkpoint.load(path).classes == ("a", "b")  # a comment is read by nobody
+
+
+@pytest.mark.parametrize(
+    "name",
+    "optimizer scaler stopping precision results sums best stopping.best_epoch stopping.best_loss sums.num_steps sums.seconds "
+    "sums.loss optimizer.state optimizer.state.0 optimizer.state.0.step optimizer.state.0.exp_avg results.0 "
+    "results.0.val_loss results.0.is_best".split(),
+)
+def test_a_state_of_a_run_of_any_kind(finished: Path, name: str) -> None:
+    refused = 0
+    for value in (*STRANGE.values(), 10**9, float("inf")):
+        last = Checkpoint.load(finished.with_suffix(".run") / "last.pt")
+        path: list[Any] = [int(part) if part.isdigit() else part for part in name.split(".")]
+        holder: Any = last.training
+        for part in path[:-1]:
+            holder = holder[part]
+        holder[path[-1]] = value
+        try:
+            check_state(last)
+            load_optimizer(make_optimizer(TinyModel(2), TrainConfig()), last.training["optimizer"])  # type: ignore[arg-type]
+        except ValueError as error:
+            refused += 1
+            assert len(str(error)) < 300
+    assert refused >= 15
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", "x"),
+        ("lr", float("nan")),
+        ("device", "meta"),
+        ("amp", "x"),
+        ("freeze", "x"),
+        ("strength", {"flip": 7}),
+        ("batch_size", -1),
+        ("reader_threads", 10**9),
+        ("feature_views", 10**12),
+        ("seed", None),
+    ],
+)
+def test_options_that_no_run_has(cache: Path, finished: Path, tmp_path: Path, name: str, value: object) -> None:
+    (tmp_path / "best.run").mkdir()
+    fields = fields_of(finished.with_suffix(".run") / "last.pt")
+    fields["config"][name] = value
+    torch.save(fields, tmp_path / "best.run" / "last.pt")
+
+    result = run(vidtrain, cache, "--out", tmp_path / "best.pt", "--resume", "--device", "cpu")
+
+    assert_refused(result, {5})
+    assert (
+        "Train again with another --out" in result.stderr
+        or "train again with another --out" in result.stderr
+        or "incomplete checkpoint" in result.stderr
+    )
+
+
+@pytest.mark.parametrize("weights", [{}, {"fc.bias": torch.zeros(2)}])
+def test_the_weights_of_another_model_begin_and_go_on_with_nothing(
+    cache: Path, finished: Path, tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    (tmp_path / "best.run").mkdir()
+    (tmp_path / "best.pt").write_bytes(finished.read_bytes())
+    last = tmp_path / "best.run" / "last.pt"
+    torch.save({**fields_of(finished.with_suffix(".run") / "last.pt"), "weights": weights}, last)
+
+    resumed = run(vidtrain, cache, "--out", tmp_path / "best.pt", "--resume", "--device", "cpu")
+    begun = run(vidtrain, cache, "--out", tmp_path / "o.pt", "--init", last, "--device", "cpu", "--amp", "off")
+
+    assert_refused(resumed, {5})
+    assert "train: no state of this run (" in resumed.stderr
+    assert_refused(begun, {5})
+    assert "not the weights of an R3D-18. Start without --init" in begun.stderr
+
+
+def test_a_run_folder_of_a_stranger_is_not_believed(finished: Path) -> None:
+    checkpoint, folder = Checkpoint.load(finished), finished.with_suffix(".run")
+    assert len(read_history(finished, checkpoint).epochs) >= 1
+    before = {name: (folder / name).read_bytes() for name in ("config.json", "metrics.csv")}
+    try:
+        for content in (
+            b"[" * 100_000,
+            b"[1]",
+            b'{"command": {"a": 1}}',
+            b"\xff",
+            b'{"command": "x", "fingerprint": "other"}',
+        ):
+            (folder / "config.json").write_bytes(content)
+            assert not read_history(finished, checkpoint).command
+        (folder / "metrics.csv").write_bytes(b"epoch,val_loss\n" + b"1,0.5,7\n" * 10)
+        assert not read_history(finished, checkpoint).epochs
+        (folder / "metrics.csv").unlink()
+        os.mkfifo(folder / "metrics.csv")
+        assert not read_history(finished, checkpoint).epochs
+    finally:
+        (folder / "metrics.csv").unlink()
+        for name, content in before.items():
+            (folder / name).write_bytes(content)
