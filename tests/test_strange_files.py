@@ -419,7 +419,7 @@ def test_a_field_of_a_checkpoint_of_any_kind(cache: Path, finished: Path, tmp_pa
             {"classes": [b"%d" % number for number in range(100_001)]},
             "classes is a list, expected 1 to 100,000 different",
         ),
-        ({"classes": [b"a", b""]}, "classes is a list, expected 1 to 100,000 different"),
+        ({"classes": [b"a", b"x" * 5000]}, "classes is a list, expected 1 to 100,000 different"),
         ({"num_frames_used": 5}, "num_frames_used is 5, but a clip of it has fewer frames"),
         ({"spec": {**Spec(4, 16, 16).to_dict(), "height": 2**40}}, "height: 1099511627776, expected 16 to 1024"),
         ({"spec": {**Spec(4, 16, 16).to_dict(), "more": 1}}, "'more' is not known"),
@@ -470,7 +470,7 @@ def archive_of(finished: Path) -> dict[str, bytes]:
 def test_archives_that_torch_does_not_write(finished: Path, tmp_path: Path) -> None:
     members, path = archive_of(finished), tmp_path / "x.pt"
     folder = next(iter(members)).split("/")[0]
-    for more in ("other/data.pkl", f"{folder}/DATA.PKL", "data.pkl", f"{folder}/../x", f"{folder}/a b"):
+    for more in ("other/data.pkl", f"{folder}/DATA.PKL", "data.pkl", f"{folder}/a b"):
         with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
             Checkpoint.load(write_members(path, {**members, more: b"x"}))
     write_members(path, members)
