@@ -169,7 +169,7 @@ def test_dry_run_writes_nothing(built: Path, tmp_path: Path) -> None:
     assert "rise <b>[red]" in text.stdout
     num_bytes = sum(file.stat().st_size for file in raw.rglob("*") if file.is_file())
     expected = {"num_videos": 19, "num_bytes": num_bytes, "cache_bytes": 19 * 32 * 112 * 112 * 3}
-    assert {**expected, "classes": {"fall": 6, "jump": 7, "rise <b>[red]": 6}} == said
+    assert {**expected, "classes": {"fall": 6, "jump": 7, "rise <b>[red]": 6}, "notes": []} == said
     assert [] == list(tmp_path.iterdir())
 
 
