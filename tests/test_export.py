@@ -213,7 +213,7 @@ def test_a_file_that_says_something_else_is_not_written(
     """Without the offset of the normalisation: what an export by hand forgets."""
     file = tiny.with_suffix(".pt2")
     if is_there:
-        file.write_bytes(b"older")
+        file.write_bytes(b"an older vidcache-export")
     maps = export.normalisation()
     maps[:, 3] = 0
     monkeypatch.setattr(export, "normalisation", lambda: maps)
@@ -230,7 +230,7 @@ def test_a_file_that_says_something_else_is_not_written(
         "0.001: not written. Try the other --format, or another version of torch\n"
     ) == result.stderr
     assert {tiny, *([file] if is_there else [])} == set(tiny.parent.iterdir())
-    assert not is_there or file.read_bytes() == b"older"
+    assert not is_there or file.read_bytes() == b"an older vidcache-export"
 
 
 def test_numbers_that_are_none_are_no_match(tmp_path: Path) -> None:
@@ -432,7 +432,7 @@ def test_a_checkpoint_is_not_replaced_by_what_is_made_of_it(tiny: Path) -> None:
     result = vidcache("export", odd, "--format", "torch-export")
 
     assert 2 == result.exit_code
-    assert f"{odd}: is the checkpoint itself, expected another name. Choose one with --out" in result.stderr
+    assert f"{odd}: is read by this command ({odd}). Choose another name" in result.stderr
 
 
 def test_a_damaged_checkpoint_is_refused(tiny: Path) -> None:
