@@ -61,6 +61,7 @@ class Facts:
         source_hash: xxh3-128 of the file. Of a folder: empty where no other file has the same size.
         clip_hash: xxh3-128 of the clip; None for a folder.
         split: Values of `Split`; None for a folder without given splits.
+        group: Videos that belong together, by number; None for a folder.
         black: The mean of the clip is below `BLACK_BELOW` of 255; None for a folder.
         still: In `STILL_FRAMES` evenly spaced frames of the clip no value changes by more than
             `STILL_RANGE` of 255; None for a folder.
@@ -88,6 +89,7 @@ class Facts:
     source_hash: Array
     clip_hash: Array | None = None
     split: Array | None = None
+    group: Array | None = None
     black: npt.NDArray[np.bool_] | None = None
     still: npt.NDArray[np.bool_] | None = None
     notes: tuple[str, ...] = ()

@@ -134,8 +134,8 @@ def shortcuts(facts: Facts, study: Study) -> Iterator[Finding]:
     if len(given_away) > 3:
         sentences.append(f"And {plural(len(given_away) - 3, 'more class', 'more classes')}.")
     sentences.append(
-        f"(A forest that learnt on one half of {study.num_videos:,} videos was asked about the other; "
-        "by chance, so much would be found in less than 1 of 100 data sets.)"
+        f"({study.num_videos:,} videos, each shown to a forest that had not learnt from it; with the labels in random "
+        "order, so much is found in less than 1 of 100 data sets.)"
     )
     strong = any(shortcut.skill >= SKILL_WARNING for shortcut in (*telling, *together))
     strong = strong or any(advantage >= ADVANTAGE_WARNING for advantage, _ in given_away)
