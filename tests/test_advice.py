@@ -88,7 +88,7 @@ def options(name: str) -> set[str]:
 def named(text: str) -> set[str]:
     """Commands that a text names; building a cache is said in words, too."""
     found = {PROGRAMS[word] for word in re.findall(r"\b(vidtrain|videval|vidpredict)\b", text)}
-    found |= {word for word in re.findall(r"\bvidcache ([a-z]+)", text) if word not in ENGLISH}
+    found |= {word for word in re.findall(r"(?<!that )(?<!this )\bvidcache ([a-z]+)", text) if word not in ENGLISH}
     return found | ({"build"} if re.search(r"\b[Bb]uil[dt]\b", text) else set())
 
 
