@@ -11,10 +11,12 @@ from rich.text import Text
 from vidcache.cache.layout import Split, Status
 from vidcache.cache.leaks import Leaks, draw_leaks, find_leaks
 from vidcache.cache.reader import CacheReader, Reader
-from vidcache.cli import Command, beside, check_png, echo_json, json_option, option
+from vidcache.cli import Command, beside, check_png, echo_json, json_option, option, progress_console, verbosity_options
 from vidcache.console import SafeConsole, echo
-from vidcache.errors import CacheError
+from vidcache.errors import CacheError, VidcacheError
 from vidcache.near import NEAR
+from vidcache.outputs import PICTURE, claim
+from vidcache.progress import Progress
 from vidcache.spec import Spec
 from vidcache.text import plural, printable
 
@@ -92,6 +94,7 @@ def describe(reader: CacheReader) -> dict[str, Any]:
 
 @click.command(cls=Command)
 @click.argument("cache", type=click.Path(path_type=Path))
+@verbosity_options()
 @json_option()
 def verify(cache: Path, as_json: bool) -> None:
     """Check every structure and every clip of CACHE; exit code 4 if anything is wrong.
@@ -100,16 +103,13 @@ def verify(cache: Path, as_json: bool) -> None:
     vidcache verify cache.h5
     """
     try:
-        with CacheReader(cache) as reader:
-            good = reader.rows()
-            bad = [
-                {
-                    "row": row,
-                    "path": printable(reader.path_of(row)),
-                    "problem": "the clip does not match its hash",
-                }
-                for row in reader.damaged_rows().tolist()
-            ]
+        with CacheReader(cache) as reader, Progress(progress_console(), "checking", "clips") as shown:
+            good, bad = reader.rows(), []
+            for done, row in enumerate(good.tolist(), 1):
+                if len(reader.damaged_rows([row])):
+                    path = printable(reader.path_of(row))
+                    bad.append({"row": row, "path": path, "problem": "the clip does not match its hash"})
+                shown.update(done, len(good), len(bad))
     except CacheError as error:
         if as_json:
             echo_json({"ok": False, "num_checked": 0, "bad": [{"row": None, "path": None, "problem": str(error)}]})
@@ -141,6 +141,7 @@ def verify(cache: Path, as_json: bool) -> None:
 @option("--num-pictures", type=click.IntRange(1, 50), default=8, help="Pairs in the picture.")
 @option("--num-pairs", type=click.IntRange(0), default=100, help="List at most so many.")
 @option("--max-distance", type=click.FloatRange(0, 0.1), default=NEAR, help="What counts as alike: 0 is the same.")
+@verbosity_options()
 @json_option()
 def leaks(
     caches: tuple[Path, ...],
@@ -152,30 +153,46 @@ def leaks(
 ) -> None:
     """List pairs of clips of CACHE that look alike and are in different splits, nearest first.
 
+    Where the picture cannot be written, they are printed all the same, and the exit code is 1.
+
     \b
     vidcache leaks cache.h5
     """
     from vidcache.cache.joined import open_caches
 
-    with open_caches(caches) as reader:
+    picture = claim(out or beside(caches[0], ".leaks.png"), PICTURE, caches)
+    failure: OSError | None = None
+    with open_caches(caches) as reader, Progress(progress_console(), "comparing clips") as shown:
         found = find_leaks(reader, max_distance)
         total = len(found.pairs)
         pairs = [_describe_pair(reader, found, number) for number in range(min(total, num_pairs))]
-        picture = out or beside(caches[0], ".leaks.png")
-        if total:
-            draw_leaks(reader, found, picture, num_pictures)
+        try:
+            if total:
+                shown.start_phase("drawing")
+                draw_leaks(reader, found, picture, num_pictures)
+        except OSError as error:
+            failure = error
+    drawn = printable(picture) if total and not failure else None
     if as_json:
-        drawn = printable(picture) if total else None
         echo_json({"cache": reader.name, "num_pairs": total, "pairs": pairs, "picture": drawn})
-        return
+    else:
+        _show_leaks(reader, found, pairs)
+        if drawn:
+            echo(f"{drawn}: the nearest {min(num_pictures, total)} side by side")
+    if failure:
+        raise VidcacheError(
+            f"{printable(picture)}: the picture cannot be written ({failure.strerror}). Choose another place with --out"
+        )
+
+
+def _show_leaks(reader: Reader, found: Leaks, pairs: list[dict[str, Any]]) -> None:
+    total = len(found.pairs)
     for pair in pairs:
         said = "  ".join(f"{split:5}  {path}" for split, path in zip(pair["splits"], pair["paths"], strict=True))
         echo(f"{pair['distance']:.6f}  {said}")
     if total > len(pairs):
         echo(f"and {total - len(pairs):,} more: --num-pairs")
     echo(f"{reader.name}: {found.in_words}")
-    if total:
-        echo(f"{printable(picture)}: the nearest {min(num_pictures, total)} side by side")
 
 
 def _describe_pair(reader: Reader, found: Leaks, number: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import xxhash
 
 from vidcache.cache import journal, layout
 from vidcache.cache.layout import COLUMNS, RECORD, Layout, Stage
-from vidcache.cache.place import build_folder
+from vidcache.cache.place import own_builds
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.files import pread_all, write_text_atomically
@@ -120,12 +120,10 @@ def skeleton_hash(descriptor: int, made: Layout, num_clips: int, path_bytes: int
     return layout.hash_between(descriptor, sorted(gaps))
 
 
-def partial_builds(output: Path) -> dict[Path, Skeleton | None]:
-    """List the interrupted builds of a cache; None for a folder that is none."""
-    folder = build_folder(output)
-    if not folder.is_dir():
-        return {}
-    return {entry: Skeleton.load(entry) for entry in sorted(folder.iterdir())}
+def partial_builds(output: Path) -> dict[Path, Skeleton]:
+    """List the interrupted builds of a cache whose plan can be read."""
+    found = ((folder, Skeleton.load(folder)) for folder in own_builds(output))
+    return {folder: skeleton for folder, skeleton in found if skeleton}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +144,7 @@ class Earlier:
 def earlier_builds(output: Path, finished: CacheReader | None) -> list[Earlier]:
     """List the interrupted builds of a cache, and the finished one if there is one."""
     found = [
-        Earlier(folder, skeleton.spec, skeleton.ffmpeg_version)
-        for folder, skeleton in partial_builds(output).items()
-        if skeleton
+        Earlier(folder, skeleton.spec, skeleton.ffmpeg_version) for folder, skeleton in partial_builds(output).items()
     ]
     if finished:
         version = str(finished.attributes.get("ffmpeg_version", "")) if finished.is_current_format else ""
@@ -170,7 +166,7 @@ def open_donors(output: Path, finished: CacheReader | None, spec: Spec, own: str
     donors: list[Donor] = []
     try:
         for folder, skeleton in partial_builds(output).items():
-            if skeleton and skeleton.spec == spec and skeleton.plan != own:
+            if skeleton.spec == spec and skeleton.plan != own:
                 donor = _open_partial(folder, skeleton, descriptors)
                 donors += [donor] if donor else []
         if finished and finished.spec == spec:

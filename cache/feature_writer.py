@@ -1,7 +1,6 @@
 """Writing a file of features as a cache is written: fixed slots, a journal, the header last, one rename."""
 
 import os
-import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,7 +13,7 @@ import xxhash
 from vidcache.cache.features import FORMAT_VERSION, HEADER, MAGIC, FeaturePlan
 from vidcache.cache.image import SparseImage
 from vidcache.cache.layout import HASH_HEX, PAGE_BYTES, USER_BLOCK_BYTES, create_dataset, metadata_hash_of, seal
-from vidcache.cache.place import build_folder, check_space, lock_output
+from vidcache.cache.place import build_folder, check_build_folder, check_space, lock_output, remove_build
 from vidcache.files import pread_all, pwrite_all, sync_file, sync_folder
 
 _HASH_BYTES = 16
@@ -34,6 +33,7 @@ class FeatureWriter:
 
     Raises:
         LockedError: Another process writes the same file.
+        InputError: Something that is not ours is where it is written.
         VidcacheError: The disk has no room for it.
     """
 
@@ -126,15 +126,17 @@ class FeatureWriter:
         sync_file(self._data)
         (self._folder / "data.h5").rename(self.path)
         sync_folder(self.path.parent)
-        shutil.rmtree(self._folder)
+        remove_build(self._folder)
 
     def _begin(self) -> None:
+        check_build_folder(self._folder)
         name, data = self._folder / "key", self._folder / "data.h5"
-        # Without data, another process was killed after it had published them.
+        # Without data, another process was killed after it had published them; a second name may be the published file.
         is_same = data.exists() and name.exists() and name.read_bytes() == self.plan.key.encode()
+        is_same = is_same and all(file.stat().st_nlink == 1 for file in self._folder.iterdir())
         present = data.stat().st_blocks * 512 if is_same else 0
-        if not is_same and self._folder.exists():
-            shutil.rmtree(self._folder)
+        if not is_same:
+            remove_build(self._folder)
         check_space(self.path, len(self.plan.rows) * (self.plan.entry_bytes + _HASH_BYTES), present)
         image, self._offsets, self._file_bytes = _skeleton(self.plan)
         if not is_same:
@@ -145,8 +147,9 @@ class FeatureWriter:
             name.write_bytes(self.plan.key.encode())  # the last one: without it, all of this is made again
             sync_folder(self._folder)
             sync_folder(self._folder.parent)
-        self._data = os.open(data, os.O_RDWR | os.O_CLOEXEC)
-        self._journal = os.open(self._folder / "journal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._data = os.open(data, flags)
+        self._journal = os.open(self._folder / "journal", flags | os.O_CREAT, 0o666)
         self._count_done((self._folder / "journal").read_bytes())
 
     def _count_done(self, journal: bytes) -> None:

@@ -18,6 +18,7 @@ import xxhash
 
 from vidcache.cache.image import SparseImage
 from vidcache.errors import CacheError
+from vidcache.outputs import name_of
 from vidcache.spec import Spec
 
 FORMAT = b"vidcache"
@@ -175,7 +176,7 @@ class Header:
         fields = unseal(block, HEADER, where, rebuild)
         version = int(fields["format_version"])
         if not 1 <= version <= FORMAT_VERSION:
-            older = "Use the vidcache that made it, or build it again with --overwrite"
+            older = "Use the vidcache that made it, or build it again under another name"
             raise CacheError(
                 f"{where}: format version {version}, but this vidcache reads versions 1 to {FORMAT_VERSION}. "
                 f"{'Use a newer vidcache' if version > FORMAT_VERSION else older}"
@@ -201,14 +202,17 @@ def unseal(block: bytes, dtype: np.dtype[Any], where: str, rebuild: str, magic: 
         block: The first bytes of the file.
         dtype: Of the fields.
         where: The file's name, for messages.
-        rebuild: What to do when it is none.
+        rebuild: What to do when it is damaged.
         magic: What it has to begin with, 8 bytes.
 
     Raises:
         CacheError: It is no whole, undamaged user block.
     """
     if block[: len(magic)] != magic:
-        raise CacheError(f"{where}: no {magic.decode()} file (it begins with {block[:8]!r}). {rebuild}")
+        known = name_of(block)
+        wanted = name_of(magic)
+        what = f"is {known}, not {wanted}" if known else f"no {magic.decode()} file (it begins with {block[:8]!r})"
+        raise CacheError(f"{where}: {what}. Name {wanted}")
     if len(block) < USER_BLOCK_BYTES:
         raise CacheError(f"{where}: {len(block)} bytes, expected {USER_BLOCK_BYTES} or more. {rebuild}")
     body, digest = block[: USER_BLOCK_BYTES - 8], block[USER_BLOCK_BYTES - 8 : USER_BLOCK_BYTES]

@@ -1,19 +1,25 @@
 """The place that a cache is written to: its lock, its room, and the folder in which it is built.
 
 Next to `cache.h5` lie, while it is built, `cache.h5.lock` (never removed: removing a lock file is
-a race) and `.cache.h5.build/`; that of a cache has one folder for each plan.
+a race) and `.cache.h5.build/`; that of a cache has one folder for each plan. No link is followed here, and
+nothing is removed that no build has made.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
+import re
 import resource
-import shutil
+import stat
 from pathlib import Path
 
-from vidcache.errors import LockedError, VidcacheError
+from vidcache.errors import InputError, LockedError, VidcacheError
 from vidcache.files import free_bytes
 from vidcache.text import printable
+
+# What is in the folder of a build, of a cache or of features.
+_MADE = re.compile(r"plan\.json|key|data\.h5|journal|split|\..+\.[0-9]+\.tmp")
 
 
 def build_folder(output: Path) -> Path:
@@ -28,10 +34,12 @@ def lock_output(output: Path) -> int:
         LockedError: Another process has it.
         VidcacheError: The folder cannot be written, or its file system cannot lock.
     """
-    where = printable(output)
+    where, lock = printable(output), output.with_name(f"{output.name}.lock")
     try:
-        descriptor = os.open(output.with_name(f"{output.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise VidcacheError(f"{printable(lock)}: is a link, not a lock. Rename it") from None
         raise VidcacheError(
             f"{where}: cannot write into {printable(output.parent)} ({error.strerror}). "
             "Choose a folder that exists and is writable"
@@ -75,7 +83,7 @@ def check_space(output: Path, num_bytes: int, present: int = 0) -> None:
 
 def clean_up(output: Path) -> None:
     """Remove what a killed build has left beside a finished cache; leave it to a build that still runs."""
-    if build_folder(output).is_dir():
+    if _is_folder(build_folder(output)) and _holds_builds(build_folder(output)):
         try:
             lock = lock_output(output)
         except LockedError:
@@ -86,17 +94,68 @@ def clean_up(output: Path) -> None:
             os.close(lock)
 
 
+def check_build_folder(folder: Path) -> None:
+    """Refuse to build where something lies that no build has made.
+
+    Args:
+        folder: Of all builds of a cache, of one of them, or of a file of features.
+
+    Raises:
+        InputError: A link, a file, or a folder with other things in it.
+    """
+    if os.path.lexists(folder) and not (_is_folder(folder) and (_is_build(folder) or _holds_builds(folder))):
+        raise InputError(
+            f"{printable(folder)}: was not made by vidcache, which builds there. Rename it, or choose another name"
+        )
+
+
+def own_builds(output: Path) -> list[Path]:
+    """List the folders of the builds of a cache that were not finished."""
+    folder = build_folder(output)
+    return [entry for entry in _entries(folder) if _is_build(entry)] if _is_folder(folder) else []
+
+
 def remove_builds(output: Path) -> None:
     """Remove all builds of a cache; the caller has its lock."""
-    folder = build_folder(output)
-    if folder.is_dir():
-        for build in sorted(folder.iterdir()):
-            remove_build(build)
-        shutil.rmtree(folder)
+    for build in own_builds(output):
+        remove_build(build)
+    with contextlib.suppress(OSError):  # it is not there, or somebody has put something into it
+        build_folder(output).rmdir()
 
 
 def remove_build(folder: Path) -> None:
     """Remove one build, plan first, so that a kill in between leaves nothing that resumes."""
-    (folder / "plan.json").unlink(missing_ok=True)
-    if folder.is_dir():
-        shutil.rmtree(folder)
+    if _is_build(folder):
+        for file in sorted(folder.iterdir(), key=lambda file: file.name not in ("plan.json", "key")):
+            file.unlink()
+        folder.rmdir()
+
+
+def _is_build(folder: Path) -> bool:
+    """Whether it is a real folder with nothing in it but what a build makes; it may be begun, or half removed."""
+    return _is_folder(folder) and all(
+        _MADE.fullmatch(entry.name) and stat.S_ISREG(_mode(entry)) for entry in _entries(folder)
+    )
+
+
+def _holds_builds(folder: Path) -> bool:
+    return all(_is_build(entry) for entry in _entries(folder))
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # another build has removed it meanwhile
+        return []
+
+
+def _is_folder(path: Path) -> bool:
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: Path) -> int:
+    """Return type and permissions of what is there, of a link those of the link; 0 where nothing is."""
+    try:
+        return path.lstat().st_mode
+    except OSError:
+        return 0

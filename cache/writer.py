@@ -20,7 +20,15 @@ import numpy.typing as npt
 from vidcache.cache import journal, layout
 from vidcache.cache.donors import Donor, Skeleton
 from vidcache.cache.layout import COLUMNS, RECORD, Header, Layout, Stage, Status
-from vidcache.cache.place import build_folder, check_space, lock_output, remove_build, remove_builds
+from vidcache.cache.place import (
+    build_folder,
+    check_build_folder,
+    check_space,
+    lock_output,
+    own_builds,
+    remove_build,
+    remove_builds,
+)
 from vidcache.cache.plan import Plan
 from vidcache.errors import CacheError
 from vidcache.files import copy_range, pread_all, pwrite_all, sync_file, sync_folder
@@ -45,6 +53,7 @@ class CacheWriter:
 
     Raises:
         LockedError: Another process builds the same cache.
+        InputError: Something that no build has made is where it is built.
         VidcacheError: The disk has no room for the cache.
     """
 
@@ -62,6 +71,7 @@ class CacheWriter:
         self._data = self._journal = -1
         self._lock = lock_output(output)
         try:
+            check_build_folder(build_folder(output))
             _check_space(output, self.folder, plan)
             self._layout = self._resume() or self._create()
         except BaseException:
@@ -159,7 +169,7 @@ class CacheWriter:
     def drop_earlier_builds(self) -> None:
         """Remove what other, interrupted builds of this cache have left."""
         self.commit()
-        for folder in sorted(build_folder(self.output).iterdir()):
+        for folder in own_builds(self.output):
             if folder != self.folder:
                 remove_build(folder)
 
@@ -244,7 +254,7 @@ class CacheWriter:
         made = layout.create_skeleton(
             self.folder / "data.h5", plan.spec, plan.classes, plan.num_clips, plan.path_bytes, plan.attributes
         )
-        self._open(os.O_CREAT)
+        self._open(os.O_CREAT | os.O_EXCL)
         for name, values in plan.columns().items():
             pwrite_all(self._data, memoryview(values.tobytes()), made.column_offsets[name])
         os.fsync(self._data)
@@ -264,7 +274,8 @@ class CacheWriter:
         except OSError:
             return None
         # A second name for the data (a crash in the middle of a rename) may be the published cache.
-        if os.fstat(self._data).st_nlink != 1 or not skeleton.matches(self._data):
+        names = max(os.fstat(descriptor).st_nlink for descriptor in (self._data, self._journal))
+        if names != 1 or not skeleton.matches(self._data):
             os.close(self._data)
             os.close(self._journal)
             self._data = self._journal = -1
@@ -278,8 +289,8 @@ class CacheWriter:
         return skeleton.layout
 
     def _open(self, flags: int) -> None:
-        self._data = os.open(self.folder / "data.h5", os.O_RDWR | os.O_CLOEXEC)
-        self._journal = os.open(self.folder / "journal", os.O_RDWR | os.O_CLOEXEC | flags, 0o666)
+        self._data = os.open(self.folder / "data.h5", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._journal = os.open(self.folder / "journal", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o666)
 
     def _read_slot(self, row: int) -> np.ndarray[Any, Any]:
         clip = np.empty(self.plan.spec.clip_shape, np.uint8)

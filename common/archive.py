@@ -10,6 +10,8 @@ import zipfile
 import zlib
 from typing import BinaryIO
 
+from vidcache.outputs import name_of
+
 MAX_BYTES = 8 << 30
 _MAX_PICKLE_BYTES = 16 << 20
 _MAX_TEXT = 1 << 16
@@ -34,6 +36,10 @@ def check_archive(file: BinaryIO) -> None:
         with zipfile.ZipFile(file) as archive:
             data = _check_members(archive, file.seek(0, 2))
     except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, zlib.error) as error:
+        file.seek(0)
+        known = name_of(file.read(64))
+        if known in ("a cache", "a file of features"):
+            raise ValueError(f"is {known}, not a checkpoint") from None
         raise ValueError(f"{error}: damaged, or no vidcache checkpoint") from None
     try:
         _check_pickle(data)

@@ -19,14 +19,14 @@ from typing import Any
 
 import click
 
-from vidcache.console import echo, open_standard_streams
+from vidcache.console import SafeConsole, echo, open_standard_streams
 from vidcache.errors import VidcacheError
 from vidcache.text import harmless, printable, to_json
 
 if not importlib.util.find_spec("fcntl"):  # here, since every program imports this first
     sys.exit("Error: vidcache runs on Linux and macOS, and on Windows inside WSL2 (wsl --install)")
 
-_TYPED = "vidcache.typed"
+_TYPED, _VERBOSITY = "vidcache.typed", "vidcache.verbosity"
 
 # Sub-command: (where it lives, one line for --help).
 COMMANDS = {
@@ -195,6 +195,34 @@ def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 json_option = functools.partial(
     click.option, "--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout."
 )
+
+
+def _set_verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and ctx.meta.setdefault(_VERBOSITY, param.name) != param.name:
+        raise click.UsageError("--quiet: means nothing with --verbose; choose one of them")
+
+
+def verbosity_options(details: str = "") -> Callable[[Any], Any]:
+    """Add `--quiet` and `--verbose`, which `progress_console` obeys.
+
+    Args:
+        details: What `--verbose` shows besides the time of each phase: "every failed video".
+    """
+    more = f"Show more: {f'{details}, and ' if details else ''}the time of each phase."
+
+    def add(command: Any) -> Any:
+        for names, text in ((("--verbose", "-v"), more), (("--quiet", "-q"), "Show only results and errors.")):
+            add_option = click.option(*names, is_flag=True, expose_value=False, callback=_set_verbosity, help=text)
+            command = add_option(command)
+        return command
+
+    return add
+
+
+def progress_console() -> SafeConsole:
+    """Return the console of stderr for progress and notes of this command, as loud as its options say."""
+    verbosity = click.get_current_context().meta.get(_VERBOSITY)
+    return SafeConsole(stderr=True, quiet=verbosity == "quiet", is_verbose=verbosity == "verbose")
 
 
 version_option = functools.partial(click.version_option, package_name="vidcache")

@@ -18,10 +18,21 @@ from vidcache.text import harmless
 
 
 class SafeConsole(Console):
-    """A console on which text is only text: no markup, no emoji codes, and no control character but the newline."""
+    """A console on which text is only text: no markup, no emoji codes, and no control character but the newline.
 
-    def __init__(self, **settings: Any) -> None:
+    Args:
+        is_verbose: Print details too.
+        settings: As rich's console.
+    """
+
+    def __init__(self, *, is_verbose: bool = False, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
+        self.is_verbose = is_verbose
+
+    def detail(self, line: str) -> None:
+        """Print a line that only `--verbose` asks for."""
+        if self.is_verbose:
+            self.print(line, soft_wrap=True)
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """Make text of a string; escaped before a table measures it."""

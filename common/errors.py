@@ -35,7 +35,7 @@ class MismatchError(VidcacheError):
 
 
 class LockedError(VidcacheError):
-    """Another build is writing the same cache."""
+    """Another build is writing the same cache, or another run the same checkpoint."""
 
     exit_code = 6
 

@@ -38,7 +38,7 @@ def to_png(figure: Figure, dpi: int) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from|constrained_layout not applied", UserWarning)
-        figure.savefig(file, dpi=dpi, format="png", metadata={"Software": None})  # the same bytes from any version
+        figure.savefig(file, dpi=dpi, format="png", metadata={"Software": "vidcache"})  # `outputs.PICTURE`
     return file.getvalue()
 
 

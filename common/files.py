@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import os
 import shutil
 import stat
@@ -9,6 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+from vidcache.errors import InputError
+from vidcache.text import printable
 
 
 def sync_file(descriptor: int) -> None:
@@ -35,11 +39,25 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def follow(path: Path) -> Path:
+    """Return the file or folder that a link leads to, whether it is there or not; what is no link as it is.
+
+    Raises:
+        InputError: The link leads to itself.
+    """
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise InputError(f"{printable(path)}: is a link that leads to itself. Choose another name")
+    return target
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], scratch: Path | None = None) -> None:
     """Create or replace a file in one step.
 
     Args:
-        path: The file. Its folder must exist.
+        path: The file. Its folder must exist. A link is written through.
         write: Called with a temporary binary file.
         scratch: Folder of the temporary file, on the same disk; None is the folder of `path`.
 
@@ -47,19 +65,27 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], scratch: P
         OSError: The disk is full or the folder not writable; the old file is untouched and no
             temporary file is left.
     """
-    temporary = (scratch or path.parent) / f".{path.name}.{os.getpid()}.tmp"
+    target = follow(path)
+    folder = scratch if scratch and target is path else target.parent
+    temporary = _unused_name(folder, target.name)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # never what a link of that name leads to
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)  # a full disk does not say what it was full for
         raise
-    sync_folder(path.parent)
+    sync_folder(target.parent)
+
+
+def _unused_name(folder: Path, name: str) -> Path:
+    """Return the name of a temporary file; a killed process of the same number may have left one."""
+    names = (folder / f".{name}.{os.getpid()}{suffix}.tmp" for suffix in itertools.chain([""], itertools.count(1)))
+    return next(path for path in names if not os.path.lexists(path))
 
 
 def write_text_atomically(path: Path, text: str, scratch: Path | None = None) -> None:

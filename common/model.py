@@ -134,7 +134,7 @@ def kinetics_path() -> Path:
     Raises:
         InputError: They cannot be downloaded.
     """
-    path = Path(str(torch.hub.get_dir()), "checkpoints", os.path.basename(KINETICS_URL))
+    path = _kinetics_place()
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,6 +145,10 @@ def kinetics_path() -> Path:
                 "elsewhere and put it there, or name its place with --weights PATH; --weights none starts from nothing"
             ) from None
     return path
+
+
+def _kinetics_place() -> Path:
+    return Path(str(torch.hub.get_dir()), "checkpoints", os.path.basename(KINETICS_URL))
 
 
 def load_kinetics(path: Path) -> dict[str, torch.Tensor]:
@@ -163,9 +167,10 @@ def load_kinetics(path: Path) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise InputError(f"{where}: {error.strerror}, expected the file of {KINETICS_URL}") from None
     if not found.startswith(KINETICS_SHA256):
+        ours = path == _kinetics_place()  # what a user has put elsewhere may be something else, and dear
         raise InputError(
             f"{where}: sha256 begins with {found[:8]}, expected {KINETICS_SHA256}: not the file of {KINETICS_URL}. "
-            "Delete it and download it again"
+            f"{'Delete it and download it again' if ours else 'Name that file with --weights, or none'}"
         )
     try:
         state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)

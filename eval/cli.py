@@ -7,9 +7,22 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from vidcache.cli import Command, choose_device, command_line, echo_json, json_option, option, version_option
-from vidcache.console import SafeConsole
+from vidcache.cli import (
+    Command,
+    choose_device,
+    command_line,
+    echo_json,
+    json_option,
+    option,
+    progress_console,
+    verbosity_options,
+    version_option,
+)
+from vidcache.console import SafeConsole, echo
+from vidcache.errors import VidcacheError
 from vidcache.files import write_text_atomically
+from vidcache.outputs import PAGE, PICTURE, begins, claim_folder, why_not_writable
+from vidcache.progress import Progress
 from vidcache.text import printable, to_csv
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
@@ -17,6 +30,16 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.checkpoint import Checkpoint
     from vidcache.eval.evaluation import Evaluation
     from vidcache.model import R3D18
+
+FILES = {
+    "metrics.json": begins("the metrics of an evaluation", b'{\n  "cache": '),
+    "per_class.csv": begins("the classes of an evaluation", b"class,num_clips,"),
+    "predictions.csv": begins("the predictions of an evaluation", b"path,true,class1,"),
+    "changed.csv": begins("the comparison of an evaluation", b"path,true,first,second,"),
+    "confusion.png": PICTURE,
+    "per_class.png": PICTURE,
+    "report.html": PAGE,
+}
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,6 +78,7 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
 @option("--verify", is_flag=True, help="Compare each clip with its hash.")
 @click.option("--allow-mismatch", is_flag=True, help="Accept a cache with other content or another split.")
 @version_option()
+@verbosity_options()
 @json_option()
 def main(
     caches: tuple[Path, ...],
@@ -74,12 +98,16 @@ def main(
 ) -> None:
     """Evaluate a checkpoint on the test clips of CACHE; report.html, metrics.json and more go to best.eval/.
 
-    Several caches of the same shape and classes are used as one.
+    Several caches of the same shape and classes are used as one. Where the folder cannot be written, the numbers are
+    printed all the same, and the exit code is 1.
 
     \b
     videval cache.h5 --ckpt best.pt
     videval cache.h5 --ckpt best.pt --compare other.pt
     """
+    read = [*caches, ckpt, *([compare] if compare else [])]
+    folder = claim_folder(out or ckpt.with_suffix(".eval"), FILES, read)
+
     from vidcache.cache.joined import open_caches
     from vidcache.eval.compare import compare as compare_predictions
     from vidcache.eval.evaluation import EvalOptions, check_views, evaluate, predict_split
@@ -92,15 +120,19 @@ def main(
 
     chosen = choose_device(device)
     options = EvalOptions(split, chosen, batch_size, num_views, tta == "flip", verify, seed)
-    folder, where = out or ckpt.with_suffix(".eval"), printable(ckpt)
+    where = printable(ckpt)
     comparison, changed = None, []
-    with open_caches(caches) as reader:
+    with open_caches(caches) as reader, Progress(progress_console(), "loading", "clips") as shown:
         checkpoint, model = _load(ckpt, reader, chosen, allow_mismatch)
         other = _load(compare, reader, chosen, allow_mismatch) if compare else None
         check_views(checkpoint, options, where)  # before the work, as everything that can be refused
         if compare and other:
             check_views(other[0], options, printable(compare))
-        found = evaluate(reader, checkpoint, model, options, where)
+        failure = why_not_writable(folder)
+        if failure:
+            echo(f"Warning: {_not_written(folder, failure)}, only printed", err=True)
+        shown.start_phase("predicting", "clips")
+        found = evaluate(reader, checkpoint, model, options, where, shown.update)
         summary = {
             "cache": reader.name,
             "checkpoint": where,
@@ -110,7 +142,8 @@ def main(
             **summarise(reader, found),
         }
         if compare and other:
-            predictions = predict_split(reader, *other, options, printable(compare))
+            shown.start_phase("predicting with the other", "clips")
+            predictions = predict_split(reader, *other, options, printable(compare), shown.update)
             first, second = _names(ckpt, compare)
             strangers = [name for name, one in ((first, checkpoint), (second, other[0])) if not is_of(one, reader)]
             comparison = summarise_comparison(
@@ -121,7 +154,7 @@ def main(
             )
             changed = changed_clips(reader, found.predictions, predictions)
             summary["comparison"] = comparison
-        summary["report"] = printable(folder / "report.html")
+        summary["report"] = None if failure else printable(folder / "report.html")
         history = read_history(ckpt, checkpoint)
         subject = Subject(
             reader,
@@ -131,6 +164,7 @@ def main(
             commands=tuple(filter(None, (printable(history.command), command_line()))),
             mismatch=not is_of(checkpoint, reader),
         )
+        shown.start_phase("writing the report")
         page = render_report(
             subject,
             found,
@@ -140,18 +174,28 @@ def main(
             changed=changed,
         )
         # Rendered before anything is written: no new numbers beside an old page.
-        write_results(folder, summary, reader, found.predictions, found.metrics)
-        changed_csv = folder / "changed.csv"
-        if comparison:
-            header = ["path", "true", "first", "second", "change"]
-            write_text_atomically(changed_csv, to_csv(header, [list(row.values()) for row in changed]))
-        else:
-            changed_csv.unlink(missing_ok=True)  # of an earlier comparison
-        write_text_atomically(folder / "report.html", page)
+        try:
+            if not failure:
+                write_results(folder, summary, reader, found.predictions, found.metrics)
+                changed_csv = folder / "changed.csv"
+                if comparison:
+                    header = ["path", "true", "first", "second", "change"]
+                    write_text_atomically(changed_csv, to_csv(header, [list(row.values()) for row in changed]))
+                else:
+                    changed_csv.unlink(missing_ok=True)  # of an earlier comparison
+                write_text_atomically(folder / "report.html", page)
+        except OSError as error:
+            failure, summary["report"] = error, None
     if as_json:
         echo_json(summary)
     else:
         _show(SafeConsole(), summary, found)
+    if failure:
+        raise VidcacheError(f"{_not_written(folder, failure)}. Choose another folder with --out")
+
+
+def _not_written(folder: Path, failure: OSError) -> str:
+    return f"{printable(folder)}: the report cannot be written ({failure.strerror})"
 
 
 def _load(path: Path, reader: "Reader", device: str, allow_mismatch: bool) -> tuple["Checkpoint", "R3D18"]:
@@ -189,7 +233,7 @@ def _show(console: SafeConsole, summary: dict[str, Any], found: "Evaluation") ->
         "confused": "; ".join(summary["top_mistakes"][:3]) or "nothing",
         "leaks": found.cleanliness.in_words,
         **_compared(summary.get("comparison")),
-        "report": summary["report"],
+        "report": summary["report"] or "not written",
     }
     for name, value in lines.items():
         console.print(Text(f"{name:9} {value}"), soft_wrap=True)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vidcache.cache.reader import Reader
-from vidcache.cache.stream import stream_batches
+from vidcache.cache.stream import Batch, stream_batches
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, MismatchError
 from vidcache.eval.calibration import Calibration, calibrate
@@ -74,6 +74,7 @@ def predict_split(
     model: Callable[[torch.Tensor], torch.Tensor],
     options: EvalOptions,
     where: str = "checkpoint",
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Predictions:
     """Predict all clips of a split.
 
@@ -83,6 +84,7 @@ def predict_split(
         model: Of the checkpoint, in evaluation mode, on the device.
         options: Which clips, and how.
         where: Name of the checkpoint, for messages.
+        progress: Called before every batch and in the end, with clips done and in all.
 
     Raises:
         InputError: There are no such clips, or not so many different views.
@@ -99,7 +101,16 @@ def predict_split(
     batches = stream_batches(
         reader, rows, options.batch_size, frames=views.frames, device=options.device, verify=options.verify
     )
-    predictions = predict(views, batches, lambda batch: batch.clips)
+    done = 0
+
+    def show(batch: Batch) -> torch.Tensor:
+        nonlocal done
+        progress(done, len(rows))
+        done += len(batch.rows)
+        return batch.clips
+
+    predictions = predict(views, batches, show)
+    progress(done, len(rows))
     wrong = int((~np.isfinite(predictions.probabilities)).any(axis=1).sum())
     if wrong:  # argmax would call them the first class
         raise MismatchError(
@@ -129,10 +140,11 @@ def evaluate(
     model: Callable[[torch.Tensor], torch.Tensor],
     options: EvalOptions,
     where: str = "checkpoint",
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Evaluation:
     """Predict all clips of a split and say what that is worth; arguments and errors of `predict_split`."""
     start = time.perf_counter()
-    predictions = predict_split(reader, checkpoint, model, options, where)
+    predictions = predict_split(reader, checkpoint, model, options, where, progress)
     seconds = time.perf_counter() - start
     metrics = compute_metrics(predictions.labels, predictions.probabilities, reader.classes)
     balanced, macro_f1 = bootstrap_intervals(metrics.confusion, seed=options.seed)

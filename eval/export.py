@@ -30,7 +30,6 @@ from vidcache.text import printable, to_json
 
 FORMAT = "vidcache-export"
 FORMAT_VERSION = 1
-ENDINGS = {"torch-export": ".pt2", "onnx": ".onnx"}
 METADATA = "metadata.json"  # its name in a torch-export file's extra files and in an ONNX file's metadata
 OPSET = 18  # the one that torch writes without converting; a newer one would only lock out older runtimes
 TOLERANCE = 1e-3  # of a logit
@@ -114,7 +113,7 @@ def export_checkpoint(
         checkpoint: What to export, in float32.
         where: Name of the checkpoint's file, for messages.
         out: The file. Its folder must exist. An older one is replaced in one step, or untouched.
-        file_format: One of `ENDINGS`.
+        file_format: "torch-export" or "onnx".
         check: Clips that the file and the model must say the same of, to `TOLERANCE`, in batches of `BATCH_SIZES`.
         device: Where the model runs, and a torch-export file afterwards; an ONNX file is compared on the CPU.
         on_step: Told what is being done.

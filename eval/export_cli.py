@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.status import Status
-from rich.text import Text
 
-from vidcache.cli import Command, choose_device, echo_json, json_option, option
-from vidcache.console import SafeConsole, echo
-from vidcache.errors import InputError
+from vidcache.cli import Command, choose_device, echo_json, json_option, option, progress_console, verbosity_options
+from vidcache.console import echo
+from vidcache.outputs import EXPORT, claim
+from vidcache.progress import Progress
 from vidcache.text import printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.eval.export import CheckClips, Export
+
+ENDINGS = {"torch-export": ".pt2", "onnx": ".onnx"}
 
 
 @click.command(cls=Command)
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     help="Compare the file with the model on clips of this cache.",
 )
 @option("--device", default="cpu", help="Where a torch-export file will run: cpu, cuda, cuda:1, ...")
+@verbosity_options()
 @json_option()
 def export(ckpt: Path, file_format: str, out: Path | None, cache: Path | None, device: str, as_json: bool) -> None:
     """Make a file of CKPT that runs without vidcache: uint8 clips (B, T, H, W, 3) in, logits (B, classes) out.
@@ -53,18 +55,22 @@ def export(ckpt: Path, file_format: str, out: Path | None, cache: Path | None, d
     vidcache export best.pt --format torch-export
     vidcache export best.pt --format onnx --cache cache.h5
     """
+    ending = ENDINGS[file_format]
+    path, where = out or ckpt.with_suffix(ending), printable(ckpt)
+    if path.suffix != ending:  # other tools would not take it for what it is
+        raise click.BadParameter(f"{printable(path)}, expected a name that ends in {ending}", param_hint="--out")
+    path = claim(path, EXPORT, [ckpt, *([cache] if cache else [])])
+
     from vidcache.checkpoint import Checkpoint
-    from vidcache.eval.export import BATCH_SIZES, ENDINGS, TOLERANCE, export_checkpoint
+    from vidcache.eval.export import BATCH_SIZES, TOLERANCE, export_checkpoint
     from vidcache.eval.export_clips import find_clips
 
     started = time.perf_counter()
     chosen = choose_device(device)
-    path, where = _check_out(out or ckpt.with_suffix(ENDINGS[file_format]), ckpt, ENDINGS[file_format]), printable(ckpt)
     checkpoint = Checkpoint.load(ckpt)
     clips = find_clips(ckpt, checkpoint, cache)
     path.parent.mkdir(parents=True, exist_ok=True)
-    console = SafeConsole(stderr=True)
-    with Status("exporting", console=console) as status:
+    with Progress(progress_console(), "exporting") as shown:
         made = export_checkpoint(
             checkpoint,
             where,
@@ -72,7 +78,7 @@ def export(ckpt: Path, file_format: str, out: Path | None, cache: Path | None, d
             file_format,
             clips,
             device=chosen,
-            on_step=lambda step: status.update(Text(step)),  # as it is: the name of a cache may look like markup
+            on_step=shown.start_phase,
         )
     if as_json:
         echo_json(
@@ -94,15 +100,6 @@ def export(ckpt: Path, file_format: str, out: Path | None, cache: Path | None, d
         )
     else:
         _show(path, made, clips)
-
-
-def _check_out(out: Path, ckpt: Path, ending: str) -> Path:
-    """Refuse a name that other tools would not take for what it is; nobody wants a checkpoint or a cache replaced."""
-    if out.suffix != ending:
-        raise click.BadParameter(f"{printable(out)}, expected a name that ends in {ending}", param_hint="--out")
-    if out.resolve() == ckpt.resolve():
-        raise InputError(f"{printable(out)}: is the checkpoint itself, expected another name. Choose one with --out")
-    return out
 
 
 def _show(path: Path, made: "Export", clips: "CheckClips") -> None:

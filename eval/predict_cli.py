@@ -11,15 +11,26 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vidcache.cli import Command, choose_device, echo_json, json_option, num_cpus, option, version_option
+from vidcache.cli import (
+    Command,
+    choose_device,
+    echo_json,
+    json_option,
+    num_cpus,
+    option,
+    progress_console,
+    verbosity_options,
+    version_option,
+)
 from vidcache.console import SafeConsole, echo
 from vidcache.errors import InputError, TooManyFailuresError
+from vidcache.outputs import PICTURE, claim_folder
 from vidcache.preprocess.decode import Limits
 from vidcache.preprocess.source_cli import follow_links_option
 from vidcache.preprocess.sources import list_videos
+from vidcache.progress import Progress
 from vidcache.text import plural, printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
@@ -59,6 +70,7 @@ _NAME_BYTES = 150  # of the 255 that a file name may have
 )
 @follow_links_option
 @version_option()
+@verbosity_options()
 @json_option()
 @click.pass_context
 def main(
@@ -91,6 +103,7 @@ def main(
     files, skipped, notes = find_files(videos, follow_links=follow_links)
     for note in notes:
         echo(f"Note: {note}", err=True)
+    drawings = _claim_drawings(drawings, files, ckpt) if drawings else None
 
     from vidcache.checkpoint import Checkpoint
     from vidcache.eval.loading import load_model
@@ -162,6 +175,14 @@ def check_outside(drawings: Path, videos: Sequence[Path]) -> None:
             )
 
 
+def _claim_drawings(folder: Path, videos: Sequence[Path], ckpt: Path) -> Path:
+    """Check that the drawings may be written; nothing is known of the videos yet but their names."""
+    taken: set[str] = set()
+    names = [drawing_name(video, taken) for video in videos]
+    earlier = [path.name for path in folder.glob("*.png") if PICTURE.is_at(path)]
+    return claim_folder(folder, dict.fromkeys([*names, *earlier], PICTURE), [ckpt])
+
+
 class _Reporter:
     """Shows predictions as they come: a line each on stdout, failures and a bar on stderr."""
 
@@ -170,33 +191,24 @@ class _Reporter:
         self.num_failed = 0
         self._as_json, self._drawings = as_json, drawings
         self._names: set[str] = set()
-        self._stderr = SafeConsole(stderr=True)
+        self._num_videos, self._num_done = num_videos, 0
+        self._stderr = progress_console()
         stdout = SafeConsole()
         # A bar and lines on one terminal must come from one console, which puts the lines above the bar.
-        self._stdout = self._stderr if stdout.is_terminal and self._stderr.is_terminal else stdout
+        both = stdout.is_terminal and self._stderr.is_terminal and not self._stderr.quiet
+        self._stdout = self._stderr if both else stdout
+        self._errors = SafeConsole(stderr=True) if self._stderr.quiet else self._stderr
         self._skipped = skipped
-        self._bar = Progress(
-            TextColumn("predicting"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[failed]} failed"),
-            console=self._stderr,
-            disable=not self._stderr.is_terminal,
-            redirect_stdout=False,  # it would go to stderr
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=num_videos, failed=0)
+        self._shown = Progress(self._stderr, "predicting", "videos")
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._shown.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._shown.__exit__(kind, error, trace)
         if self._skipped and not error:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self._skipped.items()))
             self._print(self._stderr, f"Files left out: {reasons}")
@@ -212,7 +224,7 @@ class _Reporter:
         if result.failure:
             self.num_failed += 1
             entry["error"] = result.failure
-            self._print(self._stderr, f"{name}: {result.failure}")
+            self._print(self._errors, f"{name}: {result.failure}")
         elif self._drawings and result.explanation:
             from vidcache.filmstrip import draw_filmstrips
 
@@ -224,16 +236,12 @@ class _Reporter:
         self.said.append(entry)
         if not self._as_json and not result.failure:
             self._print(self._stdout, line)
-        self._bar.update(self._task, advance=1, failed=self.num_failed)
+        self._num_done += 1
+        self._shown.update(self._num_done, self._num_videos, self.num_failed)
 
     @staticmethod
     def _print(console: SafeConsole, line: str) -> None:
         console.print(Text(line), soft_wrap=True)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} videos/s" if task.speed else "", style="progress.data.speed")
 
 
 def drawing_name(video: Path, taken: set[str]) -> str:

@@ -1,25 +1,32 @@
 """`vidcache analyze`: options in, findings in words and a folder of files out."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vidcache.cli import Command, beside, echo_json, json_option, num_cpus, option
+from vidcache.cli import Command, beside, echo_json, json_option, num_cpus, option, progress_console, verbosity_options
 from vidcache.console import SafeConsole
 from vidcache.errors import CacheError
+from vidcache.outputs import PAGE, PICTURE, begins, claim_folder
 from vidcache.preprocess.source_cli import check_source_options, source_options
+from vidcache.progress import Progress
 from vidcache.text import plural, printable
 
 if TYPE_CHECKING:  # numpy, h5py, scikit-learn and matplotlib take 2 s to import: not for --help
     from vidcache.preprocess.analysis import Facts
     from vidcache.preprocess.finding import Finding
 
+_CHARTS = "durations effective_fps failures frame_rates frame_sizes frames_available padding videos_per_class".split()
+FILES = {
+    "summary.json": begins("the summary of an analysis", b'{\n  "path": '),
+    "videos.csv": begins("the videos of an analysis", b"path,class,status,error,"),
+    "analysis.html": PAGE,
+    **dict.fromkeys((f"{name}.png" for name in _CHARTS), PICTURE),
+}
 STYLES = {"problem": "bold red", "warning": "bold yellow", "note": "bold blue"}
 
 
@@ -39,6 +46,7 @@ STYLES = {"problem": "bold red", "warning": "bold yellow", "note": "bold blue"}
 @option("--num-frames", type=click.IntRange(2, 1024), default=64, help="Frames per clip (T) to expect; only for RAW.")
 @option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffprobe; only for RAW.")
 @source_options
+@verbosity_options()
 @json_option()
 @click.pass_context
 def analyze(
@@ -64,11 +72,15 @@ def analyze(
     """
     check_source_options(layout, labels)
     is_folder = path.is_dir()
-    folder = _output_folder(path, out, is_folder)
+    folder = claim_folder(_output_folder(path, out, is_folder), FILES, [path, *([labels] if labels else [])])
     if not is_folder:
         _check_cache_options(ctx, path)
     look_alikes: tuple[Finding, ...] = ()
-    with _progress(SafeConsole(stderr=True)) as progress:
+    with Progress(progress_console(), "looking at videos", "videos") as shown:
+
+        def progress(done: int, failed: int, total: int) -> None:
+            shown.update(done, total, failed)
+
         if is_folder:
             from vidcache.preprocess.survey import facts_of_folder
 
@@ -85,15 +97,17 @@ def analyze(
         else:
             facts, look_alikes = _cache_facts(path, progress)
 
-    from vidcache.preprocess.analysis_files import summarise, write_analysis
-    from vidcache.preprocess.charts import draw_all
-    from vidcache.preprocess.findings import find_all
-    from vidcache.preprocess.shortcuts import study_shortcuts
+        from vidcache.preprocess.analysis_files import summarise, write_analysis
+        from vidcache.preprocess.charts import draw_all
+        from vidcache.preprocess.findings import find_all
+        from vidcache.preprocess.shortcuts import study_shortcuts
 
-    study = study_shortcuts(facts)
-    charts = draw_all(facts)
-    summary = {**summarise(facts, study, find_all(facts, study, look_alikes), charts), "out": printable(folder)}
-    write_analysis(folder, facts, summary, charts)
+        shown.start_phase("looking for shortcuts")
+        study = study_shortcuts(facts)
+        shown.start_phase("drawing")
+        charts = draw_all(facts)
+        summary = {**summarise(facts, study, find_all(facts, study, look_alikes), charts), "out": printable(folder)}
+        write_analysis(folder, facts, summary, charts)
     if as_json:
         echo_json(summary)
     else:
@@ -104,13 +118,7 @@ def _output_folder(path: Path, out: Path | None, is_folder: bool) -> Path:
     if not is_folder:
         return out or beside(path, ".analysis")
     raw = Path(os.path.abspath(path))  # "." and ".." have a name too, a link stays one
-    folder = out or raw.with_name(f"{raw.name}.analysis")
-    if folder.resolve().is_relative_to(path.resolve()):
-        raise click.BadParameter(
-            f"{printable(folder)} lies in {printable(path)}, expected a folder outside: inputs are never changed",
-            param_hint="--out",
-        )
-    return folder
+    return out or raw.with_name(f"{raw.name}.analysis")
 
 
 def _check_cache_options(ctx: click.Context, path: Path) -> None:
@@ -134,21 +142,6 @@ def _cache_facts(cache: Path, progress: Callable[[int, int, int], None]) -> "tup
 
     with CacheReader(cache) as reader:
         return facts_of_cache(reader, progress), (*look_alikes(reader), *mirror_images(reader))
-
-
-@contextlib.contextmanager
-def _progress(console: SafeConsole) -> Iterator[Callable[[int, int, int], None]]:
-    """A bar on a terminal, nothing elsewhere."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("looking", total=None, failed=0)
-        yield lambda done, failed, total: bar.update(task, completed=done, total=total, failed=failed)
 
 
 def _show(console: SafeConsole, summary: dict[str, Any]) -> None:

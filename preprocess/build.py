@@ -23,13 +23,15 @@ from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import InputError, VidcacheError
+from vidcache.outputs import CACHE, claim
 from vidcache.preprocess.backends import Job, decode, find_all_tools
 from vidcache.preprocess.ffmpeg import Tools
+from vidcache.preprocess.given import expand
 from vidcache.preprocess.losses import check_dropped, check_lost
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.picture import HDR_TRANSFERS
 from vidcache.preprocess.planning import check_class_sizes, check_reading, choose_rule, make_plan
-from vidcache.preprocess.problems import Problem, failures_path, find_problems, write_failures
+from vidcache.preprocess.problems import FAILURES, Problem, failures_path, find_problems, problem_of, write_failures
 from vidcache.preprocess.resources import bound_workers
 from vidcache.preprocess.reuse import is_current, reason_of, reconsider, rows_to_retry, take_over
 from vidcache.preprocess.rule import SplitRule, Splitter
@@ -95,9 +97,16 @@ _REMEDIES = {
 }
 
 Progress = Callable[[int, int, int], None]  # rows done, rows failed, rows in all
+OnProblem = Callable[[Problem], None]
 
 
-def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progress = lambda *_: None) -> BuildReport:
+def build_cache(
+    raw: Path,
+    output: Path,
+    options: BuildOptions,
+    progress: Progress = lambda *_: None,
+    on_problem: OnProblem = lambda _: None,
+) -> BuildReport:
     """Decode the videos below `raw` into a cache, as far as earlier builds have not done it yet.
 
     Args:
@@ -105,18 +114,22 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
         output: The cache; an older one stays readable until the new one is finished.
         options: How.
         progress: Called after every video.
+        on_problem: Called with every video that fails or is damaged, when it does.
 
     Returns:
         What was done. `<output>.failures.csv` lists the failed and damaged videos.
 
     Raises:
         InputError: No videos, no ffmpeg, a class with too few videos, no video decodes, an earlier build of this
-            cache has another spec, or the split cannot be made.
-        CacheError: There is a file of that name which is no cache.
+            cache has another spec, the split cannot be made, or the output is or lies in an input.
+        CacheError: There is a file of that name which is no cache; or a damaged one, without `overwrite`.
         LockedError: Another build is writing this cache.
         VidcacheError: The disk has no room or failed, or the videos are away; the same command resumes.
     """
     start = time.monotonic()
+    read = [raw, *([options.labels] if options.labels else []), *map(Path, expand(options.split.files or ()))]
+    output = claim(output, CACHE, read)
+    claim(failures_path(output), FAILURES, read)
     workers, few_workers = bound_workers(options.workers)
     options = dataclasses.replace(options, workers=workers)
     follow_links = options.limits.follow_links
@@ -134,9 +147,10 @@ def build_cache(raw: Path, output: Path, options: BuildOptions, progress: Progre
             check_reading(output, finished.attributes, sources, options)
         rule = choose_rule(finished, sources, options.split)
         plan = make_plan(sources, options.spec, rule, tools[0], earlier, follow_links=follow_links)
+        tell = progress, on_problem
         try:
             report = _report_if_current(raw, output, finished, plan, tools, options, progress) if finished else None
-            report = report or _build(raw, output, finished, plan, rule, sources.class_depth, tools, options, progress)
+            report = report or _build(raw, output, finished, plan, rule, sources.class_depth, tools, options, tell)
         except OSError as error:
             remedy = _REMEDIES.get(error.errno or 0, "when the cause is gone,")
             raise VidcacheError(
@@ -157,12 +171,12 @@ def _build(
     class_depth: int,
     tools: list[Tools],
     options: BuildOptions,
-    progress: Progress,
+    tell: tuple[Progress, OnProblem],
 ) -> BuildReport:
     splitter = Splitter(rule, plan.paths, plan.labels, plan.classes, class_depth)  # before anything is decoded
     with CacheWriter(output, plan) as writer:
         reconsider(raw, writer, options)
-        tally = _Tally(writer, progress)
+        tally = _Tally(writer, *tell)
         donor = finished if finished and finished.is_current_format else None
         if not options.overwrite:
             with open_donors(output, donor, plan.spec, plan.identity()) as donors:
@@ -215,10 +229,7 @@ def _check_spec(output: Path, spec: Spec, earlier: list[Earlier]) -> None:
             what = "holds" if found.where == output else "is half built with"
             same = str(found.spec) == str(spec)  # then the rules differ, with the version of vidcache
             there, wanted = (repr(found.spec), repr(spec)) if same else (str(found.spec), str(spec))
-            raise InputError(
-                f"{printable(output)}: {what} clips of {there}, expected {wanted}. Use another name, or "
-                "replace it with --overwrite"
-            )
+            raise InputError(f"{printable(output)}: {what} clips of {there}, expected {wanted}. Use another name")
 
 
 def _report_if_current(
@@ -287,15 +298,18 @@ def _jobs(raw: Path, plan: Plan, rows: list[int]) -> list[Job]:
 class _Tally:
     """Counts what is done, and tells it."""
 
-    def __init__(self, writer: CacheWriter, progress: Progress) -> None:
-        self._writer, self._progress = writer, progress
+    def __init__(self, writer: CacheWriter, progress: Progress, on_problem: OnProblem) -> None:
+        self._writer, self._progress, self._on_problem = writer, progress, on_problem
         self._num_failed = int((writer.done & (writer.records["status"] == Status.FAILED)).sum())
         self._num_done = int(writer.done.sum())
         self._tell()
 
     def add(self, row: int) -> None:
         self._num_done += 1
-        self._num_failed += int(self._writer.records[row]["status"] == Status.FAILED)
+        status = self._writer.records[row]["status"]
+        self._num_failed += int(status == Status.FAILED)
+        if status != Status.OK:
+            self._on_problem(problem_of(self._writer.plan, self._writer.records, row))
         self._tell()
 
     def _tell(self) -> None:

@@ -5,20 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from vidcache.cache.layout import Status
-from vidcache.cli import Command, echo_json, json_option, num_cpus, option
+from vidcache.cli import Command, echo_json, json_option, num_cpus, option, progress_console, verbosity_options
 from vidcache.console import SafeConsole, echo
 from vidcache.errors import TooManyFailuresError
 from vidcache.preprocess.build import BuildReport, build_cache
@@ -28,11 +19,12 @@ from vidcache.preprocess.failure import is_momentary
 from vidcache.preprocess.ffmpeg import find_tools
 from vidcache.preprocess.options import BACKENDS, BuildOptions
 from vidcache.preprocess.planning import check_class_sizes
-from vidcache.preprocess.problems import failures_path
+from vidcache.preprocess.problems import Problem, failures_path
 from vidcache.preprocess.source_cli import check_source_options, source_options
 from vidcache.preprocess.sources import find_videos
 from vidcache.preprocess.split_cli import SplitCommand, make_choice, parse_with, show_notes, split_options
 from vidcache.preprocess.twins import twin_notes
+from vidcache.progress import Progress
 from vidcache.spec import SCALING, TONEMAPPED, Spec
 from vidcache.text import plural, printable
 
@@ -109,8 +101,9 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
 )
 @click.option("--retry-failed", is_flag=True, help="Decode again all videos that failed.")
 @click.option("--check-contents", is_flag=True, help="Compare hashes of videos and clips, not sizes and times.")
-@click.option("--overwrite", is_flag=True, help="Use nothing of an earlier CACHE, whatever it is.")
+@click.option("--overwrite", is_flag=True, help="Use nothing of an earlier CACHE, which may be damaged.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built; write nothing.")
+@verbosity_options("every video that fails or is damaged, when it does")
 @json_option()
 def build(
     raw: Path,
@@ -169,14 +162,15 @@ def build(
     if dry_run:
         _dry_run(raw, options, as_json)
         return
-    stderr = SafeConsole(stderr=True)
-    with _progress(stderr) as bar:
-        task = bar.add_task("decoding", total=None, failed=0)
-
-        def progress(done: int, failed: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, failed=failed)
-
-        report = build_cache(raw, cache, options, progress)
+    stderr = progress_console()
+    with Progress(stderr, "decoding", "videos") as shown:
+        report = build_cache(
+            raw,
+            cache,
+            options,
+            lambda done, failed, total: shown.update(done, total, failed),
+            lambda problem: stderr.detail(f"{problem.status.name.lower()}: {_in_words(problem)}"),
+        )
     _show_report(stderr, report)
     if as_json:
         echo_json(_build_json(report))
@@ -221,25 +215,6 @@ def _dry_run(raw: Path, options: BuildOptions, as_json: bool) -> None:
         check_class_sizes(counts, "videos")
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} videos/s" if task.speed else "", style="progress.data.speed")
-
-
-def _progress(console: SafeConsole) -> Progress:
-    """A bar on a terminal, nothing elsewhere."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
 def _show_report(console: SafeConsole, report: BuildReport) -> None:
     if report.problems:
         table = Table("status", "reason", "videos", "for example")
@@ -247,8 +222,7 @@ def _show_report(console: SafeConsole, report: BuildReport) -> None:
         for problem in report.problems:
             groups.setdefault((problem.status.name.lower(), problem.reason), []).append(problem)
         for (status, reason), members in sorted(groups.items(), key=lambda item: -len(item[1])):
-            example = f"{printable(members[0].path)}: {members[0].detail}"
-            table.add_row(status, reason, str(len(members)), Text(example, overflow="fold"))
+            table.add_row(status, reason, str(len(members)), Text(_in_words(members[0]), overflow="fold"))
         console.print(table)
         console.print(Text(f"All of them: {printable(failures_path(report.cache))}"), soft_wrap=True)
         if report.num_failed:
@@ -263,7 +237,7 @@ def _show_report(console: SafeConsole, report: BuildReport) -> None:
         if not report.up_to_date
         else f"up to date{tried}, nothing was written ({report.seconds:.1f} s)"
     )
-    console.print(
+    SafeConsole(stderr=True).print(  # the result: also of a quiet build
         Text(
             f"{printable(report.cache)}: {plural(report.num_videos - report.num_failed, 'clip')} of "
             f"{plural(len(report.class_counts), 'class', 'classes')} (train {train}, val {val}, test {test}"
@@ -284,6 +258,10 @@ def _fate_of_failures(report: BuildReport) -> str:
     if not passing:
         return f"What failed {kept}."
     return f"The next run tries {passing} of the {len(failed)} failed videos again; what else failed {kept}."
+
+
+def _in_words(problem: Problem) -> str:
+    return printable(problem.path) + f": {problem.detail}"
 
 
 def _show_skipped(console: SafeConsole, skipped: dict[str, int]) -> None:
@@ -320,11 +298,13 @@ def _build_json(report: BuildReport) -> dict[str, Any]:
 )
 @option("--workers", type=click.IntRange(1), default=num_cpus, show_default="all CPUs", help="Videos at a time.")
 @option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
+@verbosity_options()
 def demo(folder: Path, seed: int, workers: int, ffmpeg_dir: Path | None) -> None:
     """Render a small labelled set of motion videos into FOLDER/<class>/.
 
     \b
     vidcache demo demo/raw
     """
-    paths = render_demo(folder, find_tools(ffmpeg_dir), seed=seed, workers=workers)
+    with Progress(progress_console(), "rendering", "videos") as shown:
+        paths = render_demo(folder, find_tools(ffmpeg_dir), seed=seed, workers=workers, progress=shown.update)
     echo(f"{printable(folder)}: {plural(len(paths), 'video')} of {plural(len(CLASSES), 'class', 'classes')}")

@@ -7,7 +7,10 @@ frame sizes and rates, lengths below and above 64 frames, one of them stored on 
 """
 
 import dataclasses
+import itertools
+import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,14 @@ import joblib
 import numpy as np
 import numpy.typing as npt
 
-from vidcache.errors import VidcacheError
+from vidcache.errors import InputError, VidcacheError
+from vidcache.files import follow
 from vidcache.preprocess.ffmpeg import Tools
 from vidcache.preprocess.resources import bound_workers
 from vidcache.text import one_line, printable
 
 Floats = npt.NDArray[np.float64]
+Progress = Callable[[int, int], None]  # videos done, videos in all
 
 # Videos per class, imbalanced on purpose.
 CLASSES = {
@@ -58,31 +63,62 @@ class _Motion:
     light: Floats
 
 
-def render_demo(folder: Path, tools: Tools, *, seed: int = 0, workers: int = 1) -> list[Path]:
+def render_demo(
+    folder: Path, tools: Tools, *, seed: int = 0, workers: int = 1, progress: Progress = lambda *_: None
+) -> list[Path]:
     """Render the videos into `folder/<class>/`: the same pictures every time, however busy the machine is.
 
     Args:
-        folder: Is created. Files of the same names are replaced.
+        folder: Is created; or an earlier demo, whose files are replaced.
         tools: The ffmpeg that encodes.
         seed: Another seed gives other videos.
         workers: Videos encoded at a time.
+        progress: Called after every video, with videos done and in all.
 
     Returns:
         The files, sorted.
 
     Raises:
+        InputError: The folder has other things in it.
         VidcacheError: ffmpeg cannot encode one of them.
         OSError: The folder cannot be written.
     """
+    folder = follow(folder)
+    _refuse_others(folder)
     jobs, (workers, _) = [], bound_workers(workers)
     for label, (name, count) in enumerate(CLASSES.items()):
         (folder / name).mkdir(parents=True, exist_ok=True)
         jobs += [(label, name, number) for number in range(count)]
+    rendered = itertools.count(1)
+
+    def render(*arguments: Any) -> Path:
+        path = _render(*arguments)
+        progress(next(rendered), len(jobs))
+        return path
+
     paths: list[Path] = joblib.Parallel(n_jobs=workers, backend="threading")(
-        joblib.delayed(_render)(folder / name, name, number, tools, np.random.default_rng([seed, label, number]))
+        joblib.delayed(render)(folder / name, name, number, tools, np.random.default_rng([seed, label, number]))
         for label, name, number in jobs
     )
     return sorted(paths)
+
+
+def _refuse_others(folder: Path) -> None:
+    """Refuse a folder in which anything is that `render_demo` has not made."""
+    made = {folder / name for name in CLASSES}
+    made |= {folder / name / _file_name(name, number) for name, count in CLASSES.items() for number in range(count)}
+    made |= {path.with_name(f".{path.name}") for path in made}
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise InputError(f"{printable(folder)}: is no folder, and is not replaced. Choose another name")
+    for path in folder.rglob("*"):
+        if path not in made or path.is_symlink():
+            raise InputError(
+                f"{printable(folder)}: is a folder of other things ({printable(path)}). Choose another, or a new one"
+            )
+
+
+def _file_name(name: str, number: int) -> str:
+    return f"{name}_{number:03}.{ENCODINGS[number % len(ENCODINGS)][0]}"
 
 
 def motion(name: str, num_frames: int, rng: np.random.Generator) -> _Motion:
@@ -140,11 +176,11 @@ def draw_frames(moved: _Motion, width: int, height: int, rng: np.random.Generato
 
 
 def _render(folder: Path, name: str, number: int, tools: Tools, rng: np.random.Generator) -> Path:
-    ending, encoding = ENCODINGS[number % len(ENCODINGS)]
+    _, encoding = ENCODINGS[number % len(ENCODINGS)]
     width, height = SIZES[rng.integers(len(SIZES))]
     rate, length = int(rng.choice(RATES)), int(rng.choice(LENGTHS))
     frames = draw_frames(motion(name, length, rng), width, height, rng)
-    path = folder / f"{name}_{number:03}.{ending}"
+    path = folder / _file_name(name, number)
     on_its_side = name == "rise" and number == 0  # as phones do: with a note to turn it
     if on_its_side:
         frames = np.rot90(frames, axes=(1, 2))

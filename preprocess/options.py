@@ -27,7 +27,7 @@ class BuildOptions:
         limits: Bounds for one video.
         check_contents: Believe hashes of videos and clips only, not sizes and times.
         retry_failed: Decode videos again that failed before.
-        overwrite: Use nothing of an earlier cache; it may have another spec, or be no cache.
+        overwrite: Use nothing of an earlier cache; it may have another spec, or be damaged.
     """
 
     spec: Spec = Spec()

@@ -9,7 +9,11 @@ import numpy as np
 from vidcache.cache.layout import Status
 from vidcache.cache.plan import Plan
 from vidcache.files import write_text_atomically
+from vidcache.outputs import begins
 from vidcache.text import printable, to_csv
+
+_HEADER = ["path", "class", "status", "reason", "num_frames", "num_frames_from_header", "detail"]
+FAILURES = begins("a list of failures", ",".join(_HEADER).encode())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +47,21 @@ def find_problems(plan: Plan, facts: Any) -> tuple[Problem, ...]:
         facts: Columns "status", "error", "num_frames" and "num_frames_from_header", (N,) each: records of
             dtype `RECORD`, or the columns of a cache.
     """
-    problems = []
-    for row in np.flatnonzero(facts["status"] != Status.OK).tolist():
-        reason, _, detail = facts["error"][row].decode("utf-8", "replace").partition(": ")
-        problems.append(
-            Problem(
-                plan.paths[row],
-                plan.classes[plan.labels[row]],
-                Status(facts["status"][row]),
-                reason,
-                int(facts["num_frames"][row]),
-                int(facts["num_frames_from_header"][row]),
-                detail,
-            )
-        )
-    return tuple(problems)
+    return tuple(problem_of(plan, facts, row) for row in np.flatnonzero(facts["status"] != Status.OK).tolist())
+
+
+def problem_of(plan: Plan, facts: Any, row: int) -> Problem:
+    """Return what is wrong with the video of a row; arguments as those of `find_problems`."""
+    reason, _, detail = facts["error"][row].decode("utf-8", "replace").partition(": ")
+    return Problem(
+        plan.paths[row],
+        plan.classes[plan.labels[row]],
+        Status(facts["status"][row]),
+        reason,
+        int(facts["num_frames"][row]),
+        int(facts["num_frames_from_header"][row]),
+        detail,
+    )
 
 
 def failures_path(output: Path) -> Path:
@@ -77,5 +81,4 @@ def write_failures(output: Path, problems: tuple[Problem, ...], scratch: Path) -
     for problem in problems:
         names = printable(problem.path), printable(problem.class_name), problem.status.name.lower(), problem.reason
         rows.append([*names, problem.num_frames, problem.num_frames_from_header, problem.detail])
-    header = ["path", "class", "status", "reason", "num_frames", "num_frames_from_header", "detail"]
-    write_text_atomically(failures_path(output), to_csv(header, rows), scratch)
+    write_text_atomically(failures_path(output), to_csv(_HEADER, rows), scratch)

@@ -18,6 +18,7 @@ from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import CacheError, InputError, LockedError
+from vidcache.files import follow
 from vidcache.perceptual import perceptual_hash
 from vidcache.preprocess.planning import plan_attributes
 from vidcache.preprocess.rule import Assignment, SplitChoice, SplitRule, Splitter
@@ -71,8 +72,7 @@ def split_cache(
         LockedError: It is being built, or has been replaced meanwhile.
         VidcacheError: The disk has no room.
     """
-    if cache.is_symlink():
-        cache = cache.resolve()  # a link stays one: what it leads to is replaced
+    cache = follow(cache)
     with CacheReader(cache) as reader:
         rule = choice.applied_to(SplitRule.from_attributes(reader.attributes))
         columns, depth = _current_columns(reader), int(reader.attributes["class_depth"])
@@ -144,8 +144,8 @@ def _check_alone(cache: Path, reader: CacheReader, writer: CacheWriter) -> None:
             f"{printable(cache)}: another build has replaced it meanwhile, expected the file that was read. "
             "Run the same command again"
         )
-    for folder, skeleton in partial_builds(cache).items():
-        if skeleton and folder != writer.folder and not (folder / _MARK).exists():
+    for folder in partial_builds(cache):
+        if folder != writer.folder and not (folder / _MARK).exists():
             raise InputError(
                 f"{printable(cache)}: a build of it was interrupted, expected none: what it has decoded would be lost. "
                 "Run vidcache build again first, it goes on where it was"

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from vidcache.cache.layout import Split
-from vidcache.cli import Command, echo_json, json_option, option
+from vidcache.cli import Command, echo_json, json_option, option, progress_console, verbosity_options
 from vidcache.console import SafeConsole
 from vidcache.preprocess.groups import parse_grouping
 from vidcache.preprocess.resplit import SplitReport, split_cache
 from vidcache.preprocess.rule import NEAR_DUPLICATES, SplitChoice
 from vidcache.preprocess.split import parse_fractions
+from vidcache.progress import Progress
 from vidcache.text import plural, printable
 
 
@@ -136,6 +136,7 @@ def make_choice(values: dict[str, Any]) -> SplitChoice:
 @click.argument("cache", type=click.Path(path_type=Path, dir_okay=False))
 @split_options
 @click.option("--dry-run", is_flag=True, help="Show the split; write nothing.")
+@verbosity_options()
 @json_option()
 def split(cache: Path, dry_run: bool, as_json: bool, **values: Any) -> None:
     """Divide the clips of CACHE into train, val and test again; nothing is decoded.
@@ -148,16 +149,9 @@ def split(cache: Path, dry_run: bool, as_json: bool, **values: Any) -> None:
     vidcache split cache.h5 --split-file trainlist01.txt --split-file testlist01.txt
     """
     choice = make_choice(values)
-    stderr = SafeConsole(stderr=True)
-    columns = (TextColumn("copying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, disable=not stderr.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        report = split_cache(
-            cache,
-            choice,
-            dry_run=dry_run,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    stderr = progress_console()
+    with Progress(stderr, "splitting", "clips") as shown:
+        report = split_cache(cache, choice, dry_run=dry_run, progress=shown.update)
     show_notes(stderr, report.notes)
     if as_json:
         echo_json(_split_json(report))

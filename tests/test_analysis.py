@@ -421,7 +421,7 @@ def test_nothing_is_written_into_the_folder_of_videos(raw_dir: Path, out: str) -
     result = analyze(raw_dir, "--out", raw_dir / out)
 
     assert 2 == result.exit_code
-    assert re.search(r"--out: .* lies in .*raw, expected a folder outside: inputs are never changed", result.stderr)
+    assert re.search(r"raw: is read by this command|lies in .*raw, which is only read\. Choose a place", result.stderr)
 
 
 def test_the_folder_here_has_a_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

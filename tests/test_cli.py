@@ -457,7 +457,7 @@ def test_freeze_depends_on_the_weights_unless_asked() -> None:
         (["--lr", "0"], "0 is not in the range x>0"),
         (["--hue", "0.6"], "0.6 is not in the range 0<=x<=0.5"),
         (["--accumulate", "0"], "0 is not in the range x>=1"),
-        (["--feature-cache", "0"], "0 is not in the range x>=1"),
+        (["--feature-cache", "0"], "0 is not in the range 1<=x<=10000"),
         (["--feature-cache", "2"], "--feature-cache: nothing is frozen, expected --freeze stem or more. Leave it out"),
         (["--amp", "bf16-prefix"], "--amp bf16-prefix: nothing is frozen, expected --freeze stem or more"),
     ],

@@ -600,7 +600,7 @@ def refusal(kind: str, version: int, remedy: str) -> str:
 
 NEWER = "Use a newer vidcache"
 CACHE_VERSIONS = [
-    (0, "Use the vidcache that made it, or build it again with --overwrite"),
+    (0, "Use the vidcache that made it, or build it again under another name"),
     (3, NEWER),
     (2**32 - 1, NEWER),
 ]

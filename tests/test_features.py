@@ -25,8 +25,9 @@ from vidcache.errors import CacheError, InputError, InterruptedRunError, LockedE
 from vidcache.spec import Spec
 from vidcache.train.augment import Strength
 from vidcache.train.config import TrainConfig
-from vidcache.train.features import feature_path, to_bytes
+from vidcache.train.features import to_bytes
 from vidcache.train.loop import train
+from vidcache.train.place import feature_path
 from vidcache.train.results import SILENT, Hooks, RunResult
 from vidcache.train.run import resumed_config, run_training
 

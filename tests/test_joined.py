@@ -156,7 +156,7 @@ def test_verify_is_an_option_of_training_and_evaluation(pair: list[Path], tmp_pa
             damaged = {split: int(reader.rows(split)[0]) for split in ("train", "test")}
         for split, command in (
             ("test", [videval, [str(pair[0]), "--ckpt", str(tmp_path / "best.pt")]]),
-            ("train", [vidtrain, [str(pair[0]), *quick]]),
+            ("train", [vidtrain, [str(pair[0]), *quick, "--overwrite"]]),
         ):
             flip_byte(pair[0], damaged[split])
             main, arguments = command

@@ -328,7 +328,7 @@ def test_vidtrain_says_it_and_strict_splits_stops(leaky: Path, clean: Path, tmp_
 @pytest.mark.usefixtures("tiny")
 def test_videval_says_whether_the_test_split_is_clean(leaky: Path, clean: Path, tmp_path: Path) -> None:
     for cache, num_leaked in ((leaky, 1), (clean, 0)):
-        assert 0 == call(vidtrain, cache, *QUICK, "--out", tmp_path / "best.pt").exit_code
+        assert 0 == call(vidtrain, cache, *QUICK, "--out", tmp_path / "best.pt", "--overwrite").exit_code
 
         result = call(videval, cache, "--ckpt", tmp_path / "best.pt", "--device", "cpu")
 

@@ -354,21 +354,33 @@ def test_another_spec_is_an_error_that_names_both_and_overwrite_replaces(raw: Pa
 def test_another_spec_than_that_of_an_interrupted_build_is_an_error_too(raw: Path, tmp_path: Path) -> None:
     interrupt(raw, tmp_path / "c.h5", 2)
 
-    with pytest.raises(InputError, match=r"c\.h5: is half built with clips of 4 frames.*--overwrite"):
+    with pytest.raises(InputError, match=r"c\.h5: is half built with clips of 4 frames.*\. Use another name"):
         build(raw, tmp_path / "c.h5", spec=Spec(5, 32, 32))
 
     assert (6, 2) == ((report := build(raw, tmp_path / "c.h5")).num_decoded, report.num_reused)
 
 
-def test_a_file_that_is_no_cache_is_left_alone_unless_overwritten(raw: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_is_no_cache_is_left_alone(raw: Path, tmp_path: Path, overwrite: bool) -> None:
     cache = tmp_path / "c.h5"
     cache.write_bytes(b"my thesis")
 
-    with pytest.raises(CacheError, match=r"c\.h5: no vidcache file"):
-        build(raw, cache)
+    with pytest.raises(CacheError, match=r"c\.h5: begins with b'my thesi', not a cache, and is not replaced\. Choose"):
+        build(raw, cache, overwrite=overwrite)
 
     assert b"my thesis" == cache.read_bytes()
+    assert not (tmp_path / "c.h5.lock").exists()
+
+
+def test_a_damaged_cache_is_replaced_when_it_is_told_to(raw: Path, cache: Path) -> None:
+    good = cache.read_bytes()
+    cache.write_bytes(b"vidcache" + bytes(100))
+
+    with pytest.raises(CacheError, match=r"c\.h5: .*build it again with --overwrite"):
+        build(raw, cache)
+
     assert 8 == build(raw, cache, overwrite=True).num_decoded
+    assert good == cache.read_bytes()
 
 
 def test_overwrite_uses_nothing_earlier_and_resumes_itself(raw: Path, cache: Path) -> None:
@@ -416,7 +428,7 @@ def test_a_disk_that_fills_up_stops_the_build_which_goes_on_when_there_is_room(
 ) -> None:
     spec = Spec(64, 64, 64)  # 0.75 MB a clip
     golden = build(raw, tmp_path / "golden.h5", spec=spec)
-    old = b"an older cache"
+    old = b"vidcache: an older cache"
     with small_disk(tmp_path / "disk", 8) as disk:
         cache = disk / "c.h5"
         filler = disk / "filler"

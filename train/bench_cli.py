@@ -10,9 +10,10 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from vidcache.cli import Command, choose_device, echo_json, json_option, option
+from vidcache.cli import Command, choose_device, echo_json, json_option, option, progress_console, verbosity_options
 from vidcache.console import SafeConsole
 from vidcache.errors import MismatchError
+from vidcache.progress import Progress
 from vidcache.text import plural, printable
 from vidcache.train.bottleneck import Verdict, in_time, judge
 from vidcache.train.cli import STAGES, check_options
@@ -71,6 +72,7 @@ _FIELDS = ("weights", "freeze", "num_frames_used", "accumulate", "augment", "amp
     default=20,
     help="Measure no single thing longer than that, once it was measured three times.",
 )
+@verbosity_options()
 @json_option()
 @click.pass_context
 def bench(
@@ -103,7 +105,7 @@ def bench(
         raise click.UsageError("--weights: means nothing with --ckpt; choose one of them")
     values["device"] = choose_device(values["device"])
     given = {name: values[name] for name in _FIELDS if not ckpt or ctx.get_parameter_source(name) in said}
-    with open_caches(caches) as reader, SafeConsole(stderr=True).status("") as status:
+    with open_caches(caches) as reader, Progress(progress_console(), "opening") as shown:
         weights = None
         if ckpt:
             checkpoint = Checkpoint.load(ckpt)
@@ -120,7 +122,7 @@ def bench(
             config,
             Limit(repeats, seconds),
             weights=weights,
-            on_phase=lambda phase: status.update(f"measuring {phase}"),
+            on_phase=lambda phase: shown.start_phase(f"measuring {phase}"),
         )
         facts = {
             "cache": reader.name,
@@ -143,10 +145,11 @@ def machine(device: str) -> dict[str, Any]:
     """Say where this is measured: devices, threads, versions."""
     import torch
 
-    kind = torch.device(device).type
+    from vidcache.train.device import device_name
+
     return {
         "device": device,
-        "device_name": torch.cuda.get_device_name(device) if kind == "cuda" else _cpu_name(),
+        "device_name": device_name(device),
         "torch_threads": torch.get_num_threads(),
         "versions": {
             "vidcache": importlib.metadata.version("vidcache"),
@@ -265,14 +268,3 @@ def _checkpoint_config(checkpoint: "Checkpoint", where: str) -> "TrainConfig":
             "that made it, or measure without --ckpt"
         ) from None
     return dataclasses.replace(config, num_frames_used=checkpoint.num_frames_used, feature_views=None, verify=False)
-
-
-def _cpu_name() -> str:
-    """Return what the processor calls itself."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

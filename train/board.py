@@ -17,9 +17,9 @@ from vidcache.errors import InputError
 from vidcache.eval.metrics import Metrics
 from vidcache.eval.pictures import confusion_figure
 from vidcache.figures import to_png
+from vidcache.train.place import TRAIN_BATCH
 from vidcache.train.results import EpochResult, Hooks
 
-TRAIN_BATCH = "train_batch.png"
 FOLDER = "tensorboard"
 
 

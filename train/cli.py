@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +20,26 @@ from vidcache.cli import (
     echo_json,
     json_option,
     option,
+    progress_console,
+    verbosity_options,
     version_option,
 )
 from vidcache.console import SafeConsole, echo
 from vidcache.errors import InputError, InterruptedRunError, MismatchError
+from vidcache.outputs import PICTURE, claim
 from vidcache.text import brief, plural, printable
+from vidcache.train.place import claim_place, feature_path, inputs_of, run_folder
 from vidcache.train.reporter import Reporter
 from vidcache.train.stop import Stop
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
+    from vidcache.checkpoint import Checkpoint
     from vidcache.train.augment import Strength
     from vidcache.train.config import TrainConfig
 
+_KEPT = "; a run that had begun goes on with --resume"
+_GO_ON = "Go on with: vidtrain ... --resume"
+_SECONDS_FOR_FIRST = 2  # the process that saves, before another one ends
 STAGES = ("none", "stem", "layer1", "layer2", "layer3", "layer4", "all")
 
 
@@ -57,7 +66,7 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(
     cls=Command,
-    kept="; a run that had begun goes on with --resume",
+    kept=_KEPT,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.argument("caches", metavar="CACHE...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -140,10 +149,12 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @option("--verify", is_flag=True, help="Compare each clip with its hash whenever it is read.")
 @option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
 @click.option("--resume", is_flag=True, help="Go on with the run of best.run/last.pt, with its options.")
+@click.option("--overwrite", is_flag=True, help="Replace the run that is there, once this one is ready to train.")
 @click.option("--tensorboard", is_flag=True, help="Write a TensorBoard log to best.run/tensorboard.")
 @click.option("--strict-splits", is_flag=True, help="Stop when clips look like clips of another split.")
 @click.option("--shuffle-labels", is_flag=True, help="Control run with permuted labels: must end at chance.")
 @version_option()
+@verbosity_options("every step")
 @json_option()
 @click.pass_context
 def main(
@@ -152,6 +163,7 @@ def main(
     caches: tuple[Path, ...],
     out: Path,
     resume: bool,
+    overwrite: bool,
     strict_splits: bool,
     tensorboard: bool,
     as_json: bool,
@@ -167,35 +179,49 @@ def main(
     vidtrain cache.h5 --resume
     torchrun --nproc-per-node 2 -m vidcache.train cache.h5
     """
-    from vidcache.train.ranks import join_ranks
-    from vidcache.train.run import run_training
-
+    if resume and overwrite:
+        raise click.UsageError("--overwrite: means nothing with --resume; choose one of them")
     given = ctx.get_parameter_source("weights") is click.core.ParameterSource.COMMANDLINE
     if values["init"] and given:
         raise click.UsageError("--weights: means nothing with --init; choose one of them")
+    _check_place(caches, out, values, resume=resume, overwrite=overwrite)
+
+    from vidcache.train.ranks import join_ranks
+    from vidcache.train.run import run_training
+
     config = _resumed_config(ctx, out, values) if resume else make_config(values)
     with join_ranks(config.device) as ranks:
-        stderr = SafeConsole(stderr=True, quiet=not ranks.is_first)
+        stderr = progress_console() if ranks.is_first else SafeConsole(stderr=True, quiet=True)
+        reporter = Reporter(stderr)
+
+        def show_exit(found: "Checkpoint | Exception | None") -> None:
+            reporter.progress.stop()
+            if ranks.is_first:
+                echo(f"Error: {_kept(found)}", err=True)
+
         try:
-            with Reporter(stderr) as reporter, Stop(reporter.show_stop) as stop:
+            with reporter, Stop(reporter.show_stop, show_exit) as stop:
+                if not ranks.is_first:
+                    stop.halt_with(lambda: time.sleep(_SECONDS_FOR_FIRST))
                 result = run_training(
                     caches,
                     out,
                     config,
-                    reporter.hooks(),
+                    dataclasses.replace(reporter.hooks(), on_haltable=stop.halt_with),
                     strict_splits=strict_splits,
                     resume=resume,
+                    overwrite=overwrite,
                     should_stop=lambda: stop.asked,
                     ranks=ranks,
                     tensorboard=tensorboard,
                     command=command_line(),
                 )
         except InterruptedRunError as error:
-            raise InterruptedRunError(f"{error}. Go on with: vidtrain ... --resume") from None
+            raise InterruptedRunError(f"{error}. {_GO_ON}") from None
     if not ranks.is_first:
         return
     best = result.best
-    stderr.print(
+    SafeConsole(stderr=True).print(  # the result: also of a quiet run
         Text(
             f"{printable(out)}: epoch {result.best_epoch} of {len(result.epochs)}, "
             f"validation loss {best.val_loss:.4f}, accuracy {best.val_accuracy:.1%}; "
@@ -214,6 +240,16 @@ def main(
                 "stopped_because": result.stopped_because,
             }
         )
+
+
+def _kept(found: "Checkpoint | Exception | None") -> str:
+    """Say what is kept of a run that was halted in the middle of a step."""
+    if found is None:
+        return f"interrupted{_KEPT}"
+    if isinstance(found, Exception):
+        return f"interrupted; the steps since best.run/last.pt was written could not be saved ({found}). {_GO_ON}"
+    done = found.training["sums"]["num_steps"]
+    return f"train: stopped in epoch {found.epoch + 1}, after {done} of its steps. {_GO_ON}"
 
 
 @click.command(cls=Command)
@@ -250,13 +286,13 @@ def preview(cache: Path, out: Path | None, split: str, num_clips: int, num_frame
     from vidcache.filmstrip import draw_filmstrips
     from vidcache.train.preview import augmented_strips
 
+    path = claim(out or beside(cache, ".preview.png"), PICTURE, [cache])
     method, seed, epoch, strength = values["augment"], values["seed"], values["epoch"], make_strength(values)
     with CacheReader(cache) as reader:
         rows = epoch_order(reader.rows(split), seed, epoch)[:num_clips]
         if not len(rows):
             raise InputError(f"{reader.name}: no {split} clips, expected at least one. Choose another --split")
         strips = augmented_strips(reader, rows, method, strength, num_frames=num_frames, seed=seed, epoch=epoch)
-    path = out or beside(cache, ".preview.png")
     draw_filmstrips(strips, path)
     echo(f"{printable(path)}: {plural(len(strips), 'clip')} before and after --augment {method}")
 
@@ -300,9 +336,19 @@ def check_options(config: "TrainConfig") -> None:
         raise ValueError(f"device: {brief(config.device)}")
 
 
+def _check_place(caches: tuple[Path, ...], out: Path, values: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Refuse in the first second what `run_training` would refuse after torch was imported."""
+    features = None if values["feature_views"] is None else feature_path(caches[0], values["feature_file"])
+    place = claim_place(out, inputs_of(caches, values["weights"], values["init"]), features, resume=resume)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun: the first process may have begun already
+        place.check_alone()
+        if not resume and not overwrite:
+            place.check_vacant()
+
+
 def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "TrainConfig":
     """Return the config of the run to resume; what the command line says must not contradict it."""
-    from vidcache.train.run import FREE, resumed_config, run_folder
+    from vidcache.train.run import FREE, resumed_config
 
     old, new = resumed_config(out), make_config(dict(values))
     try:

@@ -26,11 +26,6 @@ from vidcache.train.inputs import ClipInputs
 from vidcache.train.task import Task
 
 
-def feature_path(cache: Path) -> Path:
-    """Return the file of features beside a cache: cache.h5 -> cache.features.h5."""
-    return cache.with_name(f"{cache.stem if cache.suffix == '.h5' else cache.name}.features.h5")
-
-
 def plan_features(
     task: Task, frozen: nn.Sequential, clips: ClipInputs, computed_in: torch.dtype
 ) -> tuple[FeaturePlan, npt.NDArray[np.int64]]:

@@ -7,7 +7,7 @@ stages in bf16, everything that trains in float32.
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -61,6 +61,10 @@ class Forward:
         alone = self._train is self._predict
         self._prefix, self._predict = torch.compile(self._prefix), torch.compile(self._rest)
         self._train = self._predict if alone else torch.compile(self._train)
+
+    def buffers(self) -> Iterator[torch.Tensor]:
+        """Yield what the second part changes in a forward pass: the statistics of batch norm."""
+        return self._rest.buffers()
 
     def sharing(self, *, is_last: bool) -> contextlib.AbstractContextManager[object]:
         """Return the context of one of several forward and backward passes: only the last one shares gradients."""

@@ -25,7 +25,7 @@ from vidcache.model import R3D18, build_model, copy_to_cpu, kinetics_path, load_
 from vidcache.text import one_line
 from vidcache.train.balance import audit
 from vidcache.train.config import TrainConfig
-from vidcache.train.device import backends, memory_advice
+from vidcache.train.device import backends, device_name, memory_advice
 from vidcache.train.early_stopping import EarlyStopping
 from vidcache.train.features import compute_features, in_words, open_features, plan_features
 from vidcache.train.forward import Forward
@@ -33,7 +33,7 @@ from vidcache.train.initial import start_from
 from vidcache.train.inputs import ClipInputs, FeatureInputs, Inputs
 from vidcache.train.precision import Choice, try_precision
 from vidcache.train.ranks import Ranks
-from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
+from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult, Setup
 from vidcache.train.resumable import load_optimizer
 from vidcache.train.step import EpochSums, Loss, Stepper, make_optimizer
 from vidcache.train.sync_norm import synchronise_norms
@@ -78,6 +78,8 @@ def train(
     ranks = ranks or Ranks(device=config.device)
     task = Task.of(reader, config, ranks.device)
     needed_rows(reader, "val")
+    if ranks.is_first:
+        hooks.on_setup(_setup(task, ranks, resume.epoch if resume else 0))
     with (
         ranks.watch(),
         memory_advice(config.batch_size, config.accumulate, ranks.count, task.num_frames),
@@ -109,6 +111,7 @@ class _Run:
         if ranks.is_first and not resume and (warning := mirror_warning(task)):
             hooks.on_mirror(warning)
         self.model = self._build_model(resume)
+        hooks.on_model(self.model)
         self.loss = Loss(task.weights_on_device(), config.label_smoothing)
         if resume:
             self.precision = Choice(resume.training["precision"], "as before it was interrupted")
@@ -139,6 +142,8 @@ class _Run:
             self.sums = EpochSums(**resume.training["sums"])
         elif ranks.is_first:
             hooks.on_begin(self.checkpoint(True))
+        self.stepper = self._make_stepper()
+        hooks.on_haltable(self.halt)
 
     def open_features(self, path: Path | None) -> FeatureReader:
         """Train on features that are computed once from now on, by the first process if they are not there."""
@@ -159,16 +164,17 @@ class _Run:
             raise InterruptedRunError("train: stopped while features were computed; those that are done are kept")
         features = FeatureReader(path)
         self.inputs = FeatureInputs(features, entries, self.task)
+        self.stepper = self._make_stepper()
         return features
 
     def through(self) -> RunResult:
         """Go through all epochs that are left."""
-        stepper = Stepper(self.forward, self.loss, self.optimizer, self.scaler, self.config, self.inputs, self.ranks)
+        stepper, guard = self.stepper, self.stepper.guard
         while not self.is_over():
             epoch = len(self.results) + 1
             self.model.train()
             plans = self.task.plan(self.task.order(epoch), self.ranks.rank, self.ranks.count)
-            if self.sums.num_steps >= len(plans):
+            if self.sums.num_steps > len(plans):
                 raise MismatchError(
                     f"train: {self.sums.num_steps} steps of epoch {epoch} are done, but it has {len(plans)}: not of "
                     "this run. Train again with another --out"
@@ -180,7 +186,8 @@ class _Run:
                 is_complete = stepper.epoch(epoch, plans, stream, self.sums, self.hooks.on_step, self.should_stop)
             if not is_complete:
                 if self.ranks.is_first:
-                    self.hooks.on_interrupt(self.checkpoint(True))
+                    with guard:
+                        self.hooks.on_interrupt(self.checkpoint(True))
                 raise InterruptedRunError(f"train: stopped in epoch {epoch}, after {self.sums.num_steps} of its steps")
             lr, start = self.optimizer.param_groups[0]["lr"], time.perf_counter()
             validated = self._validate()
@@ -189,16 +196,27 @@ class _Run:
                     f"train: validation loss became {validated.mean_loss} in epoch {epoch} (learning rate "
                     f"{lr:g}), expected a finite number. Lower --lr"
                 )
-            is_best = self.stopping.update(epoch, validated.mean_loss)
-            seconds = self.sums.seconds + time.perf_counter() - start
             metrics = compute_metrics(validated.labels, validated.probabilities, self.reader.classes)
-            self.results.append(_result(epoch, self.sums, lr, validated.mean_loss, metrics, seconds, is_best))
-            self.sums = EpochSums()
-            self.hooks.on_validation(epoch, metrics)
-            self.hooks.on_epoch(self.results[-1], self.checkpoint)
+            with guard:
+                is_best = self.stopping.update(epoch, validated.mean_loss)
+                seconds = self.sums.seconds + time.perf_counter() - start
+                self.results.append(_result(epoch, self.sums, lr, validated.mean_loss, metrics, seconds, is_best))
+                self.sums = EpochSums()
+                self.hooks.on_validation(epoch, metrics)
+                self.hooks.on_epoch(self.results[-1], self.checkpoint)
             if self.ranks.any(self.should_stop()) and not self.is_over():
                 raise InterruptedRunError(f"train: stopped after epoch {epoch}")
         return RunResult(tuple(self.results), self.stopping.best_epoch, self._why_over())
+
+    def halt(self) -> Checkpoint:
+        """Stop the run where its state is whole, from another thread, and return what a resumed run needs."""
+        self.stepper.guard.acquire()  # and never released
+        checkpoint, names = self.checkpoint(True), {id(buffer): name for name, buffer in self.model.named_buffers()}
+        before = {names[id(buffer)]: copied for buffer, copied in self.stepper.statistics}
+        return dataclasses.replace(checkpoint, weights={**checkpoint.weights, **copy_to_cpu(before)})
+
+    def _make_stepper(self) -> Stepper:
+        return Stepper(self.forward, self.loss, self.optimizer, self.scaler, self.config, self.inputs, self.ranks)
 
     def checkpoint(self, resumable: bool) -> Checkpoint:
         """Make the checkpoint of this moment; a resumable one has what a run needs that goes on from here."""
@@ -302,6 +320,24 @@ def _check_agreement(ranks: Ranks, reader: Reader, config: TrainConfig, resume: 
                     f"train: {name} of process {number} is {found}, expected {first[name]} as of process 0. Give all "
                     "processes the same files and options"
                 )
+
+
+def _setup(task: Task, ranks: Ranks, num_epochs_done: int) -> Setup:
+    reader, config = task.reader, task.config
+    return Setup(
+        device=str(task.device),
+        device_name=device_name(str(task.device)),
+        num_processes=ranks.count,
+        num_clips={split: len(reader.rows(split)) for split in ("train", "val", "test")},
+        num_classes=len(reader.classes),
+        num_frames=task.num_frames,
+        num_frames_in_cache=reader.spec.num_frames,
+        height=reader.spec.height,
+        width=reader.spec.width,
+        batch_size=config.batch_size,
+        num_epochs=config.epochs,
+        num_epochs_done=num_epochs_done,
+    )
 
 
 def _result(

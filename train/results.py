@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from vidcache.cache.leaks import Leaks
 from vidcache.cache.stream import Batch
@@ -46,6 +47,39 @@ class EpochResult:
     def as_numbers(self) -> dict[str, float]:
         """Return the fields as a checkpoint keeps them."""
         return {name: float(value) for name, value in dataclasses.asdict(self).items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a run works on, and with what.
+
+    Attributes:
+        device: "cpu", "cuda:1", ...
+        device_name: Of the processor or the GPU.
+        num_processes: That train together.
+        num_clips: Clips of each split: "train", "val", "test".
+        num_classes: Classes.
+        num_frames: Frames of each clip that the model is shown (T').
+        num_frames_in_cache: Frames of each clip (T).
+        height: Of a frame.
+        width: Of a frame.
+        batch_size: Clips per step, of all processes together.
+        num_epochs: Largest number of epochs.
+        num_epochs_done: Of these, before the run was resumed.
+    """
+
+    device: str
+    device_name: str
+    num_processes: int
+    num_clips: dict[str, int]
+    num_classes: int
+    num_frames: int
+    num_frames_in_cache: int
+    height: int
+    width: int
+    batch_size: int
+    num_epochs: int
+    num_epochs_done: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +131,11 @@ class Hooks:
 
     Attributes:
         on_leaks: With the clips that look like clips of another split, first of all.
+        on_setup: With what the run works on, before it is measured or computed.
         on_audit: With what balancing does to each class, before anything else happens.
         on_mirror: With a warning, if the run mirrors clips of classes that are told apart by left and right.
         on_init: With a sentence on the checkpoint that the run starts from, if there is one.
+        on_model: With the model that is going to be trained, before anything is written.
         on_start: With the precision that was chosen.
         on_begin: With what a run needs that is resumed before its first epoch is done.
         on_inputs: With the first batch that a new run gives to the model, (B, 3, T', H, W), and where it came from.
@@ -110,12 +146,17 @@ class Hooks:
         on_epoch: With the result, a function that makes the checkpoint without and one with what a
             resumed run needs. Called before the next epoch begins.
         on_interrupt: With what a resumed run needs, when the run is stopped in the middle of an epoch.
+        on_haltable: With a function that waits until the state of the run is whole (a step takes seconds, its update
+            milliseconds), keeps it so for good, and returns what a resumed run needs. It is for who ends the process in
+            the middle of a step, from another thread; the run never goes on.
     """
 
     on_leaks: Callable[[Leaks], None] = lambda _: None
+    on_setup: Callable[[Setup], None] = lambda _: None
     on_audit: Callable[[list[ClassAudit]], None] = lambda _: None
     on_mirror: Callable[[str], None] = lambda _: None
     on_init: Callable[[str], None] = lambda _: None
+    on_model: Callable[[nn.Module], None] = lambda _: None
     on_start: Callable[[Choice], None] = lambda _: None
     on_begin: Callable[[Checkpoint], None] = lambda _: None
     on_inputs: Callable[[torch.Tensor, Batch], None] = lambda *_: None
@@ -125,6 +166,7 @@ class Hooks:
     on_validation: Callable[[int, Metrics], None] = lambda *_: None
     on_epoch: Callable[[EpochResult, Callable[[bool], Checkpoint]], None] = lambda *_: None
     on_interrupt: Callable[[Checkpoint], None] = lambda _: None
+    on_haltable: Callable[[Callable[[], Checkpoint]], None] = lambda _: None
 
 
 SILENT = Hooks()  # reports to nobody

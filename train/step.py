@@ -1,7 +1,9 @@
 """The steps of one epoch: features, forward, backward, update; and what they add up to."""
 
+import contextlib
 import dataclasses
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -97,6 +99,11 @@ class Stepper:
     ) -> None:
         self.forward, self.loss, self.optimizer, self.scaler = forward, loss, optimizer, scaler
         self.config, self.inputs, self.ranks = config, inputs, ranks
+        # Held while the state of the run changes: who takes it finds it whole. On a GPU, where losses are looked at
+        # later and no step is long, it is held during all steps.
+        self.guard = threading.RLock()
+        # What batch norm had counted before a step, whose forward pass changes it: (buffer, copy) each.
+        self.statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
         # Looking at a loss waits for the device; on a CPU there is nothing to wait for.
         self.check_every = 1 if torch.device(ranks.device).type == "cpu" else 25
 
@@ -127,21 +134,28 @@ class Stepper:
         """
         unchecked: list[torch.Tensor] = []
         known_clips, before, start = sums.num_clips, sums.seconds, time.perf_counter()
-        for number in range(sums.num_steps, len(plans)):
-            plan = plans[number]
-            self._set_learning_rate(epoch, number, len(plans))
-            unchecked.append(self._step(plan, batches, epoch, sums))
-            sums.num_clips += plan.num_clips
-            sums.num_steps += 1
-            done, stopped = sums.num_steps == len(plans), self.ranks.any(should_stop())
-            if done or stopped or len(unchecked) == self.check_every:
-                self._look(unchecked, epoch, plans, sums)
-                known_clips = sums.num_clips
-                unchecked.clear()
-            sums.seconds = before + time.perf_counter() - start
-            on_step(sums.progress(epoch, len(plans), known_clips))
-            if stopped and not done:
-                return False
+        if sums.num_steps == len(plans):  # it was halted while it was validated; the rate is part of its result
+            self._set_learning_rate(epoch, len(plans) - 1, len(plans))
+        with self.guard if self.check_every > 1 else contextlib.nullcontext():
+            for number in range(sums.num_steps, len(plans)):
+                plan = plans[number]
+                self._set_learning_rate(epoch, number, len(plans))
+                self.statistics = [(buffer, buffer.clone()) for buffer in self.forward.buffers()]
+                unchecked.append(self._step(plan, batches, epoch, sums))
+                with self.guard:
+                    self._update()
+                    self.statistics = []
+                    sums.num_clips += plan.num_clips
+                    sums.num_steps += 1
+                    done, stopped = sums.num_steps == len(plans), self.ranks.any(should_stop())
+                    if done or stopped or len(unchecked) == self.check_every:
+                        self._look(unchecked, epoch, plans, sums)
+                        known_clips = sums.num_clips
+                        unchecked.clear()
+                    sums.seconds = before + time.perf_counter() - start
+                on_step(sums.progress(epoch, len(plans), known_clips))
+                if stopped and not done:
+                    return False
         return True
 
     def _set_learning_rate(self, epoch: int, step: int, num_steps: int) -> None:
@@ -153,7 +167,7 @@ class Stepper:
             group["lr"] = lr
 
     def _step(self, plan: StepPlan, batches: Iterator[Batch], epoch: int, sums: EpochSums) -> torch.Tensor:
-        """Do one step; (2,) on the device: this process's part of its loss, and how many clips it recognised."""
+        """Find the gradients of a step; (2,) on the device: this process's part of its loss, and clips recognised."""
         found = torch.zeros(2, device=self.ranks.device)
         self.optimizer.zero_grad(set_to_none=True)
         for part, rows in enumerate(plan.parts):
@@ -170,13 +184,16 @@ class Stepper:
                 self.scaler.scale(loss * self.ranks.count).backward()  # type: ignore[no-untyped-call]
             correct = (logits.detach().argmax(1) == batch.labels).sum()
             found += torch.stack([loss.detach(), correct])
+        return found
+
+    def _update(self) -> None:
+        """Move the weights by the gradients."""
         if self.config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
             torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)  # stays on the device
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return found
 
     def _look(self, unchecked: list[torch.Tensor], epoch: int, plans: Sequence[StepPlan], sums: EpochSums) -> None:
         """Add up over all processes what the last steps gave, and take it to the host: all see the same."""

@@ -1,0 +1,179 @@
+"""What a command may replace: a file of the kind that it writes, and never one that it reads.
+
+Every output passes `claim`, or `claim_folder`, before the work begins.
+"""
+
+import dataclasses
+import itertools
+import mmap
+import os
+import re
+import struct
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from vidcache.errors import CacheError, InputError, MismatchError, VidcacheError
+from vidcache.files import follow, open_regular
+from vidcache.text import printable
+
+_HEAD_BYTES = 4096
+_PICKLE_BYTES = 8 << 20  # the pickle of the largest checkpoint that vidtrain writes has 0.2 MB
+# What a file is called that begins so.
+_NAMES = (
+    (re.compile(rb"vidcache"), "a cache"),
+    (re.compile(rb"vidfeats"), "a file of features"),
+    (re.compile(rb"PK\x03\x04.{26}[^/]{1,200}/data\.pkl", re.DOTALL), "a checkpoint"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of file that is written here.
+
+    Attributes:
+        name: With its article.
+        matches: Whether an open file is one, undamaged or not.
+        error: What is raised where another file is in its place.
+    """
+
+    name: str
+    matches: Callable[[BinaryIO], bool]
+    error: type[VidcacheError] = InputError
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a regular file of this kind is there."""
+        try:
+            with open_regular(path) as file:
+                return self.matches(file)
+        except (OSError, ValueError):
+            return False
+
+
+def begins(name: str, *starts: bytes, error: type[VidcacheError] = InputError) -> Kind:
+    """Return the kind of file that begins with one of some bytes."""
+    return Kind(name, lambda file: file.read(max(map(len, starts))).startswith(starts), error)
+
+
+def _is_checkpoint(file: BinaryIO) -> bool:
+    """Whether it begins as what `torch.save` made of a `vidcache.checkpoint.Checkpoint`, which may be cut off."""
+    head = file.read(30)
+    if not head.startswith(b"PK\x03\x04") or len(head) < 30:
+        return False
+    (name_bytes,) = struct.unpack_from("<H", head, 26)
+    return file.read(name_bytes).endswith(b"/data.pkl") and b"vidcache-checkpoint" in file.read(_PICKLE_BYTES)
+
+
+def _is_export(file: BinaryIO) -> bool:
+    if not file.read(1):
+        return False
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(b"vidcache-export") >= 0
+
+
+def _is_picture(file: BinaryIO) -> bool:
+    head = file.read(_HEAD_BYTES)
+    return head.startswith(b"\x89PNG\r\n\x1a\n") and b"tEXtSoftware\0vidcache" in head
+
+
+CACHE = begins("a cache", b"vidcache", error=CacheError)
+FEATURES = begins("a file of features", b"vidfeats")
+CHECKPOINT = Kind("a checkpoint", _is_checkpoint, MismatchError)
+EXPORT = Kind("an exported checkpoint", _is_export)
+PICTURE = Kind("a picture that vidcache drew", _is_picture)
+PAGE = Kind(
+    "a page that vidcache wrote", lambda file: b'<meta name="generator" content="vidcache">' in file.read(_HEAD_BYTES)
+)
+
+
+def claim(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
+    """Check that a file may be written: nothing is there, or a file of the same kind.
+
+    Args:
+        path: The output; a link is written through, also one that leads to nothing yet.
+        kind: What is going to be written.
+        inputs: Files that the command reads, and folders: nothing is written into them.
+
+    Returns:
+        Where to write.
+
+    Raises:
+        InputError: It is an input, lies in one, or is something that is not to be replaced.
+        CacheError: Something else is where a cache is to be written.
+        MismatchError: Something else is where a checkpoint is to be written.
+    """
+    place, where = follow(path), printable(path)
+    _refuse_inputs(place, where, inputs)
+    try:
+        with open_regular(place) as file:
+            if kind.matches(file):
+                return place
+            file.seek(0)
+            head = file.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        return place
+    except OSError as error:
+        raise InputError(f"{where}: {error.strerror}, and is not replaced. Choose another name") from None
+    known = name_of(head)
+    what = f"is {known}" if known and known != kind.name else f"begins with {head[:8]!r}"
+    raise kind.error(f"{where}: {what}, not {kind.name}, and is not replaced. Choose another name")
+
+
+def claim_folder(folder: Path, files: Mapping[str, Kind], inputs: Iterable[Path] = ()) -> Path:
+    """Check that files may be written into a folder: it is new, empty, or has such files already.
+
+    Args:
+        folder: The output; a link is written through.
+        files: What is going to be written, by name.
+        inputs: As for `claim`.
+
+    Returns:
+        Where to write.
+
+    Raises:
+        InputError: It is no folder, one of other things, lies in an input, or a file in it is not to be replaced.
+        MismatchError: Something else is where a checkpoint is to be written.
+    """
+    place, where = follow(folder), printable(folder)
+    _refuse_inputs(place, where, inputs)
+    if os.path.lexists(place) and not place.is_dir():
+        raise InputError(f"{where}: is no folder, and is not replaced. Choose another name")
+    others = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
+    seen = [name for name in others if not name.startswith(".")]
+    if seen and not any(kind.is_at(place / name) for name, kind in files.items()):
+        raise InputError(
+            f"{where}: is a folder of other things ({', '.join(map(printable, itertools.islice(seen, 3)))}). "
+            "Choose another, or a new one"
+        )
+    for name, kind in files.items():
+        claim(place / name, kind, inputs)
+    return place
+
+
+def why_not_writable(folder: Path) -> OSError | None:
+    """Return what keeps files out of a folder, which may not be there yet; None where nothing does."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        return error
+    return None
+
+
+def name_of(head: bytes) -> str:
+    """Name the kind of a file that begins so, with its article; "" for one that nobody knows here."""
+    return next((name for pattern, name in _NAMES if pattern.match(head)), "")
+
+
+def _refuse_inputs(place: Path, where: str, inputs: Iterable[Path]) -> None:
+    for source in inputs:
+        real, real_source = os.path.realpath(place), os.path.realpath(source)
+        inside = os.path.isdir(source) and Path(real).is_relative_to(real_source)
+        if inside and real != real_source:
+            raise InputError(f"{where}: lies in {printable(source)}, which is only read. Choose a place outside of it")
+        same = os.path.exists(place) and os.path.exists(source) and os.path.samefile(place, source)
+        if same or real == real_source:
+            raise InputError(f"{where}: is read by this command ({printable(source)}). Choose another name")
