@@ -649,8 +649,8 @@ def test_a_flipped_bit_in_the_last_checkpoint_is_found(cache: Path, stopped: Pat
     assert "is damaged (its CRC differs)" in result.stderr
 
 
-def test_without_resume_a_run_begins_anew(cache: Path, golden: Path, stopped: Path) -> None:
-    result = call(cache, stopped, *FLAGS)
+def test_with_overwrite_a_run_begins_anew(cache: Path, golden: Path, stopped: Path) -> None:
+    result = call(cache, stopped, *FLAGS, "--overwrite")
 
     assert 0 == result.exit_code, result.stderr
     assert_same_run(golden, stopped)
