@@ -3,6 +3,7 @@
 All of it is used later as an index, in arithmetic, as JSON or on a terminal, by code that does not ask again.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +24,7 @@ _ATTRIBUTES = {
     "format_version": whole(1),
     "sampling": text(200),
     "scaling": text(200),
-    "class_depth": whole(0, 100),
+    "class_depth": whole(-1, 100),
     "split_by": text(4096),
     "split_source": text(100),
     "split_fractions": _FRACTIONS,
@@ -35,6 +36,17 @@ _ATTRIBUTES = {
 }
 _MAX_LIST = 16  # numbers of an attribute that a newer vidcache may add
 _SMALLEST = 1e-9  # of a number that something is divided by, unless it is 0
+# What a video or its header can claim: `bounded` keeps a build within what `check_columns` believes.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "source_bytes": (0, 2**62),
+    "width": (0, 2**24),
+    "height": (0, 2**24),
+    "rotation": (0, 359),
+    "fps": (0, 1e12),
+    "duration_seconds": (0, 1e12),
+    "num_frames": (0, 2**48),
+    "num_frames_from_header": (-1, 2**48),
+}
 
 
 def read_attributes(file: Any) -> dict[str, Any]:
@@ -84,21 +96,15 @@ def check_columns(spec: Spec, num_classes: int, columns: dict[str, npt.NDArray[A
     Raises:
         ValueError: Names one.
     """
-    for name, lowest, highest in (
-        ("label", 0, num_classes - 1),
-        ("status", 0, max(Status)),
-        ("split", 0, max(Split)),
-        ("num_real", 0, spec.num_frames),
-        ("mean_rgb", 0, 255),
-        ("source_bytes", 0, 2**62),
-        ("width", 0, 2**24),
-        ("height", 0, 2**24),
-        ("rotation", 0, 359),
-        ("fps", 0, 1e12),
-        ("duration_seconds", 0, 1e12),
-        ("num_frames", 0, 2**48),
-        ("num_frames_from_header", -1, 2**48),
-    ):
+    bounds = {
+        "label": (0, num_classes - 1),
+        "status": (0, max(Status)),
+        "split": (0, max(Split)),
+        "num_real": (0, spec.num_frames),
+        "mean_rgb": (0, 255),
+        **_BOUNDS,
+    }
+    for name, (lowest, highest) in bounds.items():
         values = columns[name].reshape(len(columns[name]), -1)
         good = (values >= lowest) & (values <= highest)  # NaN is not
         if values.dtype.kind == "f":
@@ -109,3 +115,13 @@ def check_columns(spec: Spec, num_classes: int, columns: dict[str, npt.NDArray[A
             raise ValueError(
                 f"{name} of row {row} is {found[0] if len(found) == 1 else found}, expected {lowest} to {highest}"
             )
+
+
+def bounded(name: str, value: Any) -> Any:
+    """Return what a column keeps of a claim: the nearest value that it can have; 0 for no number, or next to none."""
+    if name not in _BOUNDS:
+        return value
+    lowest, highest = _BOUNDS[name]
+    if isinstance(value, float) and not _SMALLEST <= value < math.inf:  # as NaN is not
+        return 0.0
+    return max(lowest, min(value, highest))

@@ -1,11 +1,11 @@
 """What the cache keeps of a video: one scalar of dtype `RECORD`."""
 
-import math
 from typing import Any, cast
 
 import numpy as np
 
 from vidcache.cache.layout import ERROR_BYTES, RECORD, Status, clip_hash_of
+from vidcache.cache.values import bounded
 from vidcache.perceptual import perceptual_hash
 from vidcache.preprocess.decode import Decoded
 from vidcache.preprocess.failure import Failure
@@ -39,7 +39,7 @@ def clip_record(decoded: Decoded) -> np.void:
         "mean_rgb": _mean_rgb(clip),
     }
     for name, value in values.items():
-        record[name] = fitting(value, RECORD[name])
+        record[name] = bounded(name, value)
     return cast(np.void, record[()])
 
 
@@ -50,18 +50,8 @@ def failure_record(failure: Failure) -> np.void:
     record["error"] = one_line(str(failure), ERROR_BYTES).encode()
     record["source_hash"] = failure.source_hash.encode()
     for name in ("num_frames", "num_frames_from_header"):
-        record[name] = fitting(getattr(failure, name), RECORD[name])
+        record[name] = bounded(name, getattr(failure, name))
     return cast(np.void, record[()])
-
-
-def fitting(value: Any, dtype: np.dtype[Any]) -> Any:
-    """Return a value as a column can hold it: a header may claim any number."""
-    if dtype.kind == "i":
-        bounds = np.iinfo(dtype)
-        return max(int(bounds.min), min(value, int(bounds.max)))
-    if dtype.kind == "f" and not dtype.shape:
-        return value if math.isfinite(value) else 0.0
-    return value
 
 
 def _mean_rgb(clip: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidcache.cache.layout import ERROR_BYTES, RECORD, Status
+from vidcache.cache.values import bounded
 from vidcache.preprocess.analysis import Facts, Progress, no_progress
 from vidcache.preprocess.backends import in_threads
 from vidcache.preprocess.decode import Limits
@@ -19,7 +20,7 @@ from vidcache.preprocess.ffmpeg import Children, Tools, find_tools
 from vidcache.preprocess.given import folder_splits, read_split_files
 from vidcache.preprocess.opening import hash_video, open_video
 from vidcache.preprocess.probe import Probe, probe_video
-from vidcache.preprocess.record import failure_record, fitting
+from vidcache.preprocess.record import failure_record
 from vidcache.preprocess.resources import bound_workers
 from vidcache.preprocess.sources import Sources, find_videos
 from vidcache.text import one_line, printable
@@ -142,5 +143,5 @@ def _record(probe: Probe, num_frames_per_clip: int) -> np.void:
         "transfer": probe.transfer.encode()[:16],
     }
     for name, value in values.items():
-        record[name] = fitting(value, RECORD[name])
+        record[name] = bounded(name, value)
     return cast(np.void, record[()])
