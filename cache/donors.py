@@ -21,7 +21,8 @@ from vidcache.cache.layout import COLUMNS, RECORD, Layout, Stage
 from vidcache.cache.place import own_builds
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
-from vidcache.files import pread_all, write_text_atomically
+from vidcache.files import pread_all, read_small, write_text_atomically
+from vidcache.plain import build
 from vidcache.spec import Spec
 
 
@@ -88,12 +89,13 @@ class Skeleton:
     def load(cls, folder: Path) -> "Skeleton | None":
         """Read it back; None where there is none, not a whole one, or one of another format version."""
         try:
-            whole = json.loads((folder / "plan.json").read_text())
+            whole = json.loads(read_small(folder / "plan.json"))
             if whole["hash"] != _hash(whole["facts"]):
                 return None
-            facts = json.loads(whole["facts"])
-            found = cls(**{**facts, "layout": Layout(**facts["layout"]), "spec": Spec(**facts["spec"])})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            found = build(cls, json.loads(whole["facts"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        if not 0 < found.num_clips * (found.spec.clip_bytes + found.path_bytes) < found.layout.file_bytes:
             return None
         # One with other columns is of another format version.
         return found if {column.name for column in COLUMNS} == found.layout.column_offsets.keys() else None

@@ -516,6 +516,26 @@ def test_a_damaged_build_folder_is_begun_again(tmp_path: Path, damage: str) -> N
     assert golden == (tmp_path / "c.h5").read_bytes()
 
 
+@pytest.mark.parametrize("field", ["plan", "spec", "num_clips", "path_bytes", "layout", "skeleton_hash"])
+@pytest.mark.parametrize("value", [None, -1, 0, 2**62, 1e300, "x", [], {}], ids=repr)
+def test_a_build_folder_of_a_stranger_is_begun_again(tmp_path: Path, field: str, value: object) -> None:
+    golden = build_small(tmp_path / "golden.h5").read_bytes()
+    with CacheWriter(tmp_path / "c.h5", small_plan()) as cache_writer:
+        fill(cache_writer, [0, 1, 2])
+    skeleton = Skeleton.load(cache_writer.folder)
+    assert skeleton
+
+    dataclasses.replace(skeleton, **{field: value}).save(cache_writer.folder)  # under a right hash
+
+    assert golden == build_small(tmp_path / "c.h5").read_bytes()
+
+
+def test_a_plan_that_is_nested_without_end_is_none(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("[" * 1_000_000)
+
+    assert Skeleton.load(tmp_path) is None
+
+
 def test_a_kill_in_the_finish_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     golden = build_small(tmp_path / "golden.h5").read_bytes()
 
