@@ -469,8 +469,8 @@ def test_a_run_that_is_there_is_kept_and_the_ways_out_are_named(place_: Path, le
 
     assert 2 == result.exit_code
     assert (
-        f"{left}: is of a run, and is kept. Go on with that run: --resume; or write this one elsewhere: --out OTHER.pt; "
-        "or replace that one: --overwrite"
+        f"{left}: belongs to an earlier run. Continue that run with --resume, write this one elsewhere with --out "
+        "OTHER.pt, or replace that run with --overwrite"
     ) in result.stderr
     assert before == contents(place_)
 

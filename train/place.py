@@ -90,8 +90,8 @@ class Place:
         ]
         if found:
             raise InputError(
-                f"{printable(found[0])}: is of a run, and is kept. Go on with that run: --resume; or write this one "
-                "elsewhere: --out OTHER.pt; or replace that one: --overwrite"
+                f"{printable(found[0])}: belongs to an earlier run. Continue that run with --resume, write this one "
+                "elsewhere with --out OTHER.pt, or replace that run with --overwrite"
             )
 
     def of_run(self) -> list[Path]:
