@@ -113,7 +113,7 @@ COLUMNS_2: list[tuple[str, str, Any, str]] = [
         "perceptual_hash",
         "|u1",
         (np.arange(N * 16 * 12 * 12) * 7 % 256).reshape(N, 16, 12, 12),
-        "grey thumbnails of 16 evenly spaced frames",
+        "grey thumbnails of 16 evenly spaced frames, bars cut off",
     ),
     ("width", "<i4", [320, 1920, 0, 64, 7680], "pixels, as displayed (after rotation)"),
     ("height", "<i4", [240, 1080, 0, 48, 4320], "pixels, as displayed (after rotation)"),
@@ -146,7 +146,12 @@ COLUMNS_2: list[tuple[str, str, Any, str]] = [
     ("group", "<i4", [0, 3, 1, 1, -2], "clips that belong together: a split by fractions parts none"),
     ("split", "|u1", [0, 1, 0, 3, 2], "0 train, 1 val, 2 test, 3 unused"),
 ]
-COLUMNS = {1: [column for column in COLUMNS_2 if column[0] not in ("transfer", "primaries")], 2: COLUMNS_2}
+COLUMNS_1 = [
+    (*column, meaning.removesuffix(", bars cut off"))
+    for *column, meaning in COLUMNS_2
+    if column[0] not in ("transfer", "primaries")
+]
+COLUMNS = {1: COLUMNS_1, 2: COLUMNS_2}
 VALUES: dict[str, npt.NDArray[Any]] = {name: np.array(values, dtype) for name, dtype, values, _ in COLUMNS_2}
 CLIPS = (np.arange(N * CLIP_BYTES) * 31 % 251).astype("u1").reshape(N, T, H, W, 3)
 CLIPS[2] = 0  # the slot of the failed video

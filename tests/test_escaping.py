@@ -92,10 +92,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         status = file["videos/status"][:]
         status[status == 0] = np.where(np.arange((status == 0).sum()) % 3, 0, 1)  # some are damaged
         file["videos/status"][:] = status
-        file.attrs[f"note{HOSTILE}"] = HOSTILE
-        for key, value in file.attrs.items():
-            if isinstance(value, str) and key not in ("format", "sampling", "scaling") and "split" not in key:
-                file.attrs[key] = f"{value}{HOSTILE}"
+        file.attrs[f"note{HOSTILE}"] = np.bytes_(HOSTILE.encode())
+        for key in ("vidcache_version", "ffmpeg_version"):
+            file.attrs[key] = np.bytes_(file.attrs[key] + HOSTILE.encode())
 
     _forge(cache, change)
     with tiny_models():

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from rich.console import Console
 
 from tests.helpers import SHARED, make_cache, tiny_models
 from vidcache.cache.layout import Split
 from vidcache.cache.mirrored import MirrorPair, find_mirror_pairs, in_words, named_pairs, proven_pairs
 from vidcache.cache.reader import CacheReader
+from vidcache.console import SafeConsole
 from vidcache.perceptual import perceptual_hash
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.likeness_findings import mirror_images
@@ -173,7 +173,7 @@ def test_the_advice_ends_the_warning_and_a_resumed_run_does_not_repeat_it(tmp_pa
 
     def shown(out: Path, changed: TrainConfig, *, resume: bool = False) -> str:
         text = io.StringIO()
-        with Reporter(Console(file=text, width=200)) as reporter:
+        with Reporter(SafeConsole(file=text, width=200)) as reporter:
             run_training([cache], out, changed, reporter.hooks(), resume=resume)
         return text.getvalue()
 
