@@ -13,6 +13,7 @@ import xxhash
 from vidcache.cache.layout import COLUMNS
 from vidcache.cache.reader import CacheReader, Reader, Rows
 from vidcache.errors import CacheError
+from vidcache.text import difference
 
 
 class JoinedReader(Reader):
@@ -84,17 +85,12 @@ def open_caches(paths: Sequence[Path]) -> Reader:
 
 
 def _check_equal(first: CacheReader, other: CacheReader) -> None:
-    found: object
-    expected: object
-    for noun, found, expected in (
-        ("clips", other.spec, first.spec),
-        ("classes", list(other.classes), list(first.classes)),
-    ):
-        if found != expected:
-            raise CacheError(
-                f"{other.name}: {noun} are {found!r}, expected {expected!r} as in {first.name}. "
-                "Build both with the same options and class folders, or use them one by one"
-            )
+    advice = "Build both with the same options and class folders, or use them one by one"
+    if other.spec != first.spec:
+        raise CacheError(f"{other.name}: clips are {other.spec!r}, but {first.spec!r} in {first.name}. {advice}")
+    if other.classes != first.classes:
+        names = difference(other.classes, first.classes)
+        raise CacheError(f"{other.name}: has other classes than {first.name} ({names}). {advice}")
 
 
 def _hash_of(hashes: list[str]) -> str:

@@ -54,6 +54,21 @@ def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural_noun or noun + 's'}"
 
 
+def difference(found: Sequence[str], expected: Sequence[str]) -> str:
+    """Say in what two lists of names differ, with at most five names of each kind.
+
+    >>> difference(["a", "c"], ["a", "b"]), difference(["b", "a"], ["a", "b"])
+    ('new: c; missing: b', 'the same names in another order')
+    """
+    new, gone = sorted(set(found) - set(expected)), sorted(set(expected) - set(found))
+    parts = [
+        f"{label}: {', '.join(printable(name)[:100] for name in names[:5])}{', ...' if len(names) > 5 else ''}"
+        for label, names in (("new", new), ("missing", gone))
+        if names
+    ]
+    return "; ".join(parts) or "the same names in another order"
+
+
 def one_line(text: str, max_bytes: int) -> str:
     """Squeeze text into one printable line of at most `max_bytes` UTF-8 bytes."""
     line = printable(" ".join(text.split()))

@@ -7,7 +7,7 @@ from vidcache.checkpoint import Checkpoint
 from vidcache.errors import MismatchError
 from vidcache.model import R3D18, load_weights
 from vidcache.pixels import MEAN, STD
-from vidcache.text import printable
+from vidcache.text import difference
 
 
 def check_match(
@@ -35,7 +35,7 @@ def check_match(
     if checkpoint.classes != reader.classes:
         raise MismatchError(
             f"{where}: trained on {len(checkpoint.classes)} classes, but {cache} has {len(reader.classes)} "
-            f"({_difference(checkpoint.classes, reader.classes)}). "
+            f"({difference(reader.classes, checkpoint.classes)}). "
             f"{advice or 'Evaluate with its own cache, or train again'}"
         )
     if allow_mismatch:
@@ -83,13 +83,3 @@ def load_model(checkpoint: Checkpoint, where: str, device: str | torch.device) -
 def _spec(spec: object, other: object) -> str:
     """Show a spec; all of its fields when the short form would look equal."""
     return str(spec) if str(spec) != str(other) else repr(spec)
-
-
-def _difference(trained: tuple[str, ...], found: tuple[str, ...]) -> str:
-    new, gone = sorted(set(found) - set(trained)), sorted(set(trained) - set(found))
-    parts = [
-        f"{label}: {', '.join(printable(name) for name in names[:5])}{', ...' if len(names) > 5 else ''}"
-        for label, names in (("new", new), ("missing", gone))
-        if names
-    ]
-    return "; ".join(parts) or "the same names in another order"

@@ -95,9 +95,9 @@ def test_impossible_requests_name_the_joined_row(pair: list[Path]) -> None:
         (
             {"a": 4, "b": 4},
             Spec(6, 16, 32),
-            r"other.h5: clips are Spec\(.*width=32.*expected Spec\(.*width=16.* as in .*one.h5",
+            r"other.h5: clips are Spec\(.*width=32.*, but Spec\(.*width=16.* in .*one.h5",
         ),
-        ({"a": 4, "c": 4}, SPEC, r"other.h5: classes are \['a', 'c'\], expected \['a', 'b'\] as in .*one.h5"),
+        ({"a": 4, "c": 4}, SPEC, r"other.h5: has other classes than .*one.h5 \(new: c; missing: b\)"),
     ],
 )
 def test_caches_that_do_not_belong_together(
