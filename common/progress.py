@@ -115,7 +115,7 @@ class Progress:
         """Return everything in one line."""
         phase = self._phase
         if phase.total is None:
-            return f"{phase.name}: since {in_words(self._clock() - phase.started)}"
+            return f"{phase.name} for {in_words(self._clock() - phase.started)}"
         count = f"{phase.name}: {phase.done:,} of {phase.total:,} {phase.unit}"
         return ", ".join(part for part in (count, self.rest()) if part)
 

@@ -30,7 +30,7 @@ class Clock:
 def test_a_line_says_done_of_rate_left_and_failed() -> None:
     clock = Clock()
     shown = Progress(SafeConsole(file=io.StringIO()), "decoding", "videos", clock)
-    assert "decoding: since 0.0 s" == shown.line()
+    assert "decoding for 0.0 s" == shown.line()
 
     shown.update(100, 1340, 0)
     assert "decoding: 100 of 1,340 videos, 0 failed" == shown.line()  # what was there before has no rate

@@ -54,7 +54,7 @@ def test_the_numbers_of_an_epoch_are_shown(reporter: Reporter, hooks: Hooks, clo
     )
     hooks.on_step(Progress(1, 8, 8, 0.4321, 0.875, 20.25, 0.012))
     clock.now = 154
-    assert "epoch 1: validating: since 2.5 min" == reporter.progress.line()
+    assert "epoch 1: validating for 2.5 min" == reporter.progress.line()
     finish(hooks, 1, 0.9, is_best=True)
     finish(hooks, 2, 1.5, is_best=False)
     hooks.on_step(Progress(3, 1, 8, 0.3, 0.9, 20.0, 0.0))
