@@ -1,5 +1,6 @@
 """`vidcache info`, `vidcache verify` and `vidcache leaks`."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,17 @@ from rich.text import Text
 from vidcache.cache.layout import Split, Status
 from vidcache.cache.leaks import Leaks, draw_leaks, find_leaks
 from vidcache.cache.reader import CacheReader, Reader
-from vidcache.cli import Command, beside, check_png, echo_json, json_option, option, progress_console, verbosity_options
+from vidcache.cli import (
+    Command,
+    FiniteRange,
+    beside,
+    check_png,
+    echo_json,
+    json_option,
+    option,
+    progress_console,
+    verbosity_options,
+)
 from vidcache.console import SafeConsole, echo
 from vidcache.errors import CacheError, VidcacheError
 from vidcache.near import NEAR
@@ -19,6 +30,8 @@ from vidcache.outputs import PICTURE, claim
 from vidcache.progress import Progress
 from vidcache.spec import Spec
 from vidcache.text import plural, printable
+
+_MAX_REASONS = 20  # of failures, the most frequent
 
 
 @click.command(cls=Command)
@@ -87,7 +100,7 @@ def describe(reader: CacheReader) -> dict[str, Any]:
         "classes": dict(zip(classes, known.tolist(), strict=True)),
         "spec": reader.spec.to_dict(),
         "splits": splits,
-        "failures": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "failures": dict(sorted(Counter(reasons).most_common(_MAX_REASONS))),
         "attributes": attributes,
     }
 
@@ -140,7 +153,7 @@ def verify(cache: Path, as_json: bool) -> None:
 )
 @option("--num-pictures", type=click.IntRange(1, 50), default=8, help="Pairs in the picture.")
 @option("--num-pairs", type=click.IntRange(0), default=100, help="List at most so many.")
-@option("--max-distance", type=click.FloatRange(0, 0.1), default=NEAR, help="What counts as alike: 0 is the same.")
+@option("--max-distance", type=FiniteRange(0, 0.1), default=NEAR, help="What counts as alike: 0 is the same.")
 @verbosity_options()
 @json_option()
 def leaks(

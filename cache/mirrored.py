@@ -26,12 +26,12 @@ _WEIGHTS = (1.0, 1.0, 2.0, 1.5)
 _PARTS = 3  # of height and of width, in which motion is added up
 _EDGE = r"(?<![^\W_]){}(?![^\W_])"  # short words count only where they stand alone
 _SIDES = (
-    ("left", "right"),
-    ("links", "rechts"),
+    (_EDGE.format("left(?:wards?)?"), _EDGE.format("right(?:wards?)?")),
+    (_EDGE.format("links"), _EDGE.format("rechts")),
     ("gauche", "droite"),
     ("izquierda", "derecha"),
     ("sinistra", "destra"),
-    ("west", "east"),
+    (_EDGE.format("west"), _EDGE.format("east")),
     (r"(?:counter|anti)[\W_]*clockwise", "clockwise"),
     (_EDGE.format("(?:ccw|acw)"), _EDGE.format("cw")),
     (_EDGE.format("l"), _EDGE.format("r")),
@@ -87,7 +87,7 @@ def named_pairs(classes: tuple[str, ...]) -> list[tuple[int, int]]:
     for label, name in enumerate(classes):
         plain = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold()
         sides = [match.lastindex - 1 for match in _SIDE.finditer(plain) if match.lastindex]
-        if sides:
+        if sides and len(plain.strip()) > 1:  # no letter of an alphabet
             rest = re.sub(r"[\W_]+", " ", _SIDE.sub("<>", plain))
             other = found.get((rest, tuple(side ^ 1 for side in sides)))
             if other is not None:
@@ -156,7 +156,8 @@ def in_words(pairs: tuple[MirrorPair, ...], classes: tuple[str, ...]) -> str:
         )
         parts.append(f"{names} ({why})")
     more = f", and {len(pairs) - MAX_NAMED:,} more pairs" if len(pairs) > MAX_NAMED else ""
-    return f"Mirroring turns one class into another: {'; '.join(parts)}{more}"
+    turns = "may turn" if all(pair.share is None for pair in pairs) else "turns"
+    return f"Mirroring {turns} one class into another: {'; '.join(parts)}{more}"
 
 
 def _some_of_each(labels: Labels) -> npt.NDArray[np.int64]:

@@ -103,10 +103,18 @@ def check_build_folder(folder: Path) -> None:
     Raises:
         InputError: A link, a file, or a folder with other things in it.
     """
-    if os.path.lexists(folder) and not (_is_folder(folder) and (_is_build(folder) or _holds_builds(folder))):
-        raise InputError(
-            f"{printable(folder)}: was not made by vidcache, which builds there. Rename it, or choose another name"
-        )
+    if not os.path.lexists(folder) or _is_build(folder) or (_is_folder(folder) and _holds_builds(folder)):
+        return
+    inside = _entries(folder) if _is_folder(folder) else []
+    foreign = (
+        path
+        for path in (*inside, *(file for build in inside if _is_folder(build) for file in _entries(build)))
+        if not _is_folder(path) and not (_MADE.fullmatch(path.name) and stat.S_ISREG(_mode(path)))
+    )
+    raise InputError(
+        f"{printable(next(foreign, folder))}: was not made by vidcache, which builds there. Move it away, or choose "
+        "another name"
+    )
 
 
 def own_builds(output: Path) -> list[Path]:

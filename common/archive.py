@@ -16,6 +16,7 @@ MAX_BYTES = 8 << 30
 _MAX_PICKLE_BYTES = 16 << 20
 _MAX_TEXT = 1 << 16
 _MAX_DEPTH = 16  # ours have 6
+_MAX_OPERATIONS = 2_000_000  # ours have some thousands, and 8 for each class
 _GLOBALS = re.compile(r"torch\._utils _rebuild_tensor_v2|torch \w+Storage|collections OrderedDict|_codecs encode")
 # What pickle's protocol 2 writes for numbers, text, tuples, lists, dicts and tensors.
 _OPERATIONS = set(
@@ -23,6 +24,10 @@ _OPERATIONS = set(
     "TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS GLOBAL REDUCE BINPERSID BINPUT LONG_BINPUT "
     "BINGET LONG_BINGET".split()
 )
+# What each takes from the stack, and how much it leaves there.
+_EFFECTS = {
+    code.name: ([kind.name for kind in code.stack_before], len(code.stack_after)) for code in pickletools.opcodes
+}
 
 
 def check_archive(file: BinaryIO) -> None:
@@ -63,6 +68,7 @@ def _check_members(archive: zipfile.ZipFile, num_bytes: int) -> bytes:
         or f"{folder}/data.pkl" not in names
         or any(member.flag_bits & 1 or member.file_size != member.compress_size for member in members)
         or sum(member.file_size for member in members) > num_bytes
+        or min(member.header_offset for member in members) != 0  # behind another archive, which torch would read
     ):
         raise ValueError("an archive with other members than torch writes: not written by vidtrain")
     if bad := archive.testzip():
@@ -73,42 +79,56 @@ def _check_members(archive: zipfile.ZipFile, num_bytes: int) -> bytes:
 
 
 def _check_pickle(data: bytes) -> None:
-    """Follow the machine of pickle without making anything: of each object only how deep it is."""
-    stack: list[int] = []  # depths; -1 is a mark
-    leaves: set[int] = set()  # places of the memo that hold text or a global: only these may be used again
-    is_leaf = False
-    for operation, argument, _ in pickletools.genops(data):
+    """Follow the machine of pickle without making anything: of each object only how deep it is, and its text."""
+    stack: list[tuple[int, str]] = []  # a mark has depth -1
+    memo: dict[int, str] = {}  # texts and globals: only these may be used again
+    leaf, is_leaf, num_letters = "", False, 0
+    for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
         name = operation.name
         if name not in _OPERATIONS:
             raise ValueError(f"unsupported {name}")
+        if number > _MAX_OPERATIONS:
+            raise ValueError(f"more than {_MAX_OPERATIONS:,} operations")
         if name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
             raise ValueError(f"unsupported GLOBAL {str(argument).replace(' ', '.')}")
+        if name == "LONG1" and not -(2**63) <= int(argument or 0) < 2**63:  # such keys of a dict can collide
+            raise ValueError("a number of more than 64 bits")
         if name == "BINUNICODE" and len(str(argument)) > _MAX_TEXT:
             raise ValueError(f"text of {len(str(argument)):,} letters")
         if name.endswith("BINPUT"):
-            (leaves.add if is_leaf else leaves.discard)(int(argument or 0))
+            memo.pop(int(argument or 0), None)
+            if is_leaf:
+                memo[int(argument or 0)] = leaf
             continue
-        if name.endswith("BINGET") and int(argument or 0) not in leaves:
+        if name.endswith("BINGET") and int(argument or 0) not in memo:
             raise ValueError("an object that is in two places")
         is_leaf = name in ("BINUNICODE", "GLOBAL") or name.endswith("BINGET")
+        leaf = (memo[int(argument or 0)] if name.endswith("BINGET") else str(argument)) if is_leaf else ""
+        num_letters += len(leaf)
+        if num_letters > _MAX_PICKLE_BYTES:
+            raise ValueError("texts that are used again and again")
         if name == "MARK":
-            stack.append(-1)
+            stack.append((-1, ""))
         elif name != "PROTO":
-            _move(stack, name, [kind.name for kind in operation.stack_before], len(operation.stack_after))
-        if stack and stack[-1] > _MAX_DEPTH:
+            _move(stack, name, leaf)
+        if stack and stack[-1][0] > _MAX_DEPTH:
             raise ValueError("objects in objects in objects")
 
 
-def _move(stack: list[int], name: str, before: list[str], num_after: int) -> None:
-    """Do to the depths what an operation does to the objects."""
-    taken: list[int] = []
+def _move(stack: list[tuple[int, str]], name: str, leaf: str) -> None:
+    """Do to depths and texts what an operation does to the objects."""
+    (before, num_after), taken = _EFFECTS[name], []
     try:
         if "mark" in before:
-            while (depth := stack.pop()) != -1:
-                taken.append(depth)
+            while (item := stack.pop())[0] != -1:
+                taken.append(item)
             before = before[: before.index("mark")]
         taken += [stack.pop() for _ in before]
     except IndexError:
         raise ValueError(f"{name} without what it needs") from None
-    grown = taken.pop() if name.startswith(("APPEND", "SETITEM")) else 0
-    stack += [max(grown, 1 + max(taken, default=0))] * num_after
+    # A pair is known by its second text: that of bytes, which are made of text, is their encoding.
+    if name == "REDUCE" and taken[1][1] == "_codecs encode" and taken[0][1] != "(latin1":
+        raise ValueError("text in another encoding than latin1")
+    text = f"({taken[0][1]}" if name == "TUPLE2" else leaf
+    grown = taken.pop()[0] if name.startswith(("APPEND", "SETITEM")) else 0
+    stack += [(max(grown, 1 + max((depth for depth, _ in taken), default=0)), text)] * num_after

@@ -8,6 +8,7 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import math
 import os
 import shlex
 import signal
@@ -190,6 +191,21 @@ def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     long = next(name for name in names if name.startswith("--")).split("/")[0]
     variable = "VIDCACHE_" + long.lstrip("-").replace("-", "_").upper()
     return click.option(*names, **{"envvar": variable, "show_default": True, **settings})
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers: not the infinity and "nan" that a `click.FloatRange` takes, and no file keeps."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read a number.
+
+        Raises:
+            click.BadParameter: It is none, or outside of the range.
+        """
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{number} is no finite number.", param, ctx)
+        return number
 
 
 json_option = functools.partial(

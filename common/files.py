@@ -3,13 +3,14 @@
 import errno
 import io
 import itertools
+import json
 import os
 import shutil
 import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vidcache.errors import InputError
 from vidcache.text import printable
@@ -124,6 +125,15 @@ def read_small(path: Path, max_bytes: int = 1 << 24) -> bytes:
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     return data
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a small file with one JSON object; an empty one where it is not there, or something else."""
+    try:
+        values = json.loads(read_small(path).decode("utf-8", "surrogateescape"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if type(values) is dict else {}
 
 
 def free_bytes(folder: Path) -> int:

@@ -120,13 +120,14 @@ def claim(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
     raise kind.error(f"{where}: {what}, not {kind.name}, and is not replaced. Choose another name")
 
 
-def claim_folder(folder: Path, files: Mapping[str, Kind], inputs: Iterable[Path] = ()) -> Path:
+def claim_folder(folder: Path, files: Mapping[str, Kind], inputs: Iterable[Path] = (), neutral: str = "") -> Path:
     """Check that files may be written into a folder: it is new, empty, or has such files already.
 
     Args:
         folder: The output; a link is written through.
         files: What is going to be written, by name.
         inputs: As for `claim`.
+        neutral: Name of what may lie there without telling whose folder it is.
 
     Returns:
         Where to write.
@@ -140,7 +141,7 @@ def claim_folder(folder: Path, files: Mapping[str, Kind], inputs: Iterable[Path]
     if os.path.lexists(place) and not place.is_dir():
         raise InputError(f"{where}: is no folder, and is not replaced. Choose another name")
     others = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
-    seen = [name for name in others if not name.startswith(".")]
+    seen = [name for name in others if not name.startswith(".") and name != neutral]
     if seen and not any(kind.is_at(place / name) for name, kind in files.items()):
         raise InputError(
             f"{where}: is a folder of other things ({', '.join(map(printable, itertools.islice(seen, 3)))}). "

@@ -77,8 +77,9 @@ def check(fields: Mapping[Any, Any], rules: Mapping[str, Rule], optional: frozen
                 raise ValueError(f"{name} is missing")
         elif not rule.holds(fields[name]):
             raise ValueError(f"{name} is {brief(fields[name])}, expected {rule.words}")
-    if unknown := next((name for name in fields if name not in rules), None):
-        raise ValueError(f"{brief(unknown)} is not known")
+    for name in fields:
+        if name not in rules:
+            raise ValueError(f"{brief(name)} is not known")
 
 
 def build(cls: type[T], fields: Any, *, finite: bool = True) -> T:

@@ -9,8 +9,8 @@ from vidcache.cache.reader import CacheReader, Reader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import CacheError, InputError
 from vidcache.eval.export import BATCH_SIZES, CheckClips
-from vidcache.eval.history import read_json
 from vidcache.eval.loading import check_match
+from vidcache.files import follow, read_json
 from vidcache.sampling import sample_indices
 from vidcache.text import plural, printable
 
@@ -74,7 +74,7 @@ def _real_clips(reader: Reader, checkpoint: Checkpoint) -> CheckClips:
 
 def _caches_of_run(ckpt: Path) -> list[list[Path]]:
     """Say where the caches of a run may be: as they were named then, from here or from beside the checkpoint."""
-    said = read_json(ckpt.with_suffix(".run") / "config.json").get("caches")
+    said = read_json(follow(ckpt).with_suffix(".run") / "config.json").get("caches")
     if (
         type(said) is not list
         or len(said) > _MAX_CACHES

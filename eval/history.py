@@ -3,12 +3,11 @@
 import csv
 import dataclasses
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from vidcache.checkpoint import Checkpoint
-from vidcache.files import read_small
+from vidcache.files import follow, read_json, read_small
 
 # Columns that the report draws or adds up.
 USED = (
@@ -39,7 +38,7 @@ def read_history(ckpt: Path, checkpoint: Checkpoint) -> History:
 
     A folder that is of another run is not believed: the row of the checkpoint's epoch has to have its metrics.
     """
-    folder = ckpt.with_suffix(".run")
+    folder = follow(ckpt).with_suffix(".run")
     try:
         lines = io.StringIO(read_small(folder / "metrics.csv").decode(), newline="")
         epochs = tuple({name: float(value) for name, value in row.items()} for row in csv.DictReader(lines))
@@ -58,15 +57,6 @@ def read_history(ckpt: Path, checkpoint: Checkpoint) -> History:
         command=_text(asked, "command") if is_asked else "",
         stopped_because=_text(ended, "stopped_because") if has_ended else "",
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read an object of a run folder; an empty one where it is not there, or something else."""
-    try:
-        values = json.loads(read_small(path).decode("utf-8", "surrogateescape"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if type(values) is dict else {}
 
 
 def _text(values: dict[str, Any], name: str) -> str:

@@ -67,7 +67,8 @@ def load_model(checkpoint: Checkpoint, where: str, device: str | torch.device) -
             f"{where}: trained on clips with mean {checkpoint.mean} and deviation {checkpoint.std}, but this vidcache "
             f"normalises with {MEAN} and {STD}. Use the vidcache that made it, or train again"
         )
-    num_outputs = len(checkpoint.weights.get("fc.bias", ()))
+    bias = checkpoint.weights.get("fc.bias")
+    num_outputs = len(bias) if bias is not None and bias.dim() == 1 else 0
     if num_outputs != len(checkpoint.classes):  # before a model of so many outputs is made
         raise MismatchError(f"{where}: {num_outputs} outputs for {len(checkpoint.classes)} classes. Train again")
     model = R3D18(num_outputs)

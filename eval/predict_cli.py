@@ -15,6 +15,7 @@ from rich.text import Text
 
 from vidcache.cli import (
     Command,
+    FiniteRange,
     choose_device,
     echo_json,
     json_option,
@@ -61,7 +62,7 @@ _NAME_BYTES = 150  # of the 255 that a file name may have
     help="Folder of these drawings.",
 )
 @option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
-@option("--timeout", type=click.FloatRange(min=0, min_open=True), default=900.0, help="Seconds for one video.")
+@option("--timeout", type=FiniteRange(min=0, min_open=True), default=900.0, help="Seconds for one video.")
 @option("--max-pixels", type=click.IntRange(1), default=Limits.max_pixels, help="Largest width * height of a video.")
 @option(
     "--keyed/--no-keyed",

@@ -9,7 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from vidcache.cache.layout import Status
-from vidcache.cli import Command, echo_json, json_option, num_cpus, option, progress_console, verbosity_options
+from vidcache.cli import (
+    Command,
+    FiniteRange,
+    echo_json,
+    json_option,
+    num_cpus,
+    option,
+    progress_console,
+    verbosity_options,
+)
 from vidcache.console import SafeConsole, echo
 from vidcache.errors import TooManyFailuresError
 from vidcache.preprocess.build import BuildReport, build_cache
@@ -81,7 +90,7 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
 @split_options
 @option("--allow-tiny-classes", is_flag=True, help="Accept classes with fewer than 3 videos.")
 @option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
-@option("--timeout", type=click.FloatRange(min=0, min_open=True), default=900.0, help="Seconds for one video.")
+@option("--timeout", type=FiniteRange(min=0, min_open=True), default=900.0, help="Seconds for one video.")
 @option("--max-pixels", type=click.IntRange(1), default=Limits.max_pixels, help="Largest width * height of a video.")
 @option(
     "--keyed/--no-keyed",

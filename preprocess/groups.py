@@ -72,10 +72,18 @@ def parse_grouping(text: str) -> Grouping:
     raise ValueError(f"group by {text!r}, expected video, folder, 'regex PATTERN' or 'file GROUPS.csv'")
 
 
+_MAX_PATTERN = 4000  # a cache keeps it
+
+
 def _compile(pattern: str) -> re.Pattern[str]:
+    if len(pattern) > _MAX_PATTERN:
+        raise ValueError(
+            f"group by regex {pattern[:40]!r}...: {len(pattern):,} letters, expected at most {_MAX_PATTERN:,}. "
+            "Group by 'file GROUPS.csv'"
+        )
     try:
         compiled = re.compile(pattern)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"group by regex {pattern!r}: {error}, expected a regular expression of Python") from None
     if not compiled.groups:
         raise ValueError(

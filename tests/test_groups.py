@@ -204,3 +204,17 @@ def test_merged_groups_are_what_can_be_reached(case: tuple[list[int], list[tuple
     assert merged.dtype == np.int32
     firsts = list(dict.fromkeys(merged.tolist()))
     assert list(range(len(firsts))) == firsts
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(a)" + "|b" * 3000, r"6,003 letters, expected at most 4,000\. Group by 'file GROUPS\.csv'"),
+        ("(" * 1500 + ")" * 1500, "expected a regular expression of Python"),
+        ("(a){99999999999999}", "expected a regular expression of Python"),
+    ],
+    ids=["long", "deep", "large"],
+)
+def test_patterns_that_no_cache_can_keep_or_python_compile(pattern: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_grouping(f"regex {pattern}")

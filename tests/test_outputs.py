@@ -393,7 +393,7 @@ def test_a_build_folder_that_no_build_made_is_not_emptied(place_: Path, what: st
     if work == "up to date":
         assert build_cache(place_ / "raw", place_ / "cache.h5", BUILD).up_to_date
     else:
-        with pytest.raises(InputError, match=r"\.cache\.h5\.build: was not made by vidcache, .*\. Rename it"):
+        with pytest.raises(InputError, match=r"was not made by vidcache, .*\. Move it away"):
             if work == "split":
                 split_cache(place_ / "cache.h5", SplitChoice(seed=7))
             else:
@@ -451,7 +451,7 @@ def test_a_build_folder_of_features_is_not_emptied_either(place_: Path, work: st
     result = run("features", place_, "f.h5")
 
     assert 2 == result.exit_code
-    assert ".f.h5.build: was not made by vidcache" in result.stderr
+    assert ": was not made by vidcache, which builds there. Move it away" in result.stderr
     assert before == contents(precious) == contents(folder)
 
 
@@ -469,8 +469,8 @@ def test_a_run_that_is_there_is_kept_and_the_ways_out_are_named(place_: Path, le
 
     assert 2 == result.exit_code
     assert (
-        f"{left}: belongs to an earlier run. Continue that run with --resume, write this one elsewhere with --out "
-        "OTHER.pt, or replace that run with --overwrite"
+        f"{left}: belongs to an earlier run. {'Continue that run with --resume, w' if 'last' in left else 'W'}rite this one "
+        "elsewhere with --out OTHER.pt, or replace that run with --overwrite"
     ) in result.stderr
     assert before == contents(place_)
 

@@ -462,6 +462,50 @@ def _at_most_8_gib() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
+def pickled(*operations: bytes) -> bytes:
+    return b"\x80\x02" + b"".join(operations) + b"."
+
+
+TEXT = b"X" + struct.pack("<I", 60_000) + b"a" * 60_000
+ENCODE = b"c_codecs\nencode\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (pickled(ENCODE, TEXT, b"X\x06\0\0\0utf-32", b"\x86", b"R"), "text in another encoding than latin1"),
+        (pickled(ENCODE, b"(", TEXT, b"X\x06\0\0\0latin1", b"t", b"R"), "text in another encoding than latin1"),
+        (pickled(TEXT, b"q\0", b"h\0" * 300), "texts that are used again and again"),
+        (pickled(b"\x8a\x09", b"\xff" * 8, b"\x01"), "a number of more than 64 bits"),
+        (pickled(b"N" * 2_000_002), "more than 2,000,000 operations"),
+    ],
+    ids=["encoding", "list of encoding", "texts", "number", "operations"],
+)
+def test_pickles_that_take_memory_or_time(finished: Path, tmp_path: Path, data: bytes, message: str) -> None:
+    members = archive_of(finished)
+    name = next(name for name in members if name.endswith("/data.pkl"))
+    write_members(tmp_path / "x.pt", {**members, name: data})
+
+    with pytest.raises(MismatchError, match=rf"x\.pt: cannot be read safely \({message}\)"):
+        Checkpoint.load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("key", [None, 0, "", False, ()])
+def test_a_field_without_a_name_is_not_known(finished: Path, tmp_path: Path, key: Any) -> None:
+    torch.save({**fields_of(finished), key: 1}, tmp_path / "x.pt")
+
+    with pytest.raises(MismatchError, match="is not known"):
+        Checkpoint.load(tmp_path / "x.pt")
+
+
+def test_a_bias_that_is_one_number_is_refused(finished: Path, tmp_path: Path) -> None:
+    fields = fields_of(finished)
+    torch.save({**fields, "weights": {**fields["weights"], "fc.bias": torch.tensor(1.0)}}, tmp_path / "x.pt")
+
+    with pytest.raises(MismatchError, match=r"x\.pt: 0 outputs for 2 classes"):
+        load_model(Checkpoint.load(tmp_path / "x.pt"), "x.pt", "cpu")
+
+
 def archive_of(finished: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(finished) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
@@ -480,6 +524,10 @@ def test_archives_that_torch_does_not_write(finished: Path, tmp_path: Path) -> N
     with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
         Checkpoint.load(path)
     write_members(path, {})
+    with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
+        Checkpoint.load(path)
+    behind = write_members(path, members).read_bytes()
+    path.write_bytes(behind + behind)  # zipfile reads the last one, torch can read the first one
     with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
         Checkpoint.load(path)
     data = bytearray(write_members(path, members).read_bytes())

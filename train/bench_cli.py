@@ -10,7 +10,16 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from vidcache.cli import Command, choose_device, echo_json, json_option, option, progress_console, verbosity_options
+from vidcache.cli import (
+    Command,
+    FiniteRange,
+    choose_device,
+    echo_json,
+    json_option,
+    option,
+    progress_console,
+    verbosity_options,
+)
 from vidcache.console import SafeConsole
 from vidcache.errors import MismatchError
 from vidcache.progress import Progress
@@ -68,7 +77,7 @@ _FIELDS = ("weights", "freeze", "num_frames_used", "accumulate", "augment", "amp
 @option("--repeats", type=click.IntRange(1), default=7, help="Measure everything so often, after a warm-up.")
 @option(
     "--seconds",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=20,
     help="Measure no single thing longer than that, once it was measured three times.",
 )

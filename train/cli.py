@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vidcache.cli import (
     Command,
+    FiniteRange,
     beside,
     check_png,
     choose_device,
@@ -28,7 +29,7 @@ from vidcache.console import SafeConsole, echo
 from vidcache.errors import InputError, InterruptedRunError, MismatchError
 from vidcache.outputs import PICTURE, claim
 from vidcache.text import brief, plural, printable
-from vidcache.train.place import claim_place, feature_path, inputs_of, run_folder
+from vidcache.train.place import LAST, claim_place, feature_path, inputs_of, run_folder
 from vidcache.train.reporter import Reporter
 from vidcache.train.stop import Stop
 
@@ -53,11 +54,11 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 default="linear",
                 help="Colour jitter: one affine map per clip, torchvision's formulas, or none.",
             ),
-            option("--flip", type=click.FloatRange(0, 1), default=0.5, help="Probability of a mirrored clip."),
-            option("--brightness", type=click.FloatRange(0), default=0.2, help="Jitter."),
-            option("--contrast", type=click.FloatRange(0), default=0.2, help="Jitter."),
-            option("--saturation", type=click.FloatRange(0), default=0.2, help="Jitter."),
-            option("--hue", type=click.FloatRange(0, 0.5), default=0.1, help="Jitter, in turns of the colour circle."),
+            option("--flip", type=FiniteRange(0, 1), default=0.5, help="Probability of a mirrored clip."),
+            option("--brightness", type=FiniteRange(0), default=0.2, help="Jitter."),
+            option("--contrast", type=FiniteRange(0), default=0.2, help="Jitter."),
+            option("--saturation", type=FiniteRange(0), default=0.2, help="Jitter."),
+            option("--hue", type=FiniteRange(0, 0.5), default=0.1, help="Jitter, in turns of the colour circle."),
         ]
     ):
         command = decorate(command)
@@ -93,19 +94,19 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @option(
     "--accumulate", type=click.IntRange(1), default=1, help="Put a step's clips through the model in so many parts."
 )
-@option("--lr", type=click.FloatRange(0, min_open=True), default=1e-4, help="Highest learning rate of Adam.")
+@option("--lr", type=FiniteRange(0, min_open=True), default=1e-4, help="Highest learning rate of Adam.")
 @option(
     "--lr-schedule",
     type=click.Choice(["none", "cosine"]),
     default="none",
     help="cosine: fall to 0 over --epochs; give --patience room then.",
 )
-@option("--warmup-epochs", type=click.FloatRange(0), default=0, help="Epochs in which the learning rate rises.")
-@option("--weight-decay", type=click.FloatRange(0), default=5e-4, help="Of Adam.")
-@option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="In training only.")
+@option("--warmup-epochs", type=FiniteRange(0), default=0, help="Epochs in which the learning rate rises.")
+@option("--weight-decay", type=FiniteRange(0), default=5e-4, help="Of Adam.")
+@option("--label-smoothing", type=FiniteRange(0, 1, max_open=True), default=0.0, help="In training only.")
 @option(
     "--clip-norm",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=None,
     show_default="off",
     help="Largest norm of all gradients together.",
@@ -117,7 +118,7 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Against imbalance: draw classes equally, weigh the loss, or both.",
 )
 @strength_options
-@option("--min-delta", type=click.FloatRange(0), default=1e-2, help="Validation loss that counts as progress.")
+@option("--min-delta", type=FiniteRange(0), default=1e-2, help="Validation loss that counts as progress.")
 @option("--patience", type=click.IntRange(1), default=3, help="Epochs without progress before stopping.")
 @option("--min-epochs", type=click.IntRange(1), default=5, help="The earliest epoch that can be the last.")
 @option(
@@ -197,7 +198,7 @@ def main(
         def show_exit(found: "Checkpoint | Exception | None") -> None:
             reporter.progress.stop()
             if ranks.is_first:
-                echo(f"Error: {_kept(found)}", err=True)
+                echo(f"Error: {_kept(found, run_folder(out) / LAST)}", err=True)
 
         try:
             with reporter, Stop(reporter.show_stop, show_exit) as stop:
@@ -242,12 +243,12 @@ def main(
         )
 
 
-def _kept(found: "Checkpoint | Exception | None") -> str:
+def _kept(found: "Checkpoint | Exception | None", last: Path) -> str:
     """Say what is kept of a run that was halted in the middle of a step."""
     if found is None:
         return f"interrupted{_KEPT}"
     if isinstance(found, Exception):
-        return f"interrupted; the steps since best.run/last.pt was written could not be saved ({found}). {_GO_ON}"
+        return f"interrupted; the steps since {printable(last)} was written could not be saved ({found}). {_GO_ON}"
     done = found.training["sums"]["num_steps"]
     return f"train: stopped in epoch {found.epoch + 1}, after {done} of its steps. {_GO_ON}"
 
@@ -354,7 +355,7 @@ def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "T
     try:
         check_options(old)
     except ValueError as error:
-        where = printable(run_folder(out) / "last.pt")
+        where = printable(run_folder(out) / LAST)
         raise MismatchError(f"{where}: an option that no run has ({error}). Train again with another --out") from None
     there, here = (dataclasses.asdict(config) | dataclasses.asdict(config.strength) for config in (old, new))
     said = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
@@ -364,7 +365,7 @@ def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "T
     for name in sorted(set(names) - FREE):
         if there[name] != here[name]:
             raise click.UsageError(
-                f"{flags[name]} {here[name]}: the run in {printable(out.with_suffix('.run'))} has "
+                f"{flags[name]} {here[name]}: the run in {printable(run_folder(out))} has "
                 f"{there[name]}, expected the same. Leave it out, or train anew with another --out"
             )
     return dataclasses.replace(old, **{**free, "device": choose_device(free.get("device", old.device))})

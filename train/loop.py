@@ -209,8 +209,14 @@ class _Run:
         return RunResult(tuple(self.results), self.stopping.best_epoch, self._why_over())
 
     def halt(self) -> Checkpoint:
-        """Stop the run where its state is whole, from another thread, and return what a resumed run needs."""
+        """Stop the run where its state is whole, from another thread, and return what a resumed run needs.
+
+        Raises:
+            VidcacheError: It will not be whole any more.
+        """
         self.stepper.guard.acquire()  # and never released
+        if not self.stepper.is_whole:
+            raise VidcacheError("train: another error came in the middle of a step")
         checkpoint, names = self.checkpoint(True), {id(buffer): name for name, buffer in self.model.named_buffers()}
         before = {names[id(buffer)]: copied for buffer, copied in self.stepper.statistics}
         return dataclasses.replace(checkpoint, weights={**checkpoint.weights, **copy_to_cpu(before)})

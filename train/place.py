@@ -2,14 +2,13 @@
 
 import dataclasses
 import fcntl
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from vidcache.cli import beside
 from vidcache.errors import InputError, LockedError, VidcacheError
-from vidcache.files import follow, free_bytes
+from vidcache.files import follow, free_bytes, read_json
 from vidcache.outputs import CHECKPOINT, FEATURES, PICTURE, begins, claim, claim_folder
 from vidcache.text import printable
 
@@ -21,6 +20,8 @@ CONFIG, RESULT, LAST, METRICS, CURVES, TRAIN_BATCH = (
     "curves.png",
     "train_batch.png",
 )
+TENSORBOARD = "tensorboard"
+_PNG = begins("a picture", b"\x89PNG\r\n\x1a\n")  # older versions left no mark in theirs
 _FILES = {
     LAST: CHECKPOINT,
     CONFIG: begins("the options of a run", b'{\n  "caches": ['),
@@ -32,8 +33,8 @@ _FILES = {
 
 
 def run_folder(out: Path) -> Path:
-    """Return the folder of a run: best.pt -> best.run."""
-    return out.with_suffix(".run")
+    """Return the folder of a run: best.pt -> best.run; of a link, the one beside what it leads to."""
+    return follow(out).with_suffix(".run")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +90,16 @@ class Place:
             path for path in (self.out, *(self.folder / name for name in (LAST, METRICS, RESULT))) if path.exists()
         ]
         if found:
+            resume = "Continue that run with --resume, w" if (self.folder / LAST).exists() else "W"
             raise InputError(
-                f"{printable(found[0])}: belongs to an earlier run. Continue that run with --resume, write this one "
-                "elsewhere with --out OTHER.pt, or replace that run with --overwrite"
+                f"{printable(found[0])}: belongs to an earlier run. {resume}rite this one elsewhere with --out "
+                "OTHER.pt, or replace that run with --overwrite"
             )
 
     def of_run(self) -> list[Path]:
         """List what an earlier run has left that the next one does not replace when it begins."""
-        logs = sorted((self.folder / "tensorboard").glob("events.out.tfevents.*"))
+        board = self.folder / TENSORBOARD
+        logs = [] if board.is_symlink() else sorted(board.glob("events.out.tfevents.*"))
         files = (self.out, *(self.folder / name for name in (RESULT, METRICS, CURVES, TRAIN_BATCH)), *logs)
         return [path for path in files if path.is_file()]
 
@@ -141,9 +144,9 @@ def claim_place(out: Path, inputs: Iterable[Path], features: Path | None = None,
     place = Place(out, follow(run_folder(out)))
     if resume:
         for name in _FILES.keys() - {LAST}:
-            claim(place.folder / name, _FILES[name])
+            claim(place.folder / name, _PNG if _FILES[name] is PICTURE else _FILES[name])
     else:
-        claim_folder(place.folder, _FILES, inputs)
+        claim_folder(place.folder, _FILES, inputs, neutral=TENSORBOARD)
     owner = _owner(place.folder)
     if owner and owner != out.name and run_folder(Path(owner)).name == run_folder(out).name:
         raise InputError(
@@ -167,7 +170,5 @@ def feature_path(cache: Path, chosen: str | None = None) -> Path:
 
 def _owner(folder: Path) -> str:
     """Return the name of the checkpoint that the run of a folder writes; "" where nothing says it."""
-    try:
-        return str(json.loads((folder / CONFIG).read_text("utf-8", "surrogateescape"))["checkpoint"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    name = read_json(folder / CONFIG).get("checkpoint")
+    return name if type(name) is str else ""

@@ -19,9 +19,8 @@ from vidcache.cache.stream import Batch
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, MismatchError
 from vidcache.eval.curves import draw_curves
-from vidcache.eval.history import read_json
 from vidcache.eval.loading import check_match
-from vidcache.files import write_text_atomically
+from vidcache.files import read_json, write_text_atomically
 from vidcache.filmstrip import draw_filmstrips
 from vidcache.text import printable
 from vidcache.train.best import Best
@@ -219,7 +218,7 @@ def _write_files(hooks: Hooks, place: Place, best: Best, reader: Reader, last: C
     def on_haltable(halt: Callable[[], Checkpoint]) -> None:
         def halt_and_save() -> Checkpoint:
             checkpoint = halt()
-            checkpoint.save(folder / "last.pt")
+            save_last(checkpoint)
             return checkpoint
 
         hooks.on_haltable(halt_and_save)

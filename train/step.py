@@ -102,6 +102,7 @@ class Stepper:
         # Held while the state of the run changes: who takes it finds it whole. On a GPU, where losses are looked at
         # later and no step is long, it is held during all steps.
         self.guard = threading.RLock()
+        self.is_whole = True  # not after an error in the middle of a change
         # What batch norm had counted before a step, whose forward pass changes it: (buffer, copy) each.
         self.statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
         # Looking at a loss waits for the device; on a CPU there is nothing to wait for.
@@ -143,6 +144,7 @@ class Stepper:
                 self.statistics = [(buffer, buffer.clone()) for buffer in self.forward.buffers()]
                 unchecked.append(self._step(plan, batches, epoch, sums))
                 with self.guard:
+                    self.is_whole = False
                     self._update()
                     self.statistics = []
                     sums.num_clips += plan.num_clips
@@ -153,6 +155,7 @@ class Stepper:
                         known_clips = sums.num_clips
                         unchecked.clear()
                     sums.seconds = before + time.perf_counter() - start
+                    self.is_whole = True
                 on_step(sums.progress(epoch, len(plans), known_clips))
                 if stopped and not done:
                     return False

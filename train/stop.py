@@ -73,13 +73,13 @@ class Stop:
         os.close(self._writing)  # `_listen` closes the other end
 
     def _ask(self, number: int, frame: object) -> None:
-        now = time.monotonic()
-        if self._halt is None or now - self._asked_at > 1:
+        if self._halt is None:
             before = self._before[number]
             if callable(before):  # that of the command, which knows then that it was interrupted
                 before(number, frame)
             raise KeyboardInterrupt
-        self._asked_at = min(now, self._asked_at)
+        # Nothing else: it may run long after the signal, in the middle of what is not to be interrupted.
+        self._asked_at = min(time.monotonic(), self._asked_at)
 
     def _listen(self) -> None:
         """Read the numbers of the signals as they arrive, whatever the run is doing."""
