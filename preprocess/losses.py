@@ -15,7 +15,8 @@ from vidcache.preprocess.reuse import reason_of, rows_to_retry
 from vidcache.text import plural, printable
 
 FEW = 2  # clips that may always be lost
-MAX_LOST_FRACTION = 0.05
+MAX_LOST_FRACTION = 0.05  # for a reason of the moment
+MAX_FAILED_FRACTION = 0.1  # for whatever reason
 MAX_DROPPED_FRACTION = 0.5
 
 
@@ -54,7 +55,7 @@ def check_dropped(raw: Path, output: Path, finished: CacheReader, writer: CacheW
 
 
 def check_lost(output: Path, finished: CacheReader, writer: CacheWriter) -> None:
-    """See that few videos which had a clip in the older cache have none now for a reason of the moment.
+    """See that few videos which had a clip in the older cache have none now.
 
     Args:
         output: The cache.
@@ -62,21 +63,22 @@ def check_lost(output: Path, finished: CacheReader, writer: CacheWriter) -> None
         writer: The new one, with every row completed.
 
     Raises:
-        VidcacheError: They are more than 2 and more than 5 % of its clips.
+        VidcacheError: They are more than 2 and more than 10 % of its clips, or 5 % for reasons of the moment.
     """
-    columns = finished.columns
+    columns, records = finished.columns, writer.records
     had_clip = columns["path"][columns["status"] != Status.FAILED]
-    failed = rows_to_retry(writer.records, retry_failed=False)
-    paths = np.array(writer.plan.paths)[failed]
-    lost = failed[np.isin(paths, had_clip)].tolist()
-    if len(lost) <= max(FEW, MAX_LOST_FRACTION * len(had_clip)):
+    is_lost = (records["status"] == Status.FAILED) & np.isin(np.array(writer.plan.paths), had_clip)
+    lost, num_momentary = np.flatnonzero(is_lost).tolist(), is_lost[rows_to_retry(records, retry_failed=False)].sum()
+    if len(lost) <= max(FEW, MAX_FAILED_FRACTION * len(had_clip)) and num_momentary <= max(
+        FEW, MAX_LOST_FRACTION * len(had_clip)
+    ):
         return
-    reasons = Counter(reason_of(writer.records["error"][row]) for row in lost)
+    reasons = Counter(reason_of(records["error"][row]) for row in lost)
     said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     raise VidcacheError(
         f"{printable(output)}: {len(lost)} of its {plural(len(had_clip), 'clip')} would be lost, since their videos "
         f"failed this time ({said}; {printable(writer.plan.paths[lost[0]])}: "
-        f"{writer.records['error'][lost[0]].decode('utf-8', 'replace')}). It stays as it is, and what was decoded is "
+        f"{records['error'][lost[0]].decode('utf-8', 'replace')}). It stays as it is, and what was decoded is "
         "kept: when the cause is gone, run the same command again. If they are to go, use another name, or --overwrite"
     )
 

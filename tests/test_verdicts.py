@@ -403,6 +403,29 @@ def test_losing_many_clips_for_a_moment_publishes_nothing(raw: Path, cache: Path
     assert () == build(raw, cache).problems
 
 
+def test_many_videos_that_are_none_any_more_replace_no_older_cache(raw: Path, cache: Path) -> None:
+    good, kept = cache.read_bytes(), {video: video.read_bytes() for video in sorted(raw.rglob("*.mkv"))[2:5]}
+    for video in kept:
+        video.write_text("<!DOCTYPE html><title>404 Not Found</title>")
+
+    for _ in range(2):  # what was decoded is kept, and is refused again
+        with pytest.raises(
+            VidcacheError,
+            match=r"c\.h5: 3 of its 8 clips would be lost, since their videos failed this time \(3 unreadable; a/a_2\.mkv"
+            r": unreadable: .*\)\. It stays as it is, .* If they are to go, use another name, or --overwrite",
+        ):
+            build(raw, cache)
+        assert good == cache.read_bytes()
+
+    assert 3 == build(raw, cache.with_name("other.h5")).num_failed
+    for video, data in kept.items():
+        video.write_bytes(data)
+    assert (0, ()) == ((report := build(raw, cache)).num_decoded, report.problems)
+    for video in kept:
+        video.write_text("<!DOCTYPE html><title>404 Not Found</title>")
+    assert 3 == build(raw, cache, overwrite=True).num_failed
+
+
 def test_two_lost_clips_are_published_and_come_back_by_themselves(raw: Path, cache: Path, tmp_path: Path) -> None:
     for name in ("a_0", "a_1"):
         video = raw / "a" / f"{name}.mkv"
