@@ -27,6 +27,7 @@ from vidcache.preprocess.resources import MEMORY_BYTES, capped, memory_is_scarce
 from vidcache.text import one_line, printable
 
 STDERR_BYTES = 1 << 16
+HEAD_BYTES = 1 << 13
 PIPE_BYTES = 1 << 20
 TICK_SECONDS = 0.01
 
@@ -37,6 +38,11 @@ _SURROUNDINGS = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 _CRASHES = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS"})
 _GRACEFUL_STOP = 255  # of ffmpeg after SIGTERM, SIGINT and SIGXCPU: it has written a part, and counts it as the whole
 _NOT_STARTED = (126, 127)  # of a shell or of the dynamic linker, and of no ffmpeg
+# Lines that count however much is said after them: errors, and a video that changes its shape.
+_TELLING = (
+    re.compile(rb"^[^\n]*\[(?:error|fatal)\] [^\n]*|^[^\n]*\[warning\] New video stream[^\n]*", re.M),
+    re.compile(rb"filter context - (w: \d+ h: \d+ fmt: \d+)\b.{0,200}incoming frame - (?!\1\b)[^\n]*"),
+)
 _RESOURCES = re.compile(r"pthread_create|Too many open files|No space left on device|File too large")
 
 
@@ -123,7 +129,7 @@ class Exit:
     Attributes:
         code: Exit code; negative is the signal that ended it.
         timed_out: We ended it because its time was over.
-        stderr: The last 64 KiB of what it said.
+        stderr: The last 64 KiB of what it said; before them the first 8 KiB of each kind of line that counts.
     """
 
     code: int
@@ -290,11 +296,11 @@ def _drain(
     on_output: Callable[[bytes], None] | None,
     chatter: re.Pattern[bytes] | None,
 ) -> tuple[bool, bytes]:
-    """Read the pipes until the child ends or its time is over; keep the tail of stderr.
+    """Read the pipes until the child ends or its time is over; keep what counts and the tail of stderr.
 
     Looks every few milliseconds instead of at every line: ffmpeg says a hundred, each in a write of its own.
     """
-    stderr, tail = cast(IO[bytes], child.stderr), b""
+    stderr, said = cast(IO[bytes], child.stderr), _Said(chatter)
     pipes = [pipe for pipe in (child.stdout, stderr) if pipe]
     for pipe in pipes:
         os.set_blocking(pipe.fileno(), False)
@@ -309,16 +315,40 @@ def _drain(
             for pipe in pipes:
                 while data := _available(pipe):
                     if pipe is stderr:
-                        tail += data
-                        tail = (chatter.sub(b"", tail) if chatter else tail)[-STDERR_BYTES:]
+                        said.add(data)
                     elif on_output:
                         on_output(data)
                     if not ended:  # it may write faster than we read: the deadline comes first
                         break
             if ended:
-                return False, tail
+                return False, said.text()
             if time.monotonic() >= deadline:
-                return True, tail
+                return True, said.text()
+
+
+class _Said:
+    """What a child said, in bounded memory: cut between lines, so that it is the same whenever the pipe is read."""
+
+    def __init__(self, chatter: re.Pattern[bytes] | None) -> None:
+        self._chatter, self._tail = chatter, b""
+        self._heads = [b""] * len(_TELLING)
+
+    def add(self, data: bytes) -> None:
+        tail = self._tail + data
+        tail = self._chatter.sub(b"", tail) if self._chatter else tail
+        excess = len(tail) - STDERR_BYTES
+        if excess > 0:
+            excess = tail.find(b"\n", excess - 1) + 1 or excess
+            cut, tail = tail[:excess], tail[excess:]
+            for kind, pattern in enumerate(_TELLING):
+                for line in pattern.finditer(cut):
+                    if len(self._heads[kind]) >= HEAD_BYTES:
+                        break
+                    self._heads[kind] += line.group()[:HEAD_BYTES] + b"\n"
+        self._tail = tail
+
+    def text(self) -> bytes:
+        return b"".join(self._heads) + self._tail
 
 
 def _available(pipe: IO[bytes]) -> bytes:

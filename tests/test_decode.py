@@ -460,7 +460,7 @@ def test_a_talkative_child_neither_hangs_nor_fills_the_memory(children: Children
 
     assert (7, False) == (ended.code, ended.timed_out)
     assert 3_000_000 == len(output)
-    assert 1 << 16 == len(ended.stderr)
+    assert 0 <= (1 << 16) - len(ended.stderr) < len("complaint\n")  # cut between lines
     assert "complaint" == ended.last_line()
 
 

@@ -258,6 +258,28 @@ def test_a_relative_folder_of_programs_is_as_seen_from_here(
     assert (0, True) == (ended.exit_code, "0 failed" in ended.stderr)
 
 
+@pytest.mark.parametrize("num_bytes", [0, 70_000, 400_000])
+def test_an_error_counts_however_much_is_said_after_it(tmp_path: Path, video: Path, num_bytes: int) -> None:
+    said = "echo '[h264 @ 0x1] [error] corrupted macroblock' >&2"
+    after = f"yes '[scale @ 0x2] [verbose] w:64 h:48 fmt:gray' | head -c {num_bytes} >&2; echo >&2"
+    talkative = find_tools(tools_of(tmp_path / "bin", ffmpeg=f'{said}; {after}; exec $real "$@"'))
+    with Children() as children:
+        decoded = decode_video(video, SPEC, [talkative], children, Limits())
+
+    assert "decode_error: 0 packets refused, 1 messages; corrupted macroblock" == decoded.damage
+
+
+def test_a_change_of_shape_is_seen_however_much_is_said_after_it(tmp_path: Path) -> None:
+    said = "filter context - w: 64 h: 48 fmt: 8 csp: unknown, incoming frame - w: {} h: 48 fmt: 8 csp: gbr"
+    lines = (f"echo '[graph @ 0x1] [info] {said.format(width)}'" for width in (64, 32))
+    talk = f"for i in $(seq 300); do {next(lines)}; done; {next(lines)}; yes chatter | head -c 300000"
+    with Children() as children:
+        ended = children.run(["/bin/sh", "-c", f"exec >&2; {talk}"], pass_fds=(), deadline=time.monotonic() + 60)
+
+    assert [said.format(32)] == re.findall("filter context.*", ended.stderr)
+    assert 300_000 > len(ended.stderr) > 1 << 15
+
+
 # --- what is momentary is tried again -----------------------------------------------------------
 
 
