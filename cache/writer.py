@@ -173,6 +173,13 @@ class CacheWriter:
             if folder != self.folder:
                 remove_build(folder)
 
+    def discard(self) -> None:
+        """Remove this build, which can be had again from the earlier ones; nothing more may be done with it."""
+        self._waiting.clear()
+        remove_build(self.folder)
+        with contextlib.suppress(OSError):  # other builds are there
+            self.folder.parent.rmdir()
+
     def commit(self) -> None:
         """Make everything that was completed so far survive a power cut: data first, then journal.
 

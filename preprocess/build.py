@@ -175,6 +175,7 @@ def _build(
 ) -> BuildReport:
     splitter = Splitter(rule, plan.paths, plan.labels, plan.classes, class_depth)  # before anything is decoded
     with CacheWriter(output, plan) as writer:
+        had_nothing = not writer.done.any()
         reconsider(raw, writer, options)
         tally = _Tally(writer, *tell)
         donor = finished if finished and finished.is_current_format else None
@@ -183,7 +184,12 @@ def _build(
                 for row in take_over(raw, writer, donors, options):
                     tally.add(row)
         if donor:  # before hours of decoding; what becomes of the clips of another format is known only after it
-            check_dropped(raw, output, donor, writer)
+            try:
+                check_dropped(raw, output, donor, writer)
+            except InputError:
+                if had_nothing:  # it would only be in the way of a split
+                    writer.discard()
+                raise
         writer.drop_earlier_builds()
         pending = writer.pending
         with contextlib.closing(decode(_jobs(raw, plan, pending), tools, writer.write_clip, options)) as results:

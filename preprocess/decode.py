@@ -157,7 +157,11 @@ def _decode_with_any(
         return _decode(descriptor, spec, last, children, deadline, limits, source_hash)
     except Failure as failure:
         if not is_momentary(failure.reason):
-            _check_bytes(descriptor, source_hash, deadline)
+            try:
+                _check_bytes(descriptor, source_hash, deadline)
+            except Failure as second:
+                if second.reason is not Reason.TIMEOUT:  # it was found in time
+                    raise
         if others and failure.reason is Reason.UNSUPPORTED_CODEC:
             detail = f"{failure.detail} ({', '.join(pair.version for pair in others)} cannot either)"
             raise Failure(failure.reason, detail, 0, failure.num_frames_from_header) from None

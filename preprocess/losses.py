@@ -1,5 +1,6 @@
 """What a new build would lose of the cache that it replaces: a folder that is away for a minute is no reason to."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -33,25 +34,44 @@ def check_dropped(raw: Path, output: Path, finished: CacheReader, writer: CacheW
         A sentence about the clips that the new cache will not have; none if there are no such clips.
 
     Raises:
-        InputError: They are more than half of all, and more than 2.
+        InputError: They are more than half of all, and more than 2; or all of a class whose folder is empty now.
     """
     columns = finished.columns
     had_clip = columns["status"] != Status.FAILED
-    taken = writer.records["source_hash"][writer.done]
-    is_there = np.isin(columns["path"], writer.plan.paths) | np.isin(columns["source_hash"], taken)
+    stayed = set(zip(columns["path"].tolist(), columns["source_hash"].tolist(), strict=True))
+    found = zip(writer.plan.paths, writer.records["source_hash"].tolist(), writer.done.tolist(), strict=True)
+    # A copy that was there before is no other clip that has moved.
+    moved = [digest for path, digest, is_done in found if is_done and (path, digest) not in stayed]
+    is_there = np.isin(columns["path"], writer.plan.paths) | np.isin(columns["source_hash"], moved)
     dropped = np.flatnonzero(had_clip & ~is_there)
     if not len(dropped):
         return ()
     num_clips = int(had_clip.sum())
-    if len(dropped) > max(FEW, MAX_DROPPED_FRACTION * num_clips):
+    whole = _whole_classes(columns["label"], had_clip, dropped)
+    emptied = [
+        folder
+        for row in dropped[np.isin(columns["label"][dropped], whole)].tolist()
+        if (folder := _empty_folder(raw, finished.path_of(row)))
+    ]
+    if emptied or len(dropped) > max(FEW, MAX_DROPPED_FRACTION * num_clips):
+        what = f", and {printable(emptied[0])} is empty" if emptied else ""
         raise InputError(
             f"{printable(output)}: {len(dropped)} of its {plural(num_clips, 'clip')} are of videos that are no longer "
-            f"in {printable(raw)}; it stays as it is. If a folder is away, run the same command again when it is back; "
-            "if they were removed for good, use another name, or replace it with --overwrite"
+            f"in {printable(raw)}{what}; it stays as it is. If a folder is away, run the same command again "
+            "when it is back; if they were removed for good, use another name, or replace it with --overwrite"
         )
-    whole = _whole_classes(columns["label"], had_clip, dropped)
     gone = f", all of class {', '.join(printable(finished.classes[label]) for label in whole)}" if whole else ""
     return (f"Dropped {plural(len(dropped), 'clip')} of videos that are no longer in {printable(raw)}{gone}.",)
+
+
+def _empty_folder(raw: Path, path: bytes) -> Path | None:
+    """Return the folder that a video was in, or the part of it that is still there, if nothing is in that."""
+    for folder in (raw / os.fsdecode(path)).parents:
+        if folder == raw:
+            break
+        if folder.is_dir():
+            return None if any(folder.iterdir()) else folder
+    return None
 
 
 def check_lost(output: Path, finished: CacheReader, writer: CacheWriter) -> None:

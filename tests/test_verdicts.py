@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import TOOLS, make_raw, make_video
 from vidcache.cache.layout import RECORD, Status
+from vidcache.cache.place import build_folder
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.values import check_columns
 from vidcache.cache.writer import CacheWriter
@@ -36,6 +37,8 @@ from vidcache.preprocess.ffmpeg import Children, Tools, find_tools, find_tools_o
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.probe import Probe
 from vidcache.preprocess.record import clip_record, failure_record
+from vidcache.preprocess.resplit import split_cache
+from vidcache.preprocess.rule import SplitChoice
 from vidcache.spec import Spec
 
 SPEC = Spec(4, 32, 32)
@@ -258,6 +261,24 @@ def test_a_relative_folder_of_programs_is_as_seen_from_here(
     assert (0, True) == (ended.exit_code, "0 failed" in ended.stderr)
 
 
+def test_a_verdict_stands_where_no_time_is_left_to_read_the_file_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "junk.mkv").write_bytes(b"no video" * 99)
+    hash_file, calls = opening.hash_file, []
+
+    def slow(descriptor: int, *, deadline: float) -> str:
+        calls.append(descriptor)
+        if len(calls) > 1:
+            raise Failure(Reason.TIMEOUT, "792 of 792 bytes were read")
+        return hash_file(descriptor, deadline=deadline)
+
+    monkeypatch.setattr(decode_module, "hash_file", slow)
+    with Children() as children, pytest.raises(Failure, match="unreadable: "):
+        decode_video(tmp_path / "junk.mkv", SPEC, [TOOLS], children, Limits())
+    assert 2 == len(calls)
+
+
 @pytest.mark.parametrize("num_bytes", [0, 70_000, 400_000])
 def test_an_error_counts_however_much_is_said_after_it(tmp_path: Path, video: Path, num_bytes: int) -> None:
     said = "echo '[h264 @ 0x1] [error] corrupted macroblock' >&2"
@@ -474,6 +495,8 @@ def test_a_folder_without_most_of_the_videos_is_no_reason_to_drop_their_clips(
         build(raw, cache)
 
     assert good == cache.read_bytes()
+    assert not build_folder(cache).exists()
+    split_cache(cache, SplitChoice(seed=3))  # nothing that was half done is in its way
     assert 1 == build(raw, cache, overwrite=True).num_videos
 
 
@@ -484,6 +507,40 @@ def test_clips_that_are_dropped_are_counted_and_a_whole_class_is_named(raw: Path
     report = build(raw, cache)
 
     assert f"Dropped 4 clips of videos that are no longer in {raw}, all of class b." in report.notes
+
+
+def test_a_class_whose_folder_is_empty_is_away_and_not_removed(raw: Path, cache: Path, tmp_path: Path) -> None:
+    make_raw(raw, {"small": 2})
+    build(raw, cache)
+    good = cache.read_bytes()
+    (raw / "small").rename(tmp_path / "disk")
+    (raw / "small").mkdir()  # a mount point without its disk
+
+    with pytest.raises(
+        InputError,
+        match=r"2 of its 10 clips are of videos that .* in .*raw, and .*raw/small is empty; it stays as it is",
+    ):
+        build(raw, cache)
+
+    assert good == cache.read_bytes()
+    assert 8 == build(raw, cache.with_name("other.h5")).num_videos
+    (raw / "small").rmdir()
+    assert any(note.startswith("Dropped 2 clips") and "class small" in note for note in build(raw, cache).notes)
+
+
+def test_clips_that_move_to_names_of_others_are_not_dropped(raw: Path, cache: Path) -> None:
+    for index in (5, 4, 3, 2):
+        (raw / "a" / f"a_{index - 2}.mkv").rename(raw / "a" / f"a_{index}.mkv")
+
+    assert not any("Dropped" in note for note in build(raw, cache).notes)
+
+
+def test_clips_whose_copies_stay_in_another_class_are_dropped_ones(raw: Path, cache: Path) -> None:
+    shutil.copytree(raw / "a", raw / "copies")
+    build(raw, cache)
+    shutil.rmtree(raw / "copies")
+
+    assert f"Dropped 4 clips of videos that are no longer in {raw}, all of class copies." in build(raw, cache).notes
 
 
 # --- facts that fit no column -------------------------------------------------------------------
