@@ -25,6 +25,8 @@ from vidcache.files import pread_all, read_small, write_text_atomically
 from vidcache.plain import build
 from vidcache.spec import Spec
 
+SPLIT_MARK = "split"  # file in the folder of a build that decodes nothing: all that it has is in the finished cache
+
 
 @dataclasses.dataclass(frozen=True)
 class Donor:
@@ -123,9 +125,9 @@ def skeleton_hash(descriptor: int, made: Layout, num_clips: int, path_bytes: int
 
 
 def partial_builds(output: Path) -> dict[Path, Skeleton]:
-    """List the interrupted builds of a cache whose plan can be read."""
+    """List the interrupted builds of a cache whose plan can be read, without splits: those have decoded nothing."""
     found = ((folder, Skeleton.load(folder)) for folder in own_builds(output))
-    return {folder: skeleton for folder, skeleton in found if skeleton}
+    return {folder: skeleton for folder, skeleton in found if skeleton and not (folder / SPLIT_MARK).exists()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -209,7 +209,12 @@ class CacheReader(Reader):
     @property
     def is_current_format(self) -> bool:
         """Whether the file knows all that a cache made today knows of a video."""
-        return self.header.format_version == layout.FORMAT_VERSION
+        return self.decoded_format == layout.FORMAT_VERSION
+
+    @property
+    def decoded_format(self) -> int:
+        """Format version of the cache whose videos were decoded: `vidcache split` may have made a newer one of it."""
+        return int(self.attributes.get("decoded_format", self.header.format_version))
 
     @property
     def fingerprint(self) -> str:

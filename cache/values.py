@@ -33,12 +33,14 @@ _ATTRIBUTES = {
     "split_files_hash": text(100),
     "vidcache_version": text(200),
     "ffmpeg_version": text(4096),
+    "decoded_format": whole(1),
 }
+_OPTIONAL = frozenset({"decoded_format"})
 _MAX_LIST = 16  # numbers of an attribute that a newer vidcache may add
 _SMALLEST = 1e-9  # of a number that something is divided by, unless it is 0
 # What a video or its header can claim: `bounded` keeps a build within what `check_columns` believes.
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "source_bytes": (0, 2**62),
+    "source_bytes": (0, 2**63 - 1),
     "width": (0, 2**24),
     "height": (0, 2**24),
     "rotation": (0, 359),
@@ -56,12 +58,21 @@ def read_attributes(file: Any) -> dict[str, Any]:
         ValueError: One is missing, or not what it has to be.
     """
     attributes = {name: _read_attribute(file, name) for name in file.attrs}
-    check({name: value for name, value in attributes.items() if name in _ATTRIBUTES}, _ATTRIBUTES)
+    check_attributes(attributes)
+    return attributes
+
+
+def check_attributes(attributes: dict[str, Any]) -> None:
+    """Refuse root attributes that a cache cannot have.
+
+    Raises:
+        ValueError: One is missing, or not what it has to be.
+    """
+    check({name: value for name, value in attributes.items() if name in _ATTRIBUTES}, _ATTRIBUTES, _OPTIONAL)
     for name, value in attributes.items():
         is_list = type(value) is list and len(value) <= _MAX_LIST and numbers(len(value)).holds(value)
         if not is_list and not PRIMITIVE.holds(value):
             raise ValueError(f"attribute {brief(name)} is {brief(value)}, expected {PRIMITIVE.words}")
-    return attributes
 
 
 def _read_attribute(file: Any, name: str) -> Any:

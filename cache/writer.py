@@ -30,9 +30,10 @@ from vidcache.cache.place import (
     remove_builds,
 )
 from vidcache.cache.plan import Plan
-from vidcache.errors import CacheError
+from vidcache.cache.values import check_attributes, check_columns, check_names
+from vidcache.errors import CacheError, InputError, VidcacheError
 from vidcache.files import copy_range, pread_all, pwrite_all, sync_file, sync_folder
-from vidcache.text import printable
+from vidcache.text import brief, printable
 
 COMMIT_CLIPS = 32
 COMMIT_SECONDS = 1.0
@@ -53,11 +54,12 @@ class CacheWriter:
 
     Raises:
         LockedError: Another process builds the same cache.
-        InputError: Something that no build has made is where it is built.
+        InputError: Something that no build has made is where it is built, or no reader would accept the cache.
         VidcacheError: The disk has no room for the cache.
     """
 
     def __init__(self, output: Path, plan: Plan) -> None:
+        _check_plan(output, plan)
         self.output = output
         self.plan = plan
         self._identity = plan.identity()
@@ -212,11 +214,19 @@ class CacheWriter:
             ValueError: A row is not completed.
             CacheError: A clip does not read back as it was written.
             OSError: The disk is full or broken; the build can be resumed.
+            VidcacheError: No reader would accept a column, which is a fault of vidcache.
         """
         if self.pending:
             raise ValueError(f"{len(self.pending)} of {self.plan.num_clips} rows are not completed")
         self.commit()
         columns = self._columns(group, split)
+        try:
+            check_columns(self.plan.spec, len(self.plan.classes), columns)
+        except ValueError as error:
+            raise VidcacheError(
+                f"{printable(self.output)}: {error}; no reader would accept this cache, so it is not written. "
+                "This is a fault of ours: please report it with this message"
+            ) from None
         for column in COLUMNS:
             if column.stage is not Stage.PLAN:
                 data = memoryview(columns[column.name].tobytes())
@@ -332,6 +342,21 @@ class CacheWriter:
                     f"as it was written (expected hash {record['clip_hash'].decode()}): the disk altered it. "
                     "Run the same command again; if this comes back, use another disk"
                 )
+
+
+def _check_plan(output: Path, plan: Plan) -> None:
+    """Refuse, before anything is decoded, what a reader of the finished cache would refuse."""
+    try:
+        check_attributes({"format": layout.FORMAT.decode(), "format_version": layout.FORMAT_VERSION, **plan.attributes})
+        check_names(plan.classes, plan.columns()["path"])
+        cut = next((name for name in (*plan.classes, *plan.paths) if name.endswith(b"\0")), None)
+        if cut is not None:
+            raise ValueError(f"the name {brief(cut)} ends with NUL, which would be cut off")
+    except ValueError as error:
+        raise InputError(
+            f"{printable(output)}: no cache can be made of this: {error}. Change the option or the name that this "
+            "comes from"
+        ) from None
 
 
 def _check_space(output: Path, folder: Path, plan: Plan) -> None:

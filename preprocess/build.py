@@ -30,7 +30,7 @@ from vidcache.preprocess.given import expand
 from vidcache.preprocess.losses import check_dropped, check_lost
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.picture import HDR_TRANSFERS
-from vidcache.preprocess.planning import check_class_sizes, check_reading, choose_rule, make_plan
+from vidcache.preprocess.planning import check_class_sizes, check_reading, choose_rule, make_plan, unused_columns
 from vidcache.preprocess.problems import FAILURES, Problem, failures_path, find_problems, problem_of, write_failures
 from vidcache.preprocess.resources import bound_workers
 from vidcache.preprocess.reuse import is_current, reason_of, reconsider, rows_to_retry, take_over
@@ -157,7 +157,7 @@ def build_cache(
                 f"{printable(output)}: {error.strerror} while it was written. What was decoded is kept: "
                 f"{remedy} run the same command again"
             ) from error
-    notes = sources.notes + twin_notes(sources.classes) + report.notes
+    notes = sources.notes + twin_notes(sources.classes) + unused_columns(rule, sources, options.split) + report.notes
     notes += (few_workers,) if few_workers else ()
     return dataclasses.replace(report, skipped=sources.skipped, seconds=time.monotonic() - start, notes=notes)
 
@@ -222,7 +222,7 @@ def _format_notes(finished: CacheReader | None) -> tuple[str, ...]:
     """Say why nothing of a cache of an older format version was taken over."""
     if finished is None or finished.is_current_format:
         return ()
-    found = finished.header.format_version
+    found = finished.decoded_format
     return (
         f"the older cache had format version {found}: every video was decoded again, since version {FORMAT_VERSION} "
         "keeps more of each",

@@ -54,6 +54,26 @@ def choose_rule(finished: CacheReader | None, sources: Sources, choice: SplitCho
     return choice.applied_to(rule)
 
 
+def unused_columns(rule: SplitRule, sources: Sources, choice: SplitChoice) -> tuple[str, ...]:
+    """Say which columns of the list of labels do not divide the cache, though nobody chose so in this command.
+
+    The cache was divided before the list had them, or by `vidcache split` since: its attributes do not say which.
+    """
+    labels = sources.labels
+    if labels is None:
+        return ()
+    file, notes = printable(labels.file), []
+    if labels.has_split and not choice.source and rule.source != "files":
+        notes.append(
+            f"the column split of {file} is not used: the cache is split by {rule.source}. Use it with --split-file"
+        )
+    if labels.has_group and not choice.grouping and rule.grouping.by != "file":
+        notes.append(
+            f"the column group of {file} is not used: the cache is grouped by {rule.grouping.by}. Use it with --by file"
+        )
+    return tuple(f"{note} {file}" for note in notes)
+
+
 def check_reading(output: Path, attributes: dict[str, Any], sources: Sources, options: BuildOptions) -> None:
     """Refuse to read the folders in another way than the finished cache did, unless that was asked for.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vidcache.cache.donors import open_donors, partial_builds, records_of
+from vidcache.cache.donors import SPLIT_MARK, open_donors, partial_builds, records_of
 from vidcache.cache.layout import Split, Status
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
@@ -50,8 +50,6 @@ class SplitReport:
     up_to_date: bool
 
 
-_MARK = "split"  # in the folder of a build that decodes nothing, and is no loss
-
 Progress = Callable[[int, int], None]  # clips done, clips in all
 
 
@@ -81,6 +79,8 @@ def split_cache(
         attributes = plan_attributes(reader.spec, depth, rule, ffmpeg_version, follow_links=follow_links)
         # It was decoded by the vidcache that built it.
         attributes["vidcache_version"] = reader.attributes["vidcache_version"]
+        # What they kept of a video then is no more for being in a newer file: the next build decodes it again.
+        origin = {} if reader.is_current_format else {"decoded_format": reader.decoded_format}
         plan = Plan(
             spec=reader.spec,
             classes=tuple(os.fsencode(name) for name in reader.classes),
@@ -88,7 +88,7 @@ def split_cache(
             labels=tuple(columns["label"].tolist()),
             source_bytes=tuple(columns["source_bytes"].tolist()),
             source_mtime_ns=tuple(columns["source_mtime_ns"].tolist()),
-            attributes=attributes,
+            attributes={**attributes, **origin},
         )
         splitter = Splitter(rule, plan.paths, plan.labels, plan.classes, depth)
         assigned = splitter.assign(columns, columns["status"] != Status.FAILED)
@@ -137,19 +137,18 @@ def _write(
 
 def _check_alone(cache: Path, reader: CacheReader, writer: CacheWriter) -> None:
     """Refuse to throw away what another build has done. Nobody else writes now: the writer has the lock."""
-    (writer.folder / _MARK).touch()
+    (writer.folder / SPLIT_MARK).touch()
     read, there = os.fstat(reader.fileno()), os.stat(cache)
     if (read.st_dev, read.st_ino) != (there.st_dev, there.st_ino):
         raise LockedError(
             f"{printable(cache)}: another build has replaced it meanwhile, expected the file that was read. "
             "Run the same command again"
         )
-    for folder in partial_builds(cache):
-        if folder != writer.folder and not (folder / _MARK).exists():
-            raise InputError(
-                f"{printable(cache)}: a build of it was interrupted, expected none: what it has decoded would be lost. "
-                "Run vidcache build again first, it goes on where it was"
-            )
+    if partial_builds(cache):
+        raise InputError(
+            f"{printable(cache)}: a build of it was interrupted, expected none: what it has decoded would be lost. "
+            "Run vidcache build again first, it goes on where it was"
+        )
 
 
 def _report(

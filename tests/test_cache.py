@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -24,7 +25,7 @@ from vidcache.cache.layout import COLUMNS, Header, Split, Status, clip_hash_of
 from vidcache.cache.plan import Plan
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
-from vidcache.errors import CacheError, LockedError, VidcacheError
+from vidcache.errors import CacheError, InputError, LockedError, VidcacheError
 from vidcache.spec import Spec
 
 SPEC = Spec(4, 16, 16)
@@ -409,6 +410,54 @@ def test_a_disk_without_room_is_reported_before_anything_is_written(tmp_path: Pa
 def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(VidcacheError, match=r"cannot write into .*none \(No such file or directory\)"):
         CacheWriter(tmp_path / "none" / "c.h5", small_plan())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attributes": {"split_by": "regex (" + "a" * 5000 + ")"}}, "split_by is 'regex .*, expected text of at most"),
+        ({"attributes": {"split_seed": -1}}, "split_seed is -1, expected a whole number from 0"),
+        ({"attributes": {"anything": [[1]]}}, "attribute 'anything' is "),
+        ({"classes": (b"a", b"a\0")}, r"the name 'a.*' ends with NUL, which would be cut off"),
+        ({"classes": (b"a", b"a")}, "class b?'a' is there twice"),
+        ({"paths": (b"a/1.mp4", b"a/1.mp4")}, "path b?'a/1.mp4' is there twice"),
+    ],
+)
+def test_what_no_reader_would_accept_is_refused_before_anything_is_decoded(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    plan = make_plan(Spec(2, 16, 16), ["a", "b"], np.array([0, 1]))
+    attributes = {**plan.attributes, **changes.pop("attributes", {})}
+
+    with pytest.raises(InputError, match=rf"c\.h5: no cache can be made of this: {message}") as caught:
+        CacheWriter(tmp_path / "c.h5", dataclasses.replace(plan, attributes=attributes, **changes))
+
+    assert "Change the option or the name that this comes from" in str(caught.value)
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_a_column_that_no_reader_would_accept_is_not_published(tmp_path: Path) -> None:
+    plan = make_plan(Spec(2, 16, 16), ["a"], np.zeros(1, int))
+    clip = make_clip(plan.spec, 0)
+    with CacheWriter(tmp_path / "c.h5", plan) as writer:
+        writer.write_clip(0, clip)
+        writer.complete(0, make_record(clip, fps=np.nan))
+        with pytest.raises(VidcacheError, match=r"c\.h5: fps of row 0 is nan, expected .* please report it"):
+            writer.finish(np.zeros(1), np.zeros(1))
+
+    assert not (tmp_path / "c.h5").exists()
+
+
+def test_the_longest_file_that_there_can_be_is_read_back(tmp_path: Path) -> None:
+    plan = make_plan(Spec(2, 16, 16), ["a"], np.zeros(1, int))
+    clip = make_clip(plan.spec, 0)
+    with CacheWriter(tmp_path / "c.h5", dataclasses.replace(plan, source_bytes=(2**63 - 1,))) as writer:
+        writer.write_clip(0, clip)
+        writer.complete(0, make_record(clip))
+        writer.finish(np.zeros(1), np.zeros(1))
+
+    with CacheReader(tmp_path / "c.h5") as reader:
+        assert [2**63 - 1] == reader.columns["source_bytes"].tolist()
 
 
 def test_a_clip_of_another_shape_is_refused(tmp_path: Path) -> None:

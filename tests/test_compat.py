@@ -432,6 +432,46 @@ def test_a_build_takes_nothing_over_from_a_cache_1_and_says_so(
     assert build_cache(tmp_path / "raw", cache, options).up_to_date
 
 
+def test_a_cache_1_that_was_split_anew_is_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_raw_of_cache_1(tmp_path / "raw", monkeypatch)
+    cache = make_cache(1, tmp_path / "old.h5")
+    for seed in (8, 9):  # twice: the second one is of a version 2
+        assert 0 == call(cli.main, "split", cache, "--seed", seed).exit_code
+        with CacheReader(cache) as reader:
+            assert (2, 1, False) == (reader.header.format_version, reader.decoded_format, reader.is_current_format)
+            assert np.array_equal(CLIPS[[0, 1, 3, 4]], reader.read([0, 1, 3, 4], verify=True))
+    inode = cache.stat().st_ino
+    assert 0 == call(cli.main, "split", cache, "--seed", 9).exit_code
+    assert inode == cache.stat().st_ino  # nothing was to be written
+    options = BuildOptions(Spec(2, 16, 20), allow_tiny_classes=True)
+
+    report = build_cache(tmp_path / "raw", cache, options)
+
+    assert (5, 0) == (report.num_decoded, report.num_reused)
+    assert "the older cache had format version 1: every video was decoded again, since version 2 keeps" in "".join(
+        report.notes
+    )
+    with CacheReader(cache) as reader:
+        assert "decoded_format" not in reader.attributes
+        assert reader.is_current_format
+    assert build_cache(tmp_path / "raw", cache, options).up_to_date
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_interrupted_split_is_no_donor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
+    make_raw_of_cache_1(tmp_path / "raw", monkeypatch)
+    cache = make_cache(version, tmp_path / "old.h5")
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheWriter, "finish", lambda *_: 1 / 0)
+        assert isinstance(call(cli.main, "split", cache, "--seed", 8).exception, ZeroDivisionError)
+    assert 1 == len(list((tmp_path / ".old.h5.build").glob("*/split")))
+    make_video(tmp_path / "raw" / "Jump" / "new_9.mkv", 3, size="20x16")
+
+    report = build_cache(tmp_path / "raw", cache, BuildOptions(Spec(2, 16, 20), allow_tiny_classes=True))
+
+    assert {1: (6, 0), 2: (1, 5)}[version] == (report.num_decoded, report.num_reused)
+
+
 def test_a_cache_1_of_the_same_videos_is_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_raw_of_cache_1(tmp_path / "raw", monkeypatch)
     cache = make_cache(1, tmp_path / "old.h5")
@@ -446,7 +486,8 @@ def test_a_half_built_cache_1_is_not_there(tmp_path: Path, monkeypatch: pytest.M
     columns = [column for column in layout.COLUMNS if column.since == 1]
     for module in (layout, donors, cache_plan, writer):
         monkeypatch.setattr(module, "COLUMNS", columns)
-    plan = Plan(Spec(2, 16, 24), (b"a",), (b"a/b",), (0,), (1,), (1,), {"ffmpeg_version": "1"})
+    spec = Spec(2, 16, 24)
+    plan = Plan(spec, (b"a",), (b"a/b",), (0,), (1,), (1,), plan_attributes(spec, 0, SplitRule(), "1"))
     with CacheWriter(cache, plan):  # which is not finished
         assert 1 == len(donors.partial_builds(cache))
     monkeypatch.undo()

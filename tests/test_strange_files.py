@@ -211,7 +211,7 @@ def test_an_analysis_of_the_largest_and_the_smallest_that_is_accepted(copy: Path
         "num_frames": 2**48,
         "width": 2**24,
         "height": 2**24,
-        "source_bytes": 2**62,
+        "source_bytes": 2**63 - 1,
         "num_real": 4,
     }
 
