@@ -2,12 +2,13 @@
 
 import dataclasses
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from vidcache.errors import InputError
 from vidcache.preprocess.split_files import path_names, split_of_word
-from vidcache.preprocess.table import header_of, read_lines, read_table
+from vidcache.preprocess.table import read_table
 from vidcache.preprocess.video_index import VideoIndex
 from vidcache.text import plural, printable
 
@@ -39,16 +40,21 @@ def read_labels(file: Path, paths: Sequence[bytes], unfollowed: Sequence[bytes] 
 
     Raises:
         InputError: It cannot be read, or a line names no video or one of several, has no label, an unknown split, or
-            another label than an earlier line has for this video.
+            another label than an earlier line has for this video, or a label with control characters.
     """
     index, name_of_list = VideoIndex(paths), printable(file)
     classes: list[bytes | None] = [None] * len(paths)
     lines: dict[int, int] = {}
     missing: list[tuple[str, bytes]] = []
-    for line, entry in read_table(file, ("path", "label")):
+    entries = read_table(file, ("path", "label"))
+    for line, entry in entries:
         where, names, label = f"{name_of_list}, line {line}", path_names(entry["path"]), os.fsencode(entry["label"])
         if not label:
             raise InputError(f"{where}: no label for {printable(names[-1])}. Write one, or remove the line")
+        if any(unicodedata.category(letter) == "Cc" for letter in entry["label"]):
+            raise InputError(
+                f"{where}: label {printable(label)} has control characters, which no class name can have. Remove them"
+            )
         if "split" in entry:
             split_of_word(entry["split"], where)
         row = index.find(names, where)
@@ -66,7 +72,7 @@ def read_labels(file: Path, paths: Sequence[bytes], unfollowed: Sequence[bytes] 
         raise InputError(_describe_missing(missing, paths, unfollowed))
     if not lines:
         raise InputError(f"{printable(file)}: names no video. Write a line path,label for each")
-    header = header_of(read_lines(file))
+    header = entries[0][1]
     return Labels(os.fspath(file), tuple(classes), "split" in header, "group" in header)
 
 

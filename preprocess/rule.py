@@ -20,6 +20,7 @@ from vidcache.preprocess.given import Given, complete_given, expand, folder_spli
 from vidcache.preprocess.groups import Grouping, group_videos, merge_groups, parse_grouping
 from vidcache.preprocess.split import MIN_CLASS_CLIPS, assign_splits
 from vidcache.preprocess.split_audit import audit_splits, describe_misfits
+from vidcache.preprocess.table import check_list
 from vidcache.text import plural, printable
 
 SOURCES = ("fractions", "folders", "files")
@@ -138,6 +139,7 @@ def _hash_of(files: Sequence[str]) -> str:
     digest = xxhash.xxh3_128()
     for name in files:
         try:
+            check_list(Path(name))
             content = Path(name).read_bytes()
         except OSError as error:
             raise InputError(f"{printable(name)}: {error.strerror}, expected a list of videos") from None

@@ -532,6 +532,16 @@ def test_labels_come_from_a_list(tmp_path: Path, text: str, encoding: str) -> No
         ("x/1.mp4,a\n", "no column 'path' in its first line 'x/1.mp4,a', expected path,label. Add that line"),
         ("", "no column 'path' in its first line"),
         ("path,label\n", "names no video. Write a line path,label for each"),
+        ("path,label\n2.mp4,a\nx/1.mp4,a\0\n", "line 3: label a\\x00 has control characters, which no class name"),
+        (
+            'path,label\n2.mp4,"a\nx/1.mp4,b\n',
+            "line 2: unexpected end of data, expected comma-separated values. Correct",
+        ),
+        ('path,label\n2.mp4,"a\nx/1.mp4,b"\n', "line 2: a quoted value goes on in the next line, expected comma"),
+        (
+            'path,label\n2.mp4,a\nx/1.mp4,"a"b\n',
+            "line 3: ',' expected after '\"', expected comma-separated values. Correct",
+        ),
     ],
 )
 def test_a_wrong_list_is_refused_by_its_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -555,6 +565,18 @@ def test_a_list_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         more = (tmp_path / "c.h5",) if command == "build" else ()
         both = vidcache(command, raw, *more, "--labels", tmp_path / "l.csv", "--layout", "classes")
         assert (2, True) == (both.exit_code, "--layout classes: means nothing with --labels; choose one" in both.stderr)
+
+
+@pytest.mark.parametrize("options", [("--labels",), ("--split-file",), ("--by", "file")])
+def test_a_list_that_can_be_read_only_once_is_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
+    put(tmp_path / "raw", "a/1.mp4", "b/2.mp4")
+    os.mkfifo(tmp_path / "list")  # what <(...) of a shell is; without a writer, opening it would wait for ever
+
+    result = vidcache("build", tmp_path / "raw", tmp_path / "c.h5", *SMALL, *options, tmp_path / "list")
+
+    assert 2 == result.exit_code, result.stderr
+    assert "list: no regular file (a pipe or a device), and a list is read several times" in result.stderr
+    assert "Write the list to a file, and name that" in result.stderr
 
 
 NAMES = st.lists(
@@ -658,6 +680,32 @@ def test_what_is_said_about_the_split_comes_before_the_list(flat: Path, tmp_path
     assert "0 decoded, 12 reused" in rebuilt.stderr
     with CacheReader(cache) as reader:
         assert [0] * 4 + [2] * 4 + [1] * 4 == reader.columns["split"].tolist()
+
+
+def test_columns_that_a_list_gained_later_are_named_while_they_are_not_used(flat: Path, tmp_path: Path) -> None:
+    labels, cache = table(tmp_path / "labels.csv"), tmp_path / "c.h5"
+    first = vidcache("build", flat, cache, *SMALL, "--labels", labels)
+    assert "is not used" not in first.stderr
+    table(labels, "train val test", "s")
+
+    again = vidcache("build", flat, cache, *SMALL, "--labels", labels)
+
+    said = " ".join(again.stderr.split())
+    assert "up to date" in said
+    advice = f"--split-file {labels}"
+    assert f"the column split of {labels} is not used: the cache is split by fractions. Use it with {advice}" in said
+    assert (
+        f"the column group of {labels} is not used: the cache is grouped by video. Use it with --by file {labels}"
+        in said
+    )
+    # As advised; then, and wherever the command says another split, there is nothing to say.
+    for more in (("--split-file", labels, "--by", "file", labels), (), ("--split", "50/50/0", "--by", "video")):
+        result = vidcache("build", flat, cache, *SMALL, "--labels", labels, *more)
+        assert 0 == result.exit_code, result.stderr
+        assert "is not used" not in result.stderr
+        with CacheReader(cache) as reader:
+            listed = [0] * 4 + [1] * 4 + [2] * 4 == reader.columns["split"].tolist()
+            assert listed == ("--split" not in more)
 
 
 def test_another_layout_than_that_of_the_cache_is_chosen_or_refused(tmp_path: Path) -> None:
