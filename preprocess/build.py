@@ -185,7 +185,7 @@ def _build(
                     tally.add(row)
         if donor:  # before hours of decoding; what becomes of the clips of another format is known only after it
             try:
-                check_dropped(raw, output, donor, writer)
+                check_dropped(raw, output, donor, writer, options.labels)
             except InputError:
                 if had_nothing:  # it would only be in the way of a split
                     writer.discard()
@@ -196,7 +196,7 @@ def _build(
             for row, record in results:
                 writer.complete(row, record)
                 tally.add(row)
-        dropped = check_dropped(raw, output, finished, writer) if finished else ()
+        dropped = check_dropped(raw, output, finished, writer, options.labels) if finished else ()
         if finished:
             check_lost(output, finished, writer)
         good = writer.records["status"] != Status.FAILED

@@ -21,7 +21,9 @@ MAX_FAILED_FRACTION = 0.1  # for whatever reason
 MAX_DROPPED_FRACTION = 0.5
 
 
-def check_dropped(raw: Path, output: Path, finished: CacheReader, writer: CacheWriter) -> tuple[str, ...]:
+def check_dropped(
+    raw: Path, output: Path, finished: CacheReader, writer: CacheWriter, labels: Path | None = None
+) -> tuple[str, ...]:
     """See that the videos of most clips of the older cache are still there, as themselves or under another name.
 
     Args:
@@ -29,6 +31,7 @@ def check_dropped(raw: Path, output: Path, finished: CacheReader, writer: CacheW
         output: The cache.
         finished: The older one.
         writer: The new one, which has taken over what it can.
+        labels: The list that names the videos, if one does.
 
     Returns:
         A sentence about the clips that the new cache will not have; none if there are no such clips.
@@ -36,7 +39,7 @@ def check_dropped(raw: Path, output: Path, finished: CacheReader, writer: CacheW
     Raises:
         InputError: They are more than half of all, and more than 2; or all of a class whose folder is empty now.
     """
-    columns = finished.columns
+    columns, where = finished.columns, printable(labels or raw)
     had_clip = columns["status"] != Status.FAILED
     stayed = set(zip(columns["path"].tolist(), columns["source_hash"].tolist(), strict=True))
     found = zip(writer.plan.paths, writer.records["source_hash"].tolist(), writer.done.tolist(), strict=True)
@@ -57,11 +60,11 @@ def check_dropped(raw: Path, output: Path, finished: CacheReader, writer: CacheW
         what = f", and {printable(emptied[0])} is empty" if emptied else ""
         raise InputError(
             f"{printable(output)}: {len(dropped)} of its {plural(num_clips, 'clip')} are of videos that are no longer "
-            f"in {printable(raw)}{what}; it stays as it is. If a folder is away, run the same command again "
+            f"in {where}{what}; it stays as it is. If a folder is away, run the same command again "
             "when it is back; if they were removed for good, use another name, or replace it with --overwrite"
         )
     gone = f", all of class {', '.join(printable(finished.classes[label]) for label in whole)}" if whole else ""
-    return (f"Dropped {plural(len(dropped), 'clip')} of videos that are no longer in {printable(raw)}{gone}.",)
+    return (f"Dropped {plural(len(dropped), 'clip')} of videos that are no longer in {where}{gone}.",)
 
 
 def _empty_folder(raw: Path, path: bytes) -> Path | None:

@@ -682,6 +682,21 @@ def test_what_is_said_about_the_split_comes_before_the_list(flat: Path, tmp_path
         assert [0] * 4 + [2] * 4 + [1] * 4 == reader.columns["split"].tolist()
 
 
+def test_clips_that_a_list_names_no_more_are_said_to_be_missing_there(flat: Path, tmp_path: Path) -> None:
+    labels, cache = table(tmp_path / "labels.csv"), tmp_path / "c.h5"
+    assert 0 == vidcache("build", flat, cache, *SMALL, "--labels", labels).exit_code
+    lines = labels.read_text().split("\n")
+    labels.write_text("\n".join(lines[:11]))
+
+    few = vidcache("build", flat, cache, *SMALL, "--labels", labels)
+    labels.write_text("\n".join(lines[:4]))
+    many = vidcache("build", flat, cache, *SMALL, "--labels", labels)
+
+    assert f"Dropped 2 clips of videos that are no longer in {labels}." in few.stderr
+    assert 2 == many.exit_code
+    assert f"7 of its 10 clips are of videos that are no longer in {labels}; it stays as it is" in many.stderr
+
+
 def test_columns_that_a_list_gained_later_are_named_while_they_are_not_used(flat: Path, tmp_path: Path) -> None:
     labels, cache = table(tmp_path / "labels.csv"), tmp_path / "c.h5"
     first = vidcache("build", flat, cache, *SMALL, "--labels", labels)
