@@ -332,7 +332,7 @@ PICKLES = {
     nested(): "an object that is in two places",
     b")" + b"\x85" * 50_000: "objects in objects in objects",
     b"c__builtin__\nbytearray\n(J\xff\xff\xff\x7ftR": "unsupported GLOBAL __builtin__.bytearray",
-    b"\x8a\xff" + b"\x7f" * 255: "is an int",
+    b"\x8a\xff" + b"\x7f" * 255: "a number of more than 64 bits",
     b"\x85" * 3 + b")": "incomplete|without what it needs|cannot be read",
 }
 
