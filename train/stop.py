@@ -13,11 +13,11 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.checkpoint import Checkpoint
 
 
-GRACE_SECONDS = 1.0  # for the step that is being done
+GRACE_SECONDS = 0.7  # for the step that is being done; saving takes another second
 
 
 class Stop:
-    """The first SIGINT or SIGTERM asks the run to stop; one that has not after a second is halted and saved.
+    """The first SIGINT or SIGTERM asks the run to stop; one that has not in time is halted and saved.
 
     A thread hears the signals: Python's handlers wait for the end of an operation of torch, which may take minutes on a
     CPU. A later signal ends the process at once; one that comes within a second is the same one: torchrun and a batch
