@@ -202,6 +202,8 @@ def main(
 
         try:
             with reporter, Stop(reporter.show_stop, show_exit) as stop:
+                if ranks.count > 1:  # torchrun stops the others of one that has died: that is to be said first
+                    stop.grace_seconds = 4.0
                 if not ranks.is_first:
                     stop.halt_with(lambda: time.sleep(_SECONDS_FOR_FIRST))
                 result = run_training(

@@ -34,6 +34,7 @@ class Stop:
     ) -> None:
         self._on_asked, self._on_exit = on_asked, on_exit
         self._halt: Callable[[], Checkpoint | None] | None = None
+        self.grace_seconds = GRACE_SECONDS
         self._asked_at = math.inf
         self._before: dict[int, Any] = {}
         self._deciding = threading.Lock()  # who ends the run: the run itself, or `_halter`
@@ -98,7 +99,7 @@ class Stop:
         os.close(self._reading)
 
     def _halt_later(self) -> None:
-        if self._over.wait(GRACE_SECONDS):
+        if self._over.wait(self.grace_seconds):
             return
         with self._deciding:
             if self._over.is_set():
