@@ -14,7 +14,7 @@ demo: install
 	rm -rf $(DEMO)
 	$(BIN)/vidcache demo $(DEMO)/raw
 	$(BIN)/vidcache build $(DEMO)/raw $(DEMO)/cache.h5 --workers 2 --size 28
-	$(BIN)/vidtrain $(DEMO)/cache.h5 --weights none --num-frames-used 8 --epochs 7 --min-epochs 7 --lr 1e-3 \
+	$(BIN)/vidtrain $(DEMO)/cache.h5 --weights none --num-frames 8 --epochs 7 --min-epochs 7 --lr 1e-3 \
 		--lr-schedule cosine --warmup-epochs 1 --batch-size 8 --balance sampler --augment none --out $(DEMO)/best.pt
 	$(BIN)/videval $(DEMO)/cache.h5 --ckpt $(DEMO)/best.pt
 	@echo "Report: $(CURDIR)/$(DEMO)/best.eval"
@@ -50,7 +50,7 @@ test-wheel:
 	cd $(WHEEL) && VIDCACHE_WHEEL=1 OMP_NUM_THREADS=1 venv/bin/python -m pytest -q -p no:cacheprovider \
 		-n $(JOBS) --dist loadfile -c '$(CURDIR)/pyproject.toml' --rootdir . $(WHEEL_TESTS)
 
-# Changes one thing in the code at a time: do its tests notice? ONLY: some modules, as cache/reader.py,cache/plan.py.
+# Changes one thing in the code at a time: do its tests notice? ONLY: some modules, as cache/reader.py,cache/format.py.
 # MUTANTS: at most so many of each module, drawn with a fixed seed. What was tried is kept in MUTANTS_OUT.
 MUTANTS ?= 30
 MUTANTS_OUT ?= /tmp/vidcache-mutants

@@ -9,8 +9,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from vidcache.cache.layout import Split, Status
-from vidcache.cache.leaks import Leaks, draw_leaks, find_leaks
+from vidcache.cache.format import Split, Status
+from vidcache.cache.leakage import Leaks, draw_leaks, find_leaks
 from vidcache.cache.reader import CacheReader, Reader
 from vidcache.cli import (
     Command,
@@ -23,11 +23,10 @@ from vidcache.cli import (
     progress_console,
     verbosity_options,
 )
-from vidcache.console import SafeConsole, echo
+from vidcache.console import Progress, SafeConsole, echo
 from vidcache.errors import CacheError, VidcacheError
-from vidcache.near import NEAR
+from vidcache.near_duplicates import NEAR
 from vidcache.outputs import PICTURE, claim
-from vidcache.progress import Progress
 from vidcache.spec import Spec
 from vidcache.text import plural, printable
 
@@ -136,7 +135,7 @@ def verify(cache: Path, as_json: bool) -> None:
     if bad:
         raise CacheError(
             f"{printable(cache)}: {len(bad)} of {plural(len(good), 'clip')} do not match their hash, expected none. "
-            "Restore a copy, or decode them again: vidcache build RAW CACHE --check-contents"
+            "Restore a copy, or decode them again: vidcache build RAW CACHE --verify-sources"
         )
 
 
@@ -171,7 +170,7 @@ def leaks(
     \b
     vidcache leaks cache.h5
     """
-    from vidcache.cache.joined import open_caches
+    from vidcache.cache.reader import open_caches
 
     picture = claim(out or beside(caches[0], ".leaks.png"), PICTURE, caches)
     failure: OSError | None = None

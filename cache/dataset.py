@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vidcache.cache.joined import open_caches
+from vidcache.cache.reader import open_caches
 from vidcache.sampling import sample_indices
 
 
@@ -16,7 +16,7 @@ class ClipDataset(Dataset[tuple[torch.Tensor, int]]):
 
     A DataLoader fetches whole batches (`__getitems__`). Workers may be forked or spawned: they read
     with a plain descriptor, and a pickled data set opens its files again. Normalise and augment on
-    the device, with `vidcache.train.augment` and `vidcache.pixels`.
+    the device, with `vidcache.train.augment` and `vidcache.normalize`.
 
     Args:
         caches: One cache file, or several that are used as one.

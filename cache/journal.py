@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from vidcache.cache.layout import RECORD
+from vidcache.cache.format import RECORD
 
 _ENTRY = np.dtype([("row", "<u8"), ("record", RECORD)])
 ENTRY_BYTES = _ENTRY.itemsize + 8

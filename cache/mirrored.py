@@ -106,7 +106,7 @@ def proven_pairs(hashes: Hashes, labels: Labels) -> tuple[MirrorPair, ...]:
     neighbours depend on each other; both together 0 of 1,200.)
 
     Args:
-        hashes: (n, 16, 12, 12) uint8, of `vidcache.perceptual.perceptual_hash`.
+        hashes: (n, 16, 12, 12) uint8, of `vidcache.near_duplicates.perceptual_hash`.
         labels: (n,) their classes.
     """
     from scipy.stats import hypergeom  # takes 1 s to import

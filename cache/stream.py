@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vidcache.pixels import Workspace
+from vidcache.normalize import Workspace
 
 Rows = npt.NDArray[np.int64]
 

@@ -17,10 +17,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from vidcache.cache import journal, layout
-from vidcache.cache.donors import Donor, Skeleton
-from vidcache.cache.layout import COLUMNS, RECORD, Header, Layout, Stage, Status
-from vidcache.cache.place import (
+from vidcache.cache import format as layout
+from vidcache.cache import journal
+from vidcache.cache.format import COLUMNS, RECORD, Header, Layout, Plan, Stage, Status
+from vidcache.cache.lock import (
     build_folder,
     check_build_folder,
     check_space,
@@ -29,8 +29,8 @@ from vidcache.cache.place import (
     remove_build,
     remove_builds,
 )
-from vidcache.cache.plan import Plan
-from vidcache.cache.values import check_attributes, check_columns, check_names
+from vidcache.cache.reuse import Donor, Skeleton
+from vidcache.cache.validate import check_attributes, check_columns, check_names
 from vidcache.errors import CacheError, InputError, VidcacheError
 from vidcache.files import copy_range, pread_all, pwrite_all, sync_file, sync_folder
 from vidcache.text import brief, printable

@@ -9,13 +9,12 @@ from typing import Any, BinaryIO, Self, cast
 import torch
 import xxhash
 
-from vidcache.archive import MAX_BYTES, check_archive
 from vidcache.errors import MismatchError
 from vidcache.files import open_regular, write_atomically
-from vidcache.pixels import MEAN, STD
-from vidcache.plain import NUMBER, PRIMITIVE, Rule, check, numbers, table, text, whole
+from vidcache.normalize import MEAN, STD
 from vidcache.spec import Spec
 from vidcache.text import brief, one_line, printable
+from vidcache.untrusted import MAX_BYTES, NUMBER, PRIMITIVE, Rule, check, check_archive, numbers, table, text, whole
 
 FORMAT = "vidcache-checkpoint"
 FORMAT_VERSION = 1

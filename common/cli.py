@@ -31,7 +31,7 @@ _TYPED, _VERBOSITY = "vidcache.typed", "vidcache.verbosity"
 
 # Sub-command: (where it lives, one line for --help).
 COMMANDS = {
-    "analyze": ("vidcache.preprocess.analyze_cli:analyze", "Say what is odd about a cache or a folder of videos."),
+    "analyze": ("vidcache.preprocess.analysis.cli:analyze", "Say what is odd about a cache or a folder of videos."),
     "bench": ("vidcache.train.bench_cli:bench", "Time a training step and name what bounds it."),
     "build": ("vidcache.preprocess.cli:build", "Decode a folder of videos into a cache."),
     "demo": ("vidcache.preprocess.cli:demo", "Render a small labelled set of motion videos."),
@@ -42,7 +42,7 @@ COMMANDS = {
     "leaks": ("vidcache.cache.cli:leaks", "List clips of different splits that look alike."),
     "predict": ("vidcache.eval.predict_cli:main", "The same as vidpredict: say what is in video files."),
     "preview": ("vidcache.train.cli:preview", "Show clips before and after augmentation."),
-    "split": ("vidcache.preprocess.split_cli:split", "Divide a cache into train, val and test again."),
+    "split": ("vidcache.preprocess.split.cli:split", "Divide a cache into train, val and test again."),
     "train": ("vidcache.train.cli:main", "The same as vidtrain: fine-tune a model on a cache."),
     "verify": ("vidcache.cache.cli:verify", "Check every structure and every clip of a cache."),
 }

@@ -1,16 +1,18 @@
-"""Where text reaches a terminal: the one place that makes what strangers wrote harmless.
+"""How far long work is: a bar on a terminal, a plain line every half minute in a log."""
 
-Everything that a command prints goes through `SafeConsole` or `echo`: names of files, attributes of a cache and
-messages of errors may hold anything. Files that are written are not this module's matter.
-"""
-
+import dataclasses
 import os
 import sys
-from collections.abc import Iterable
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
 
 import click
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bar
 from rich.segment import Segment
 from rich.text import Text
 
@@ -65,3 +67,140 @@ def open_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks
+
+
+INTERVAL_SECONDS = 30.0  # between two lines of a log
+
+
+@dataclasses.dataclass
+class _Phase:
+    """A part of the work, and how far it is; `first` is the time and the count of its first report."""
+
+    name: str
+    unit: str
+    started: float
+    first: tuple[float, int] | None = None
+    done: int = 0
+    total: int | None = None
+    failed: int | None = None
+    note: str = ""
+
+
+class Progress:
+    """Shows how far something is, as long as it is entered; nothing of a quiet console.
+
+    A verbose console gets a line at the end of every phase too: how much it was, and how long it took.
+
+    Args:
+        console: Where to; that of stderr.
+        phase: What is done first: "decoding".
+        unit: What is counted, plural: "videos".
+        clock: Seconds.
+    """
+
+    def __init__(
+        self, console: SafeConsole, phase: str, unit: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console, self._clock = console, clock
+        self._phase = _Phase(phase, unit, clock())
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rest(self.rest)
+        # stdout is for results, also where it is a file and stderr is not.
+        self._bar = Bar(
+            *columns, console=console, disable=not console.is_terminal, transient=True, redirect_stdout=False
+        )
+        self._task = self._bar.add_task(phase, total=None)
+        self._over = threading.Event()
+        self._lines = threading.Thread(target=self._print_lines, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        if not self._console.is_terminal and not self._console.quiet:
+            self._lines.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not error:
+            self._finish_phase()
+        self.stop()
+
+    def stop(self) -> None:
+        """Show nothing from now on; the cursor of a terminal is back."""
+        self._over.set()
+        self._bar.stop()
+        if self._lines.is_alive():
+            self._lines.join(1)  # it may wait for whoever reads stderr
+
+    def start_phase(self, name: str, unit: str = "") -> None:
+        """Begin with another part of the work."""
+        self._finish_phase()
+        self._phase = _Phase(name, unit, self._clock())
+        self._bar.reset(self._task, total=None, description=name)
+
+    def update(self, done: int, total: int, failed: int | None = None, note: str = "") -> None:
+        """Say how far this phase is.
+
+        Args:
+            done: How much of it is done.
+            total: How much it is.
+            failed: How many of those that are done have failed, if they can.
+            note: What else is to be shown.
+        """
+        phase = self._phase
+        phase.done, phase.total, phase.failed, phase.note = done, total, failed, note
+        phase.first = phase.first or (self._clock(), done)
+        self._bar.update(self._task, completed=done, total=total)
+
+    def rest(self) -> str:
+        """Return rate, time left, failures and note, as far as they are known."""
+        phase = self._phase
+        parts = []
+        if phase.first and phase.total is not None:
+            seconds, done = self._clock() - phase.first[0], phase.done - phase.first[1]
+            if seconds > 0 and done > 0:
+                rate = done / seconds
+                parts.append(f"{rate:.1f} {phase.unit}/s" if rate >= 0.1 else f"{rate * 60:.1f} {phase.unit}/min")
+                if phase.done < phase.total:
+                    parts.append(f"{in_words((phase.total - phase.done) / rate)} left")
+        if phase.failed is not None:
+            parts.append(f"{phase.failed:,} failed")
+        return ", ".join([*parts, *([phase.note] if phase.note else [])])
+
+    def line(self) -> str:
+        """Return everything in one line."""
+        phase = self._phase
+        if phase.total is None:
+            return f"{phase.name} for {in_words(self._clock() - phase.started)}"
+        count = f"{phase.name}: {phase.done:,} of {phase.total:,} {phase.unit}"
+        return ", ".join(part for part in (count, self.rest()) if part)
+
+    def _print_lines(self) -> None:
+        while not self._over.wait(INTERVAL_SECONDS):
+            self._console.print(self.line(), soft_wrap=True)
+
+    def _finish_phase(self) -> None:
+        phase = self._phase
+        count = f"{phase.done:,} {phase.unit} in " if phase.total is not None else ""
+        self._console.detail(f"{phase.name}: {count}{in_words(self._clock() - phase.started)}")
+
+
+class _Rest(ProgressColumn):
+    def __init__(self, rest: Callable[[], str]) -> None:
+        super().__init__()
+        self._rest = rest
+
+    def render(self, task: Task) -> Text:  # noqa: ARG002 -- rich's signature
+        return Text(self._rest())
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration as people say it.
+
+    >>> in_words(4.25), in_words(45), in_words(200), in_words(9000)
+    ('4.2 s', '45 s', '3.3 min', '2.5 h')
+    """
+    for limit, factor, unit in ((10, 1, "s"), (100, 1, "s"), (100 * 60, 60, "min")):
+        if seconds < limit:
+            return f"{seconds / factor:.{0 if limit == 100 else 1}f} {unit}"
+    return f"{seconds / 3600:.1f} h"

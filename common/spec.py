@@ -6,8 +6,8 @@ A cache and a checkpoint each carry a spec; they belong together only when the s
 import dataclasses
 from typing import Any, Self
 
-from vidcache.plain import build
 from vidcache.text import brief
+from vidcache.untrusted import build
 
 SAMPLING = "uniform-with-endpoints"
 SCALING = "bicubic+accurate_rnd+full_chroma_int+bitexact"

@@ -18,17 +18,16 @@ from vidcache.cli import (
     verbosity_options,
     version_option,
 )
-from vidcache.console import SafeConsole, echo
+from vidcache.console import Progress, SafeConsole, echo
 from vidcache.errors import VidcacheError
 from vidcache.files import write_text_atomically
 from vidcache.outputs import PAGE, PICTURE, begins, claim_folder, why_not_writable
-from vidcache.progress import Progress
 from vidcache.text import printable, to_csv
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.cache.reader import Reader
     from vidcache.checkpoint import Checkpoint
-    from vidcache.eval.evaluation import Evaluation
+    from vidcache.eval.evaluate import Evaluation
     from vidcache.model import R3D18
 
 FILES = {
@@ -108,15 +107,13 @@ def main(
     read = [*caches, ckpt, *([compare] if compare else [])]
     folder = claim_folder(out or ckpt.with_suffix(".eval"), FILES, read)
 
-    from vidcache.cache.joined import open_caches
-    from vidcache.eval.compare import compare as compare_predictions
-    from vidcache.eval.evaluation import EvalOptions, check_views, evaluate, predict_split
-    from vidcache.eval.examples import explainer
-    from vidcache.eval.history import read_history
-    from vidcache.eval.loading import is_of
-    from vidcache.eval.report import Subject, render_report
-    from vidcache.eval.results import changed_clips, write_results
-    from vidcache.eval.summary import summarise, summarise_comparison
+    from vidcache.cache.reader import open_caches
+    from vidcache.eval.evaluate import EvalOptions, check_views, evaluate, predict_split
+    from vidcache.eval.inference import is_of
+    from vidcache.eval.intervals import compare as compare_predictions
+    from vidcache.eval.report.build import Subject, read_history, render_report, summarise, summarise_comparison
+    from vidcache.eval.report.files import changed_clips, write_results
+    from vidcache.eval.report.plots import explainer
 
     chosen = choose_device(device)
     options = EvalOptions(split, chosen, batch_size, num_views, tta == "flip", verify, seed)
@@ -200,7 +197,7 @@ def _not_written(folder: Path, failure: OSError) -> str:
 
 def _load(path: Path, reader: "Reader", device: str, allow_mismatch: bool) -> tuple["Checkpoint", "R3D18"]:
     from vidcache.checkpoint import Checkpoint
-    from vidcache.eval.loading import check_match, load_model
+    from vidcache.eval.inference import check_match, load_model
 
     checkpoint = Checkpoint.load(path)
     check_match(checkpoint, reader, printable(path), allow_mismatch=allow_mismatch)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from vidcache.cli import Command, choose_device, echo_json, json_option, option, progress_console, verbosity_options
-from vidcache.console import echo
+from vidcache.console import Progress, echo
 from vidcache.outputs import EXPORT, claim
-from vidcache.progress import Progress
 from vidcache.text import printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
@@ -62,8 +61,7 @@ def export(ckpt: Path, file_format: str, out: Path | None, cache: Path | None, d
     path = claim(path, EXPORT, [ckpt, *([cache] if cache else [])])
 
     from vidcache.checkpoint import Checkpoint
-    from vidcache.eval.export import BATCH_SIZES, TOLERANCE, export_checkpoint
-    from vidcache.eval.export_clips import find_clips
+    from vidcache.eval.export import BATCH_SIZES, TOLERANCE, export_checkpoint, find_clips
 
     started = time.perf_counter()
     chosen = choose_device(device)

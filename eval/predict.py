@@ -18,20 +18,19 @@ import torch
 
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import MismatchError
-from vidcache.eval.evaluate import to_input
+from vidcache.eval.inference import to_input
 from vidcache.model import R3D18
-from vidcache.pixels import Workspace
-from vidcache.preprocess.backends import find_all_tools
-from vidcache.preprocess.decode import Limits, decode_video
-from vidcache.preprocess.failure import Failure
-from vidcache.preprocess.ffmpeg import Children, Tools
-from vidcache.preprocess.resources import bound_workers
+from vidcache.normalize import Workspace
+from vidcache.preprocess.executors import find_all_tools
+from vidcache.preprocess.video.decode import DecodeLimits, decode_video
+from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, SubprocessGroup, bound_workers
+from vidcache.preprocess.video.source_file import Failure
 from vidcache.sampling import sample_indices
 from vidcache.spec import Spec
 from vidcache.text import printable
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import: only for explanations
-    from vidcache.filmstrip import Filmstrip
+    from vidcache.plotting import Filmstrip
 
 TOP = 5  # as in `vidcache.eval.metrics`, which takes 2 s to import (scikit-learn)
 
@@ -56,7 +55,7 @@ class PredictOptions:
     batch_size: int = 16
     workers: int = 1
     device: str = "cpu"
-    limits: Limits = Limits()
+    limits: DecodeLimits = DecodeLimits()
     ffmpeg_dir: Path | None = None
     explain: bool = False
     where: str = "checkpoint"
@@ -111,7 +110,11 @@ def predict_videos(
 
 
 def _decode_ahead(
-    videos: Sequence[Path], frames: npt.NDArray[np.int64], spec: Spec, tools: list[Tools], options: PredictOptions
+    videos: Sequence[Path],
+    frames: npt.NDArray[np.int64],
+    spec: Spec,
+    tools: list[FFmpegBinaries],
+    options: PredictOptions,
 ) -> Generator[Outcome, None, None]:
     """Give the frames of each video, or why there are none, in order, and decode the next ones meanwhile."""
 
@@ -127,7 +130,7 @@ def _decode_ahead(
     is_apart = torch.device(options.device).type != "cpu"
     window = options.batch_size + (options.workers if is_apart else 0)
     waiting: collections.deque[Future[Outcome]] = collections.deque()
-    with Children() as children, ThreadPoolExecutor(options.workers) as pool:
+    with SubprocessGroup() as children, ThreadPoolExecutor(options.workers) as pool:
         try:
             for video in videos:
                 waiting.append(pool.submit(decode, video))
@@ -172,7 +175,7 @@ def _run_model(
     # Before inference mode: what is made in it cannot be written to outside of it.
     inputs = to_input(torch.from_numpy(clips_BTHWC).to(options.device), workspace)
     if options.explain:
-        from vidcache.eval.explain import grad_cam
+        from vidcache.eval.gradcam import grad_cam
 
         logits, heat = grad_cam(model, inputs)
         return zip(logits.softmax(1).cpu(), heat.cpu().numpy(), strict=True)
@@ -182,6 +185,6 @@ def _run_model(
 
 
 def _explain(video: Path, best: tuple[str, float], clip: Clip, heat: npt.NDArray[np.float32]) -> "Filmstrip":
-    from vidcache.eval.explain import explanation_strip
+    from vidcache.eval.gradcam import explanation_strip
 
     return explanation_strip(clip, heat, f"{printable(video.name)}: {printable(best[0])} {best[1]:.1%}")

@@ -25,13 +25,11 @@ from vidcache.cli import (
     verbosity_options,
     version_option,
 )
-from vidcache.console import SafeConsole, echo
+from vidcache.console import Progress, SafeConsole, echo
 from vidcache.errors import InputError, TooManyFailuresError
 from vidcache.outputs import PICTURE, claim_folder
-from vidcache.preprocess.decode import Limits
-from vidcache.preprocess.source_cli import follow_links_option
-from vidcache.preprocess.sources import list_videos
-from vidcache.progress import Progress
+from vidcache.preprocess.video.decode import DecodeLimits
+from vidcache.preprocess.video.find import follow_links_option, list_videos
 from vidcache.text import plural, printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
@@ -63,7 +61,9 @@ _NAME_BYTES = 150  # of the 255 that a file name may have
 )
 @option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
 @option("--timeout", type=FiniteRange(min=0, min_open=True), default=900.0, help="Seconds for one video.")
-@option("--max-pixels", type=click.IntRange(1), default=Limits.max_pixels, help="Largest width * height of a video.")
+@option(
+    "--max-pixels", type=click.IntRange(1), default=DecodeLimits.max_pixels, help="Largest width * height of a video."
+)
 @option(
     "--keyed/--no-keyed",
     default=True,
@@ -107,13 +107,13 @@ def main(
     drawings = _claim_drawings(drawings, files, ckpt) if drawings else None
 
     from vidcache.checkpoint import Checkpoint
-    from vidcache.eval.loading import load_model
+    from vidcache.eval.inference import load_model
     from vidcache.eval.predict import PredictOptions, predict_videos
 
     checkpoint = Checkpoint.load(ckpt)
     chosen = choose_device(device)
     model = load_model(checkpoint, printable(ckpt), chosen)
-    limits = Limits(timeout, max_pixels, keyed, follow_links)
+    limits = DecodeLimits(timeout, max_pixels, keyed, follow_links)
     options = PredictOptions(batch_size, workers, chosen, limits, ffmpeg_dir, explain, printable(ckpt))
     with (
         _Reporter(len(files), skipped, as_json=as_json, drawings=drawings) as reporter,
@@ -227,7 +227,7 @@ class _Reporter:
             entry["error"] = result.failure
             self._print(self._errors, f"{name}: {result.failure}")
         elif self._drawings and result.explanation:
-            from vidcache.filmstrip import draw_filmstrips
+            from vidcache.plotting import draw_filmstrips
 
             self._drawings.mkdir(parents=True, exist_ok=True)
             path = self._drawings / drawing_name(result.video, self._names)

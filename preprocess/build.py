@@ -7,6 +7,7 @@ Results leave through return values and a callback: nothing is printed here.
 import contextlib
 import dataclasses
 import errno
+import importlib.metadata
 import os
 import time
 from collections import Counter
@@ -16,29 +17,154 @@ from typing import Any
 
 import numpy as np
 
-from vidcache.cache.donors import Earlier, earlier_builds, open_donors
-from vidcache.cache.layout import FORMAT_VERSION, Split, Status
-from vidcache.cache.place import clean_up
-from vidcache.cache.plan import Plan
+from vidcache.cache.format import FORMAT_VERSION, Plan, Split, Status
+from vidcache.cache.lock import clean_up
 from vidcache.cache.reader import CacheReader
+from vidcache.cache.reuse import Earlier, earlier_builds, open_donors
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import InputError, VidcacheError
 from vidcache.outputs import CACHE, claim
-from vidcache.preprocess.backends import Job, decode, find_all_tools
-from vidcache.preprocess.ffmpeg import Tools
-from vidcache.preprocess.given import expand
-from vidcache.preprocess.losses import check_dropped, check_lost
+from vidcache.preprocess.executors import Job, decode, find_all_tools
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.picture import HDR_TRANSFERS
-from vidcache.preprocess.planning import check_class_sizes, check_reading, choose_rule, make_plan, unused_columns
-from vidcache.preprocess.problems import FAILURES, Problem, failures_path, find_problems, problem_of, write_failures
-from vidcache.preprocess.resources import bound_workers
-from vidcache.preprocess.reuse import is_current, reason_of, reconsider, rows_to_retry, take_over
-from vidcache.preprocess.rule import SplitRule, Splitter
-from vidcache.preprocess.sources import find_videos
-from vidcache.preprocess.twins import twin_notes
+from vidcache.preprocess.records import FAILURES, Problem, failures_path, find_problems, problem_of, write_failures
+from vidcache.preprocess.reuse import (
+    check_dropped,
+    check_lost,
+    is_current,
+    reason_of,
+    reconsider,
+    rows_to_retry,
+    take_over,
+)
+from vidcache.preprocess.split.assign import MIN_CLASS_CLIPS
+from vidcache.preprocess.split.config import SplitConfig, SplitOverrides, Splitter
+from vidcache.preprocess.split.groups import GroupBy
+from vidcache.preprocess.split.predefined import expand
+from vidcache.preprocess.video.classes import LISTED, twin_notes
+from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, bound_workers
+from vidcache.preprocess.video.find import Sources, find_videos
+from vidcache.preprocess.video.probe import HDR_TRANSFERS
 from vidcache.spec import Spec
 from vidcache.text import plural, printable
+
+
+def check_class_sizes(counts: Counter[bytes], noun: str) -> None:
+    """Refuse classes that cannot be in train, val and test.
+
+    Raises:
+        InputError: Names every class with fewer than 3.
+    """
+    tiny = [f"{printable(name)} ({count})" for name, count in sorted(counts.items()) if count < MIN_CLASS_CLIPS]
+    if tiny:
+        raise InputError(
+            f"classes with fewer than {MIN_CLASS_CLIPS} {noun}: {', '.join(tiny)}; expected at least one each for "
+            "train, val and test. Add videos, or accept it with --allow-tiny-classes"
+        )
+
+
+def choose_rule(finished: CacheReader | None, sources: Sources, choice: SplitOverrides) -> SplitConfig:
+    """Return how to split: as chosen; else as in the finished cache; else as lists or folders say, or the default.
+
+    Raises:
+        InputError: A list cannot be read.
+    """
+    rule = SplitConfig(source="folders" if sources.class_depth == 1 else "fractions")
+    kept = finished is not None and int(finished.attributes["class_depth"]) == sources.class_depth
+    if finished and kept:
+        rule = SplitConfig.from_attributes(finished.attributes)
+    labels = sources.labels
+    # A cache keeps no lists: what it was divided by is named again with the labels.
+    if labels and labels.has_split and not choice.source and (not kept or rule.source == "files"):
+        choice = dataclasses.replace(choice, source="files", files=(labels.file,))
+    if labels and labels.has_group and not choice.grouping and (not kept or rule.grouping.by == "file"):
+        choice = dataclasses.replace(choice, grouping=GroupBy("file", labels.file))
+    return choice.applied_to(rule)
+
+
+def unused_columns(rule: SplitConfig, sources: Sources, choice: SplitOverrides) -> tuple[str, ...]:
+    """Say which columns of the list of labels do not divide the cache, though nobody chose so in this command.
+
+    The cache was divided before the list had them, or by `vidcache split` since: its attributes do not say which.
+    """
+    labels = sources.labels
+    if labels is None:
+        return ()
+    file, notes = printable(labels.file), []
+    if labels.has_split and not choice.source and rule.source != "files":
+        notes.append(
+            f"the column split of {file} is not used: the cache is split by {rule.source}. Use it with --split-file"
+        )
+    if labels.has_group and not choice.grouping and rule.grouping.by != "file":
+        notes.append(
+            f"the column group of {file} is not used: the cache is grouped by {rule.grouping.by}. Use it with --by file"
+        )
+    return tuple(f"{note} {file}" for note in notes)
+
+
+def check_reading(output: Path, attributes: dict[str, Any], sources: Sources, options: BuildOptions) -> None:
+    """Refuse to read the folders in another way than the finished cache did, unless that was asked for.
+
+    Raises:
+        InputError: The same videos would get other classes, or linked ones would be lost.
+    """
+    depth = int(attributes["class_depth"])
+    if depth != sources.class_depth and options.layout == "auto" and not options.labels:
+        way, advice = {
+            LISTED: ("a list", "Name the list again with --labels"),
+            0: ("RAW/<class>/", "Choose between them with --layout classes or --layout splits"),
+        }.get(depth, ("RAW/<split>/<class>/", "Choose between them with --layout splits or --layout classes"))
+        raise InputError(
+            f"{printable(output)}: has its classes from {way}, but the folders now read in another way. {advice}, or "
+            "choose another name for the cache"
+        )
+    if attributes.get("follow_links") and not options.limits.follow_links:
+        raise InputError(
+            f"{printable(output)}: was built with --follow-links, and without it linked videos would be lost. Name the "
+            "option again, or choose another name for the cache"
+        )
+
+
+def make_plan(
+    sources: Sources,
+    spec: Spec,
+    rule: SplitConfig,
+    tools: FFmpegBinaries,
+    earlier: list[Earlier],
+    *,
+    follow_links: bool = False,
+) -> Plan:
+    """Write down everything that is known before the first video is opened."""
+    # Clips of earlier builds may be taken over, so their ffmpeg counts too.
+    versions = {tools.version}.union(*(found.ffmpeg_version.split(", ") for found in earlier))
+    classes = sources.classes
+    label_of = {name: label for label, name in enumerate(classes)}
+    videos = sources.videos
+    return Plan(
+        spec=spec,
+        classes=classes,
+        paths=tuple(video.path for video in videos),
+        labels=tuple(label_of[video.class_name] for video in videos),
+        source_bytes=tuple(video.num_bytes for video in videos),
+        source_mtime_ns=tuple(video.mtime_ns for video in videos),
+        attributes=plan_attributes(
+            spec, sources.class_depth, rule, ", ".join(sorted(versions - {""})), follow_links=follow_links
+        ),
+    )
+
+
+def plan_attributes(
+    spec: Spec, class_depth: int, rule: SplitConfig, ffmpeg_version: str, *, follow_links: bool = False
+) -> dict[str, Any]:
+    """Return the root attributes of a cache, always in the same order."""
+    return {
+        "sampling": spec.sampling,
+        "scaling": spec.scaling,
+        "class_depth": class_depth,
+        **({"follow_links": 1} if follow_links else {}),
+        **rule.attributes(),
+        "vidcache_version": importlib.metadata.version("vidcache"),
+        "ffmpeg_version": ffmpeg_version,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,9 +293,9 @@ def _build(
     output: Path,
     finished: CacheReader | None,
     plan: Plan,
-    rule: SplitRule,
+    rule: SplitConfig,
     class_depth: int,
-    tools: list[Tools],
+    tools: list[FFmpegBinaries],
     options: BuildOptions,
     tell: tuple[Progress, OnProblem],
 ) -> BuildReport:
@@ -243,7 +369,7 @@ def _report_if_current(
     output: Path,
     finished: CacheReader,
     plan: Plan,
-    tools: list[Tools],
+    tools: list[FFmpegBinaries],
     options: BuildOptions,
     progress: Progress,
 ) -> BuildReport | None:

@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from vidcache.cache.layout import Status
+from vidcache.cache.format import Status
 from vidcache.cli import (
     Command,
     FiniteRange,
@@ -19,21 +19,18 @@ from vidcache.cli import (
     progress_console,
     verbosity_options,
 )
-from vidcache.console import SafeConsole, echo
+from vidcache.console import Progress, SafeConsole, echo
 from vidcache.errors import TooManyFailuresError
-from vidcache.preprocess.build import BuildReport, build_cache
-from vidcache.preprocess.decode import Limits
+from vidcache.preprocess.build import BuildReport, build_cache, check_class_sizes
 from vidcache.preprocess.demo import CLASSES, render_demo
-from vidcache.preprocess.failure import is_momentary
-from vidcache.preprocess.ffmpeg import find_tools
 from vidcache.preprocess.options import BACKENDS, BuildOptions
-from vidcache.preprocess.planning import check_class_sizes
-from vidcache.preprocess.problems import Problem, failures_path
-from vidcache.preprocess.source_cli import check_source_options, source_options
-from vidcache.preprocess.sources import find_videos
-from vidcache.preprocess.split_cli import SplitCommand, make_choice, parse_with, show_notes, split_options
-from vidcache.preprocess.twins import twin_notes
-from vidcache.progress import Progress
+from vidcache.preprocess.records import Problem, failures_path
+from vidcache.preprocess.split.cli import SplitCommand, make_choice, parse_with, show_notes, split_options
+from vidcache.preprocess.video.classes import twin_notes
+from vidcache.preprocess.video.decode import DecodeLimits
+from vidcache.preprocess.video.ffmpeg import find_tools
+from vidcache.preprocess.video.find import check_source_options, find_videos, source_options
+from vidcache.preprocess.video.source_file import is_momentary
 from vidcache.spec import SCALING, TONEMAPPED, Spec
 from vidcache.text import plural, printable
 
@@ -91,7 +88,9 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
 @option("--allow-tiny-classes", is_flag=True, help="Accept classes with fewer than 3 videos.")
 @option("--ffmpeg-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of ffmpeg and ffprobe.")
 @option("--timeout", type=FiniteRange(min=0, min_open=True), default=900.0, help="Seconds for one video.")
-@option("--max-pixels", type=click.IntRange(1), default=Limits.max_pixels, help="Largest width * height of a video.")
+@option(
+    "--max-pixels", type=click.IntRange(1), default=DecodeLimits.max_pixels, help="Largest width * height of a video."
+)
 @option(
     "--keyed/--no-keyed",
     default=True,
@@ -109,7 +108,9 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
     help="More failed videos: exit code 3.",
 )
 @click.option("--retry-failed", is_flag=True, help="Decode again all videos that failed.")
-@click.option("--check-contents", is_flag=True, help="Compare hashes of videos and clips, not sizes and times.")
+@click.option(
+    "--verify-sources", "check_contents", is_flag=True, help="Compare hashes of videos and clips, not sizes and times."
+)
 @click.option("--overwrite", is_flag=True, help="Use nothing of an earlier CACHE, which may be damaged.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built; write nothing.")
 @verbosity_options("every video that fails or is damaged, when it does")
@@ -163,7 +164,7 @@ def build(
         split=make_choice(split_values),
         allow_tiny_classes=allow_tiny_classes,
         ffmpeg_dir=ffmpeg_dir,
-        limits=Limits(timeout, max_pixels, keyed, follow_links),
+        limits=DecodeLimits(timeout, max_pixels, keyed, follow_links),
         retry_failed=retry_failed,
         check_contents=check_contents,
         overwrite=overwrite,

@@ -21,8 +21,7 @@ import numpy.typing as npt
 
 from vidcache.errors import InputError, VidcacheError
 from vidcache.files import follow
-from vidcache.preprocess.ffmpeg import Tools
-from vidcache.preprocess.resources import bound_workers
+from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, bound_workers
 from vidcache.text import one_line, printable
 
 Floats = npt.NDArray[np.float64]
@@ -64,7 +63,7 @@ class _Motion:
 
 
 def render_demo(
-    folder: Path, tools: Tools, *, seed: int = 0, workers: int = 1, progress: Progress = lambda *_: None
+    folder: Path, tools: FFmpegBinaries, *, seed: int = 0, workers: int = 1, progress: Progress = lambda *_: None
 ) -> list[Path]:
     """Render the videos into `folder/<class>/`: the same pictures every time, however busy the machine is.
 
@@ -175,7 +174,7 @@ def draw_frames(moved: _Motion, width: int, height: int, rng: np.random.Generato
     return frames
 
 
-def _render(folder: Path, name: str, number: int, tools: Tools, rng: np.random.Generator) -> Path:
+def _render(folder: Path, name: str, number: int, tools: FFmpegBinaries, rng: np.random.Generator) -> Path:
     _, encoding = ENCODINGS[number % len(ENCODINGS)]
     width, height = SIZES[rng.integers(len(SIZES))]
     rate, length = int(rng.choice(RATES)), int(rng.choice(LENGTHS))
@@ -195,7 +194,7 @@ def _render(folder: Path, name: str, number: int, tools: Tools, rng: np.random.G
     return path
 
 
-def _encode(stream: Any, path: Path, tools: Tools, frames: bytes) -> None:
+def _encode(stream: Any, path: Path, tools: FFmpegBinaries, frames: bytes) -> None:
     command = stream.global_args("-nostats", "-v", "error", "-y").compile(cmd=tools.ffmpeg)
     result = subprocess.run(command, input=frames, capture_output=True, check=False)
     if result.returncode != 0:

@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from vidcache.preprocess.decode import Limits
-from vidcache.preprocess.rule import SplitChoice
+from vidcache.preprocess.split.config import SplitOverrides
+from vidcache.preprocess.video.decode import DecodeLimits
 from vidcache.spec import Spec
 
 BACKENDS = ("threads", "dask", "ray")
@@ -36,10 +36,10 @@ class BuildOptions:
     scheduler: str | None = None
     layout: str = "auto"
     labels: Path | None = None
-    split: SplitChoice = SplitChoice()
+    split: SplitOverrides = SplitOverrides()
     allow_tiny_classes: bool = False
     ffmpeg_dir: Path | None = None
-    limits: Limits = Limits()
+    limits: DecodeLimits = DecodeLimits()
     check_contents: bool = False
     retry_failed: bool = False
     overwrite: bool = False

@@ -32,22 +32,25 @@ from unittest import mock
 import numpy as np
 import xxhash
 
-from vidcache.cache import donors, journal, place, writer
-from vidcache.cache.layout import clip_hash_of
+from vidcache.cache import journal, writer
+from vidcache.cache import lock as place
+from vidcache.cache import reuse as donors
+from vidcache.cache.format import clip_hash_of
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import LockedError, VidcacheError
-from vidcache.preprocess import backends, build, reuse
+from vidcache.preprocess import build, reuse
+from vidcache.preprocess import executors as backends
 from vidcache.preprocess.build import build_cache
-from vidcache.preprocess.decode import Decoded, Ledger
-from vidcache.preprocess.failure import Failure, Reason
-from vidcache.preprocess.ffmpeg import Tools
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.probe import Probe
+from vidcache.preprocess.video.decode import DecodedClip, DecodeStats
+from vidcache.preprocess.video.ffmpeg import FFmpegBinaries
+from vidcache.preprocess.video.probe import Probe
+from vidcache.preprocess.video.source_file import Failure, Reason
 from vidcache.spec import Spec
 
 SPEC = Spec(2, 16, 16)
 OPTIONS = BuildOptions(spec=SPEC, workers=1, allow_tiny_classes=True)
-TOOLS = [Tools("ffmpeg", "ffprobe", "n0", "nowhere")]
+TOOLS = [FFmpegBinaries("ffmpeg", "ffprobe", "n0", "nowhere")]
 LEFT = {"c.h5", "c.h5.lock", "c.failures.csv"}
 KILL_BEFORE, TEAR, KILL_AFTER, FAIL_ONCE, FAIL_FROM, SHORT = range(1, 7)
 CREATE, WRITE, TRUNCATE, SYNC, RENAME, UNLINK, MKDIR, RMDIR, LINK, MARK = range(1, 11)
@@ -103,7 +106,7 @@ class NoChildren(AbstractContextManager["NoChildren"]):
         pass
 
 
-def decode_stand_in(path: bytes, spec: Spec, *_: Any) -> Decoded:
+def decode_stand_in(path: bytes, spec: Spec, *_: Any) -> DecodedClip:
     """A clip that is a function of the file's bytes."""
     with open(path, "rb") as file:
         data = file.read()
@@ -115,7 +118,7 @@ def decode_stand_in(path: bytes, spec: Spec, *_: Any) -> Decoded:
         stream_index=0, codec="made", pixel_format="up", width=16, height=16, rotation=0, fps_from_header=25.0,
         duration_seconds=1.0, num_frames_from_header=2, num_packets=2, num_packets_in_file=2, encrypted=False,
     )  # fmt: skip
-    return Decoded(clip, 2, probe, Ledger(2, 0, ()), reuse.hash_video(path, deadline=math.inf), "")
+    return DecodedClip(clip, 2, probe, DecodeStats(2, 0, ()), reuse.hash_video(path, deadline=math.inf), "")
 
 
 def run_child(
@@ -170,7 +173,7 @@ def run_child(
 def _stand_in(stack: ExitStack, shim: Shim, raw: Path, decoded: list[str]) -> None:
     commit = writer.CacheWriter.commit
 
-    def decode(path: bytes, *arguments: Any) -> Decoded:
+    def decode(path: bytes, *arguments: Any) -> DecodedClip:
         decoded.append(os.fsdecode(path[len(bytes(raw)) + 1 :]))
         return decode_stand_in(path, *arguments)
 
@@ -760,7 +763,7 @@ def _all_match(stack: ExitStack) -> None:
 
 
 def _no_metadata_hash(stack: ExitStack) -> None:
-    from vidcache.cache import layout
+    from vidcache.cache import format as layout
 
     class Equal(str):
         def __eq__(self, other: object) -> bool:

@@ -13,16 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from vidcache.cache.layout import RECORD, Split, Status, clip_hash_of
-from vidcache.cache.plan import Plan
+from vidcache.cache.format import RECORD, Plan, Split, Status, clip_hash_of
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
-from vidcache.eval import loading
-from vidcache.perceptual import perceptual_hash
-from vidcache.preprocess.ffmpeg import find_tools
-from vidcache.preprocess.planning import plan_attributes
-from vidcache.preprocess.rule import SplitRule
-from vidcache.preprocess.split import assign_splits
+from vidcache.eval import inference as loading
+from vidcache.near_duplicates import perceptual_hash
+from vidcache.preprocess.build import plan_attributes
+from vidcache.preprocess.split.assign import assign_splits
+from vidcache.preprocess.split.config import SplitConfig
+from vidcache.preprocess.video.ffmpeg import find_tools
 from vidcache.spec import Spec
 from vidcache.train import loop
 
@@ -95,7 +94,7 @@ def make_plan(spec: Spec, classes: list[str], labels: npt.NDArray[np.int64], *, 
         labels=tuple(index[path.split(b"/")[0]] for path in paths),
         source_bytes=tuple(range(len(paths))),
         source_mtime_ns=tuple(range(len(paths))),
-        attributes=plan_attributes(spec, 0, SplitRule(), "none"),
+        attributes=plan_attributes(spec, 0, SplitConfig(), "none"),
     )
 
 

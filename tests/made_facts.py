@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vidcache.cache.layout import Split
-from vidcache.preprocess.analysis import Facts
+from vidcache.cache.format import Split
+from vidcache.preprocess.analysis.facts import Facts
 
 
 def make_facts(counts: dict[str, int], *, seed: int = 0, **columns: Any) -> Facts:

@@ -114,8 +114,8 @@ def test_every_option_and_command_of_every_message_exists_where_it_is_given() ->
     [
         ("train/run.py:1", "It differs. Accept it with --allow-mismatch", {"--allow-mismatch"}),
         ("train/run.py:1", "It differs. Use videval --allow-mismatch", set()),
-        ("cache/metadata.py:1", "It is damaged. Use --overwrite", {"--overwrite"}),
-        ("cache/metadata.py:1", "It is damaged. Build it again with --overwrite", set()),
+        ("cache/validate.py:1", "It is damaged. Use --overwrite", {"--overwrite"}),
+        ("cache/validate.py:1", "It is damaged. Build it again with --overwrite", set()),
         ("eval/cli.py:1", "Look with vidcache show {}", {"vidcache show"}),
     ],
 )
@@ -142,10 +142,10 @@ def test_what_a_resumed_run_advises_can_be_done(tmp_path: Path, monkeypatch: pyt
         assert "--allow-mismatch" not in said
         assert 0 == call("one.h5", "--resume")[0]
         assert 0 == call("other.h5", *flags, "--out", "new.pt")[0]
-        code, said = call("one.h5", "--resume", "--freeze", "stem", "--feature-cache", "2")
+        code, said = call("one.h5", "--resume", "--freeze", "stem", "--cache-features", "2")
         assert 2 == code
-        assert "--feature-cache 2: the run in best.run has None, expected the same. Leave it out, or" in said
-        assert 0 == call("one.h5", *flags, "--freeze", "stem", "--feature-cache", "2", "--out", "third.pt")[0]
+        assert "--cache-features 2: the run in best.run has None, expected the same. Leave it out, or" in said
+        assert 0 == call("one.h5", *flags, "--freeze", "stem", "--cache-features", "2", "--out", "third.pt")[0]
 
 
 def test_the_program_itself_lists_what_the_table_has() -> None:

@@ -20,20 +20,16 @@ from matplotlib.image import imread
 from tests.helpers import SHARED, TOOLS, make_cache, make_plan, make_raw, make_record, make_video, run_ffmpeg
 from tests.made_facts import EVEN, SPLIT, make_facts, make_split, make_varied_facts, where
 from tests.test_decode import make_encrypted
-from vidcache.cache.layout import Status
+from vidcache.cache.format import Status
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.cli import main
 from vidcache.errors import InputError
-from vidcache.preprocess.analysis import Facts, facts_of_cache
-from vidcache.preprocess.analysis_files import summarise, videos_csv, write_analysis
-from vidcache.preprocess.analysis_page import render
-from vidcache.preprocess.charts import draw_all
-from vidcache.preprocess.copies import find_copies
-from vidcache.preprocess.findings import find_all
-from vidcache.preprocess.plots import BLUE, ORANGE, draw_histogram, draw_sizes
-from vidcache.preprocess.shortcuts import study_shortcuts
-from vidcache.preprocess.survey import facts_of_folder
+from vidcache.preprocess.analysis.charts import BLUE, ORANGE, draw_all, draw_histogram, draw_sizes
+from vidcache.preprocess.analysis.checks import find_all, find_copies
+from vidcache.preprocess.analysis.facts import Facts, facts_of_cache, facts_of_folder
+from vidcache.preprocess.analysis.report import render, summarise, videos_csv, write_analysis
+from vidcache.preprocess.analysis.shortcuts import study_shortcuts
 from vidcache.spec import Spec
 
 HOSTILE = ("<script>alert(1)</script>", "[red]", "$x^2$", "new\nline\x1b[31m", "not\udcffutf8", "=cmd()", "名前")
@@ -486,7 +482,7 @@ def test_hostile_names_on_the_terminal_and_in_files(tmp_path: Path) -> None:
 
 
 def test_nothing_odd_is_said_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from vidcache.preprocess import survey
+    from vidcache.preprocess.analysis.facts import facts as survey
 
     monkeypatch.setattr(survey, "facts_of_folder", lambda *_, **__: make_facts(EVEN))
     (tmp_path / "raw").mkdir()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms.v2 import functional
 
-from vidcache.eval.evaluate import to_input
-from vidcache.pixels import MEAN, STD, Workspace, apply_maps, normalisation
+from vidcache.eval.inference import to_input
+from vidcache.normalize import MEAN, STD, Workspace, apply_maps, normalisation
 from vidcache.train.augment import (
     BRIGHTNESS,
     CONTRAST,

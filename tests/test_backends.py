@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from tests.helpers import TOOLS, make_raw
 from vidcache.cli import main
 from vidcache.errors import InputError, VidcacheError
-from vidcache.preprocess import backends
-from vidcache.preprocess.backends import Job, decode_remotely
+from vidcache.preprocess import executors as backends
 from vidcache.preprocess.build import build_cache
-from vidcache.preprocess.decode import Limits
+from vidcache.preprocess.executors import Job, decode_remotely
 from vidcache.preprocess.options import BuildOptions
+from vidcache.preprocess.video.decode import DecodeLimits
 from vidcache.spec import Spec
 
 distributed = pytest.importorskip("distributed", reason="needs the extra `distributed`")
@@ -182,14 +182,14 @@ def test_a_worker_with_another_ffmpeg_is_refused(raw: Path) -> None:
     with pytest.raises(
         VidcacheError, match=rf"ffmpeg {TOOLS.version}, expected n0\.1\. Clips would differ: install the same"
     ):
-        decode_remotely(job(raw), "n0.1", SPEC, Limits(), None)
+        decode_remotely(job(raw), "n0.1", SPEC, DecodeLimits(), None)
 
 
 def test_a_worker_that_does_not_see_the_videos_is_an_error_not_a_failed_video(raw: Path) -> None:
     elsewhere = Job(0, b"/not/here", b"a/x.mp4", 1, 1)
 
     with pytest.raises(VidcacheError, match=r"worker on .*: /not/here is not there, expected the raw folder"):
-        decode_remotely(elsewhere, TOOLS.version, SPEC, Limits(), None)
+        decode_remotely(elsewhere, TOOLS.version, SPEC, DecodeLimits(), None)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
-from vidcache.train.balance import audit, class_weights, epoch_rows, loss_weights
+from vidcache.train.data import audit, class_weights, epoch_rows, loss_weights
 
 label_lists = st.lists(st.integers(0, 5), min_size=1, max_size=200)
 

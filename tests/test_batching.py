@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidcache.train.batching import plan_steps
+from vidcache.train.data import plan_steps
 
 
 @given(

@@ -19,26 +19,34 @@ from click.testing import CliRunner, Result
 
 from tests.helpers import TinyModel, make_cache, tiny_models
 from vidcache import cli
-from vidcache.cache.joined import JoinedReader
-from vidcache.cache.layout import Split
-from vidcache.cache.reader import CacheReader, Reader
+from vidcache.cache.format import Split
+from vidcache.cache.reader import CacheReader, JoinedReader, Reader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, VidcacheError
 from vidcache.model import state_on_cpu
 from vidcache.spec import Spec
-from vidcache.train import bench, bench_reading, bottleneck, loop
-from vidcache.train.balance import epoch_rows
-from vidcache.train.bench import Steps, measure
-from vidcache.train.bench_reading import Limit, drop_pages, memory_bytes
-from vidcache.train.bottleneck import judge
+from vidcache.train import bench, loop
+from vidcache.train import bench as bench_reading
+from vidcache.train import bench as bottleneck
+from vidcache.train.backbone import Forward
+from vidcache.train.bench import (
+    COMPUTE,
+    NAMES,
+    Limit,
+    Measured,
+    Pair,
+    Steps,
+    Stopwatch,
+    Times,
+    drop_pages,
+    judge,
+    measure,
+    memory_bytes,
+)
 from vidcache.train.config import TrainConfig
-from vidcache.train.forward import Forward
-from vidcache.train.inputs import ClipInputs
-from vidcache.train.measured import COMPUTE, NAMES, Measured, Pair, Times
+from vidcache.train.data import ClipLoader, TrainingData, epoch_rows
+from vidcache.train.loop import RunningMetrics
 from vidcache.train.precision import Choice
-from vidcache.train.step import EpochSums
-from vidcache.train.stopwatch import Stopwatch
-from vidcache.train.task import Task
 
 SPEC = Spec(8, 64, 64)  # 98,304 bytes: whole pages, so that they can be dropped
 CONFIG = TrainConfig(weights="none", batch_size=4, amp="off")
@@ -140,14 +148,14 @@ def test_what_is_timed_is_what_trains(cache: Path, is_timed: bool) -> None:
     hooks = dataclasses.replace(loop.SILENT, on_epoch=lambda _, checkpoint: trained.append(checkpoint(False)))
     with CacheReader(cache) as reader:
         loop.train(reader, config, hooks)
-        steps = Steps(Task.of(reader, config, "cpu"), FEW)
+        steps = Steps(TrainingData.of(reader, config, "cpu"), FEW)
         plans = steps.plans(4)
         order = epoch_rows(reader.rows("train"), reader.labels[reader.rows("train")], "both", 0, 1)
         assert order.tolist() == np.concatenate([part for plan in plans for part in plan.parts]).tolist()
         if is_timed:
             steps._watch.start()
         with contextlib.closing(steps._inputs.stream([part for plan in plans for part in plan.parts], 1)) as stream:
-            steps._stepper.epoch(1, plans, stream, EpochSums(), lambda _: steps._watch.end_step(), lambda: False)
+            steps._stepper.epoch(1, plans, stream, RunningMetrics(), lambda _: steps._watch.end_step(), lambda: False)
 
     assert trained[0].weights.keys() == steps.model.state_dict().keys()
     for name, tensor in steps.model.state_dict().items():
@@ -160,7 +168,7 @@ def test_what_is_timed_is_what_trains(cache: Path, is_timed: bool) -> None:
 def test_given_weights_are_those_that_are_measured(cache: Path) -> None:
     weights = TinyModel(2).state_dict()
     with CacheReader(cache) as reader:
-        steps = Steps(Task.of(reader, CONFIG, "cpu"), FEW, weights)
+        steps = Steps(TrainingData.of(reader, CONFIG, "cpu"), FEW, weights)
 
     assert all(torch.equal(tensor, weights[name]) for name, tensor in steps.model.state_dict().items())
 
@@ -186,7 +194,7 @@ def test_clips_are_copied_to_what_is_no_cpu(cache: Path, monkeypatch: pytest.Mon
     waited: list[object] = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
     with CacheReader(cache) as reader:
-        steps = Steps(Task.of(reader, CONFIG, "cpu"), FEW)
+        steps = Steps(TrainingData.of(reader, CONFIG, "cpu"), FEW)
         steps._device = torch.device("meta")
         assert 3 == steps.copy().count
 
@@ -362,11 +370,11 @@ def test_frozen_stages_lead_to_bf16_and_a_feature_cache() -> None:
     )
     assert asked[0] == f"Turn --amp auto, which takes bf16 where gradients stay right: {gain}."
     assert auto[1] == (
-        "Give vidtrain --feature-cache K: augmentation and frozen stages, measured 450 ms of 1.00 s, are computed once "
+        "Give vidtrain --cache-features K: augmentation and frozen stages, measured 450 ms of 1.00 s, are computed once "
         "for K views of each clip and not in every epoch; without them a step is x1.82 as fast, less what reading their result costs. Each "
         "view of the 200 training clips takes 22.5 s to compute."
     )
-    assert auto[2] == "Try fewer --num-frames-used (not measured): less is computed, and less can be learned."
+    assert auto[2] == "Try fewer --num-frames (not measured): less is computed, and less can be learned."
 
 
 def test_bf16_that_is_no_faster_is_said_to_be_none() -> None:
@@ -382,7 +390,7 @@ def test_bf16_that_is_no_faster_is_said_to_be_none() -> None:
 def test_bf16_is_no_knob_where_it_is_turned_already() -> None:
     knobs = judge(measured(precision="bf16")).knobs
 
-    assert "--feature-cache" in knobs[0]
+    assert "--cache-features" in knobs[0]
     prefix = judge(measured({"backward": 2.0}, precision="bf16-prefix", freeze="layer2")).knobs[0]
     assert "--amp auto chose bf16-prefix: made up." == prefix
     assert (
@@ -396,13 +404,13 @@ def test_training_less_is_something_to_try(freeze: str, more: str | None) -> Non
     knobs = judge(measured({"backward": 2.0, "frozen": 0.0 if freeze == "none" else 0.5}, freeze=freeze)).knobs
 
     assert (f"or --freeze {more} (not measured)" in knobs[-1]) == (more is not None)
-    assert ("--feature-cache" in " ".join(knobs)) == (freeze != "none")
+    assert ("--cache-features" in " ".join(knobs)) == (freeze != "none")
 
 
 def test_a_feature_cache_that_saves_nothing_is_not_named() -> None:
     knobs = judge(measured({"augment": 0.01, "frozen": 0.01, "backward": 2.0})).knobs
 
-    assert "--feature-cache" not in " ".join(knobs)
+    assert "--cache-features" not in " ".join(knobs)
 
 
 def test_augmentation_leads_to_linear_only_if_that_is_faster() -> None:
@@ -412,7 +420,7 @@ def test_augmentation_leads_to_linear_only_if_that_is_faster() -> None:
 
     assert "Turn --augment linear: measured x4.00 as fast (500 ms instead of 2.00 s, n = 1)." == faster[0]
     assert "--augment" not in " ".join([*no_faster, *is_linear])
-    assert "--feature-cache" in is_linear[0]
+    assert "--cache-features" in is_linear[0]
 
 
 def test_what_is_done_once_a_step_leads_to_larger_batches() -> None:
@@ -426,9 +434,7 @@ def test_what_is_done_once_a_step_leads_to_larger_batches() -> None:
 def test_copying_leads_to_fewer_bytes() -> None:
     knob = judge(measured({"copy": 2.0})).knobs[0]
 
-    assert (
-        "Try fewer --num-frames-used, or a cache of smaller pictures (vidcache build --size), both not measured" in knob
-    )
+    assert "Try fewer --num-frames, or a cache of smaller pictures (vidcache build --size), both not measured" in knob
 
 
 def test_slow_memory_leads_to_threads_if_they_help() -> None:
@@ -440,10 +446,10 @@ def test_slow_memory_leads_to_threads_if_they_help() -> None:
         "Bound by reading: the 4 clips of a step take 4.00 s to be read from memory, the work on them 1.00 s.",
         "Bottleneck: read from memory.",
     )
-    assert "Turn --reader-threads 4: measured x2.00 as fast (2.00 s instead of 4.00 s, n = 1)." == helped.knobs[0]
+    assert "Turn --num-workers 4: measured x2.00 as fast (2.00 s instead of 4.00 s, n = 1)." == helped.knobs[0]
     assert in_vain.knobs == (
-        "More --reader-threads do not help: with 4, measured x1.00 as fast (4.00 s instead of 4.00 s, n = 1).",
-        "Try fewer --num-frames-used (not measured): less of each clip is read.",
+        "More --num-workers do not help: with 4, measured x1.00 as fast (4.00 s instead of 4.00 s, n = 1).",
+        "Try fewer --num-frames (not measured): less of each clip is read.",
     )
 
 
@@ -455,7 +461,7 @@ def test_a_slow_disk_bounds_every_epoch_of_what_does_not_fit_into_memory() -> No
     unknown = judge(measured(cold=slow, memory_bytes=None))
 
     assert ("reading", "read_cold") == (large.bound_by, large.bottleneck)
-    assert "Turn --reader-threads 4: measured x1.33 as fast" in large.knobs[0]
+    assert "Turn --num-workers 4: measured x1.33 as fast" in large.knobs[0]
     assert large.knobs[1] == (
         "Give it more memory, or put the cache on a faster disk: from memory, measured x2000.0 as fast (2.00 ms, n = 1). The "
         "clips of an epoch need 0.25 GB, 0.10 GB are there."
@@ -537,7 +543,7 @@ def test_a_slow_reader_is_the_bottleneck(cache: Path, monkeypatch: pytest.Monkey
     assert ("reading", "read_warm") == (verdict.bound_by, verdict.bottleneck)
     assert found.waited_fraction > 0.5
     assert found.shares["read_warm"] > 0.5
-    assert "Turn --reader-threads 2: measured x" in verdict.knobs[0]
+    assert "Turn --num-workers 2: measured x" in verdict.knobs[0]
     assert not verdict.storage.is_enough_from_memory
     assert verdict.sentences[-1].endswith(": not enough.")
 
@@ -557,9 +563,7 @@ def test_a_cache_without_training_clips_is_refused(cache: Path) -> None:
 @pytest.mark.usefixtures("tiny_model")
 def test_full_memory_names_what_to_try(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Forward, "rest", mock.Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
-    message = (
-        r"out of memory with 4 clips of 8 frames at once \(CUDA out of memory\).*Try --batch-size 2, or --accumulate 2"
-    )
+    message = r"out of memory with 4 clips of 8 frames at once \(CUDA out of memory\).*Try --batch-size 2, or --grad-accum-steps 2"
     with CacheReader(cache) as reader, pytest.raises(VidcacheError, match=message):
         measure(reader, CONFIG, FEW)
 
@@ -567,7 +571,7 @@ def test_full_memory_names_what_to_try(cache: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--num-frames-used", 9), 2, "c.h5: num_frames_used 9, expected 1 to 8, the frames of a clip"),
+        (("--num-frames", 9), 2, "c.h5: num_frames_used 9, expected 1 to 8, the frames of a clip"),
         (("--amp", "fp16"), 2, "--amp fp16: not on a CPU, expected a GPU"),
         (
             ("--amp", "bf16-prefix", "--freeze", "none"),
@@ -658,14 +662,14 @@ def test_json_is_one_object_with_everything(cache: Path) -> None:
 def test_options_change_what_is_measured(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: set[tuple[int, ...]] = set()
     methods: list[str] = []
-    pixels = ClipInputs.pixels
+    pixels = ClipLoader.pixels
 
-    def watch(self: ClipInputs, batch: Any, epoch: int | None) -> torch.Tensor:
+    def watch(self: ClipLoader, batch: Any, epoch: int | None) -> torch.Tensor:
         shapes.add(tuple(batch.clips.shape[:2]))
         methods.append(self._task.config.augment)
         return pixels(self, batch, epoch)
 
-    monkeypatch.setattr(ClipInputs, "pixels", watch)
+    monkeypatch.setattr(ClipLoader, "pixels", watch)
     monkeypatch.setattr(bench, "MAX_SLOWDOWN", math.inf)
     monkeypatch.setattr(
         bench,
@@ -678,8 +682,8 @@ def test_options_change_what_is_measured(cache: Path, monkeypatch: pytest.Monkey
     shapes.clear()
     methods.clear()
     other = facts_of(
-        *(cache, "--batch-size", 6, "--accumulate", 3, "--num-frames-used", 4, "--freeze", "none", "--amp", "auto"),
-        *("--augment", "exact", "--reader-threads", 3, "--weights", "none"),
+        *(cache, "--batch-size", 6, "--grad-accum-steps", 3, "--num-frames", 4, "--freeze", "none", "--amp", "auto"),
+        *("--augment", "exact", "--num-workers", 3, "--weights", "none"),
     )
 
     assert {(2, 4)} == shapes  # 6 clips in 3 parts

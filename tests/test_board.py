@@ -12,8 +12,8 @@ from matplotlib.image import imread
 from tests.helpers import make_cache, tiny_models
 from vidcache.errors import InputError, InterruptedRunError
 from vidcache.spec import Spec
+from vidcache.train.callbacks import Callbacks, EpochResult
 from vidcache.train.config import TrainConfig
-from vidcache.train.results import EpochResult, Hooks
 from vidcache.train.run import run_training
 
 CONFIG = TrainConfig(weights="none", freeze="none", epochs=3, batch_size=6, amp="off", patience=9)
@@ -40,9 +40,14 @@ def test_scalars_and_pictures_are_those_of_the_run(cache: Path, tmp_path: Path) 
     out = tmp_path / "best.pt"
     with tiny_models():
         with pytest.raises(InterruptedRunError):
-            run_training([cache], out, CONFIG, Hooks(), tensorboard=True, should_stop=lambda: next(calls))
+            run_training([cache], out, CONFIG, Callbacks(), tensorboard=True, should_stop=lambda: next(calls))
         run_training(
-            [cache], out, CONFIG, Hooks(on_epoch=lambda result, _: seen.append(result)), tensorboard=True, resume=True
+            [cache],
+            out,
+            CONFIG,
+            Callbacks(on_epoch=lambda result, _: seen.append(result)),
+            tensorboard=True,
+            resume=True,
         )
 
     events = read(tmp_path / "best.run" / "tensorboard")
@@ -70,12 +75,12 @@ def test_without_tensorboard_it_is_said_and_nothing_is_written(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
 
     with tiny_models(), pytest.raises(InputError, match=r"--tensorboard: it is not installed, expected .* pip install"):
-        run_training([cache], tmp_path / "best.pt", dataclasses.replace(CONFIG), Hooks(), tensorboard=True)
+        run_training([cache], tmp_path / "best.pt", dataclasses.replace(CONFIG), Callbacks(), tensorboard=True)
     assert not (tmp_path / "best.run" / "last.pt").exists()
 
 
 def test_without_the_option_there_is_no_log(cache: Path, tmp_path: Path) -> None:
     with tiny_models():
-        run_training([cache], tmp_path / "best.pt", dataclasses.replace(CONFIG, epochs=1), Hooks())
+        run_training([cache], tmp_path / "best.pt", dataclasses.replace(CONFIG, epochs=1), Callbacks())
 
     assert not (tmp_path / "best.run" / "tensorboard").exists()

@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 
 from tests.helpers import TOOLS, make_raw, make_video
-from vidcache.cache.layout import Status, clip_hash_of
+from vidcache.cache.format import Status, clip_hash_of
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import InputError
-from vidcache.near import NEAR, clip_distance
-from vidcache.perceptual import perceptual_hash
-from vidcache.preprocess import backends
+from vidcache.near_duplicates import NEAR, clip_distance, perceptual_hash
+from vidcache.preprocess import executors as backends
 from vidcache.preprocess.build import build_cache
-from vidcache.preprocess.decode import Limits, decode_video
-from vidcache.preprocess.ffmpeg import Children
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.rule import SplitChoice
-from vidcache.preprocess.sources import find_videos
+from vidcache.preprocess.split.config import SplitOverrides
+from vidcache.preprocess.video.decode import DecodeLimits, decode_video
+from vidcache.preprocess.video.ffmpeg import SubprocessGroup
+from vidcache.preprocess.video.find import find_videos
 from vidcache.sampling import sample_indices
 from vidcache.spec import Spec
 
@@ -246,12 +245,12 @@ def test_options_change_the_result(raw_dir: Path, tmp_path: Path) -> None:
         return CacheReader(tmp_path / name)
 
     plain = build("plain.h5")
-    assert plain.split_hash != build("seed.h5", split=SplitChoice(seed=1)).split_hash
-    assert plain.fingerprint == build("seed2.h5", split=SplitChoice(seed=1)).fingerprint
-    no_test = build("split.h5", split=SplitChoice(fractions=(0.5, 0.5, 0.0)))
+    assert plain.split_hash != build("seed.h5", split=SplitOverrides(seed=1)).split_hash
+    assert plain.fingerprint == build("seed2.h5", split=SplitOverrides(seed=1)).fingerprint
+    no_test = build("split.h5", split=SplitOverrides(fractions=(0.5, 0.5, 0.0)))
     assert 0 == len(no_test.rows("test"))
     assert (4, 32, 16) == build("spec.h5", spec=Spec(4, 32, 16)).spec.clip_shape[:3]
-    timeouts = BuildOptions(spec=SPEC, limits=Limits(timeout_seconds=1e-6))
+    timeouts = BuildOptions(spec=SPEC, limits=DecodeLimits(timeout_seconds=1e-6))
     with pytest.raises(InputError, match="timeout: .* after 1e-06 s; raise --timeout"):
         build_cache(raw_dir, tmp_path / "timeout.h5", timeouts)
 
@@ -325,8 +324,8 @@ def test_a_video_that_was_encoded_again_looks_alike_and_another_does_not(tmp_pat
     def hash_of(name: str, *arguments: str) -> np.ndarray[object, np.dtype[np.uint8]]:
         command = [TOOLS.ffmpeg, "-v", "error", "-y", "-f", "lavfi", "-i", *arguments, str(tmp_path / name)]
         subprocess.run(command, check=True)
-        with Children() as children:
-            clip = decode_video(tmp_path / name, Spec(16, 64, 64), [TOOLS], children, Limits()).clip
+        with SubprocessGroup() as children:
+            clip = decode_video(tmp_path / name, Spec(16, 64, 64), [TOOLS], children, DecodeLimits()).clip
         return perceptual_hash(clip)
 
     length = ("-frames:v", "40", "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")

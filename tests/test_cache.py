@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import make_cache, make_clip, make_plan, make_record
-from vidcache.cache import journal, layout, writer
-from vidcache.cache.donors import Skeleton
-from vidcache.cache.layout import COLUMNS, Header, Split, Status, clip_hash_of
-from vidcache.cache.plan import Plan
+from vidcache.cache import format as layout
+from vidcache.cache import journal, writer
+from vidcache.cache.format import COLUMNS, Header, Plan, Split, Status, clip_hash_of
 from vidcache.cache.reader import CacheReader
+from vidcache.cache.reuse import Skeleton
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import CacheError, InputError, LockedError, VidcacheError
 from vidcache.spec import Spec

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidcache import archive as archive_module
+from vidcache import untrusted as archive_module
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import MismatchError
 from vidcache.spec import Spec

@@ -21,15 +21,15 @@ from matplotlib.image import imread
 
 from tests.helpers import TOOLS, make_cache, make_raw, make_video, tiny_models
 from vidcache import cli
-from vidcache.cache.place import build_folder
+from vidcache.cache.lock import build_folder
 from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
 from vidcache.cli import COMMANDS, echo_json
 from vidcache.eval.cli import main as videval
 from vidcache.eval.predict_cli import main as vidpredict
-from vidcache.preprocess.decode import Limits, decode_video
 from vidcache.preprocess.demo import CLASSES
-from vidcache.preprocess.ffmpeg import Children
+from vidcache.preprocess.video.decode import DecodeLimits, decode_video
+from vidcache.preprocess.video.ffmpeg import SubprocessGroup
 from vidcache.spec import Spec
 from vidcache.train.cli import main as vidtrain
 
@@ -60,7 +60,7 @@ def checkpoint(built: Path) -> Path:
     """A checkpoint of a run on that cache, with 4 of the 8 frames."""
     path = built.parent / "best.pt"
     with tiny_models():
-        result = call(vidtrain, built, *QUICK, "--num-frames-used", 4, "--out", path)
+        result = call(vidtrain, built, *QUICK, "--num-frames", 4, "--out", path)
     assert 0 == result.exit_code, result.stderr
     return path
 
@@ -410,11 +410,11 @@ def test_init_starts_from_a_checkpoint_and_excludes_weights(built: Path, checkpo
 def test_every_training_option_reaches_the_config(built: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the extra `tensorboard`")
     options = {
-        "--freeze": "stem", "--num-frames-used": 4, "--epochs": 1, "--batch-size": 5, "--accumulate": 2, "--feature-cache": 3, "--lr": 0.02, "--lr-schedule": "cosine", "--warmup-epochs": 0.5,
-        "--weight-decay": 0.1, "--label-smoothing": 0.1, "--clip-norm": 3.0,
+        "--freeze": "stem", "--num-frames": 4, "--epochs": 1, "--batch-size": 5, "--grad-accum-steps": 2, "--cache-features": 3, "--lr": 0.02, "--lr-schedule": "cosine", "--warmup-epochs": 0.5,
+        "--weight-decay": 0.1, "--label-smoothing": 0.1, "--clip-grad-norm": 3.0,
         "--balance": "sampler", "--augment": "exact", "--flip": 0.25, "--brightness": 0.3, "--contrast": 0.4,
         "--saturation": 0.5, "--hue": 0.05, "--min-delta": 0.2, "--patience": 7, "--min-epochs": 3, "--amp": "off",
-        "--seed": 9, "--reader-threads": 1, "--device": "cpu", "--weights": "none",
+        "--seed": 9, "--num-workers": 1, "--device": "cpu", "--weights": "none",
     }  # fmt: skip
     with tiny_models():
         pairs = [str(word) for pair in options.items() for word in pair]
@@ -456,9 +456,12 @@ def test_freeze_depends_on_the_weights_unless_asked() -> None:
         (["--balance", "some"], "'some' is not one of 'both', 'sampler', 'loss', 'none'"),
         (["--lr", "0"], "0 is not in the range x>0"),
         (["--hue", "0.6"], "0.6 is not in the range 0<=x<=0.5"),
-        (["--accumulate", "0"], "0 is not in the range x>=1"),
-        (["--feature-cache", "0"], "0 is not in the range 1<=x<=10000"),
-        (["--feature-cache", "2"], "--feature-cache: nothing is frozen, expected --freeze stem or more. Leave it out"),
+        (["--grad-accum-steps", "0"], "0 is not in the range x>=1"),
+        (["--cache-features", "0"], "0 is not in the range 1<=x<=10000"),
+        (
+            ["--cache-features", "2"],
+            "--cache-features: nothing is frozen, expected --freeze stem or more. Leave it out",
+        ),
         (["--amp", "bf16-prefix"], "--amp bf16-prefix: nothing is frozen, expected --freeze stem or more"),
     ],
 )
@@ -479,7 +482,7 @@ def test_a_bad_device_is_a_usage_error_everywhere(built: Path, checkpoint: Path,
 
 
 def test_too_many_frames_used_is_a_usage_error(built: Path, tmp_path: Path) -> None:
-    result = call(vidtrain, built, *QUICK, "--num-frames-used", 9, "--out", tmp_path / "x.pt")
+    result = call(vidtrain, built, *QUICK, "--num-frames", 9, "--out", tmp_path / "x.pt")
 
     assert 2 == result.exit_code
     assert "num_frames_used 9, expected 1 to 8, the frames of a clip" in result.stderr
@@ -593,7 +596,7 @@ def test_another_spec_or_other_classes_are_never_accepted(
 
 def test_the_same_names_in_another_order_are_refused(built: Path) -> None:
     from vidcache.errors import MismatchError
-    from vidcache.eval.loading import check_match
+    from vidcache.eval.inference import check_match
 
     with CacheReader(built) as reader:
         turned = Checkpoint({}, reader.classes[::-1], reader.spec, 8, reader.fingerprint, reader.split_hash, {}, 1, {})
@@ -646,10 +649,10 @@ def test_another_normalisation_is_refused(built: Path, checkpoint: Path, tmp_pat
 
 
 def test_the_clip_of_a_prediction_is_the_cached_one(built: Path) -> None:
-    with CacheReader(built) as reader, Children() as children:
+    with CacheReader(built) as reader, SubprocessGroup() as children:
         for row in reader.rows().tolist():
             path = built.parent / "raw" / os.fsdecode(reader.path_of(row))
-            clip = decode_video(path, reader.spec, [TOOLS], children, Limits()).clip
+            clip = decode_video(path, reader.spec, [TOOLS], children, DecodeLimits()).clip
             assert (clip == reader.read([row])[0]).all()
 
 
@@ -695,8 +698,8 @@ def test_the_demo_set_has_the_same_pictures_every_time(tmp_path: Path, monkeypat
     shown = []
     for workers in (1, 6):
         paths = demo.render_demo(tmp_path / str(workers), TOOLS, workers=workers)
-        with Children() as children:
-            clips = [decode_video(path, Spec(16, 32, 32), [TOOLS], children, Limits()).clip for path in paths]
+        with SubprocessGroup() as children:
+            clips = [decode_video(path, Spec(16, 32, 32), [TOOLS], children, DecodeLimits()).clip for path in paths]
         shown.append(np.stack(clips))
 
     assert 6 == len(shown[0])

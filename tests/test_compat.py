@@ -22,27 +22,25 @@ from click.testing import CliRunner, Result
 
 from tests.helpers import TOOLS, make_video
 from vidcache import cli
-from vidcache.cache import donors, layout, writer
-from vidcache.cache import plan as cache_plan
-from vidcache.cache.feature_writer import FeatureWriter
-from vidcache.cache.features import FeaturePlan, FeatureReader
-from vidcache.cache.joined import open_caches
-from vidcache.cache.layout import RECORD
-from vidcache.cache.plan import Plan
-from vidcache.cache.reader import CacheReader
+from vidcache.cache import format as cache_plan
+from vidcache.cache import format as layout
+from vidcache.cache import reuse as donors
+from vidcache.cache import writer
+from vidcache.cache.format import RECORD, Plan
+from vidcache.cache.reader import CacheReader, open_caches
 from vidcache.cache.writer import CacheWriter
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import CacheError, MismatchError
 from vidcache.eval.cli import main as videval
 from vidcache.eval.predict_cli import main as vidpredict
-from vidcache.perceptual import perceptual_hash
-from vidcache.preprocess.build import build_cache
-from vidcache.preprocess.groups import Grouping
+from vidcache.near_duplicates import perceptual_hash
+from vidcache.preprocess.build import build_cache, plan_attributes
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.planning import plan_attributes
-from vidcache.preprocess.rule import SplitRule
+from vidcache.preprocess.split.config import SplitConfig
+from vidcache.preprocess.split.groups import GroupBy
 from vidcache.spec import Spec
 from vidcache.train.cli import main as vidtrain
+from vidcache.train.feature_cache import FeaturePlan, FeatureReader, FeatureWriter
 from vidcache.train.features import open_features
 
 # --- caches of format versions 1 and 2 -------------------------------------------------------------
@@ -274,9 +272,9 @@ def test_clips_of_an_old_cache_are_read_and_a_failed_one_is_refused(cache: Path)
 
 def test_the_rule_of_the_split_of_an_old_cache_is_read(cache: Path) -> None:
     with CacheReader(cache) as reader:
-        rule = SplitRule.from_attributes(reader.attributes)
+        rule = SplitConfig.from_attributes(reader.attributes)
 
-    assert SplitRule(Grouping("regex", r"_(\d+)"), "fractions", (0.6, 0.2, 0.2), 7, "report") == rule
+    assert SplitConfig(GroupBy("regex", r"_(\d+)"), "fractions", (0.6, 0.2, 0.2), 7, "report") == rule
 
 
 def test_vidcache_info_describes_an_old_cache(made: tuple[int, Path]) -> None:
@@ -354,7 +352,7 @@ def test_vidcache_verify_shows_a_name_that_is_no_text(cache: Path) -> None:
 def test_what_is_written_today_is_the_same_cache_2_byte_for_byte(tmp_path: Path) -> None:
     """A change that makes this fail makes another format, and needs another version; other words of a meaning do not."""
     spec = Spec(2, 16, 20)
-    rule = SplitRule(Grouping("regex", r"_(\d+)"), fractions=(0.6, 0.2, 0.2), seed=7, near_duplicates="report")
+    rule = SplitConfig(GroupBy("regex", r"_(\d+)"), fractions=(0.6, 0.2, 0.2), seed=7, near_duplicates="report")
     plan = Plan(
         spec=spec,
         classes=tuple(CLASSES),
@@ -487,7 +485,7 @@ def test_a_half_built_cache_1_is_not_there(tmp_path: Path, monkeypatch: pytest.M
     for module in (layout, donors, cache_plan, writer):
         monkeypatch.setattr(module, "COLUMNS", columns)
     spec = Spec(2, 16, 24)
-    plan = Plan(spec, (b"a",), (b"a/b",), (0,), (1,), (1,), plan_attributes(spec, 0, SplitRule(), "1"))
+    plan = Plan(spec, (b"a",), (b"a/b",), (0,), (1,), (1,), plan_attributes(spec, 0, SplitConfig(), "1"))
     with CacheWriter(cache, plan):  # which is not finished
         assert 1 == len(donors.partial_builds(cache))
     monkeypatch.undo()

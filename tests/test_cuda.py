@@ -16,15 +16,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from tests.helpers import make_cache
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import Batch, stream_batches
-from vidcache.eval.evaluate import to_input
+from vidcache.eval.inference import to_input
 from vidcache.model import R3D18
-from vidcache.pixels import Workspace
+from vidcache.normalize import Workspace
 from vidcache.spec import Spec
-from vidcache.train import forward as forward_module
+from vidcache.train import backbone as forward_module
 from vidcache.train.augment import METHODS, Strength, augment, draw
-from vidcache.train.forward import Forward
-from vidcache.train.inputs import FeatureInputs
-from vidcache.train.step import Loss
+from vidcache.train.backbone import Forward
+from vidcache.train.data import FeatureLoader
+from vidcache.train.loop import Loss
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_features_from_a_file_are_not_copied_on_the_device() -> None:
     clips = torch.empty(3, 4, 5, 6, 256, dtype=torch.uint8, device="cuda")
     batch = Batch(clips, torch.zeros(3, dtype=torch.int64, device="cuda"), np.arange(3))
 
-    found = FeatureInputs.features(None, batch, None)  # type: ignore[arg-type]
+    found = FeatureLoader.features(None, batch, None)  # type: ignore[arg-type]
 
     assert ("cuda", torch.bfloat16, (3, 128, 4, 5, 6)) == (found.device.type, found.dtype, tuple(found.shape))
     assert found.is_contiguous(memory_format=torch.channels_last_3d)

@@ -12,12 +12,11 @@ import pytest
 
 from tests.helpers import TOOLS, make_video, run_ffmpeg
 from vidcache.errors import InputError, InterruptedRunError
-from vidcache.preprocess import ffmpeg as ffmpeg_module
-from vidcache.preprocess.decode import Decoded, Limits, decode_video
-from vidcache.preprocess.failure import Failure, Reason
-from vidcache.preprocess.ffmpeg import Children, Tools, find_tools
-from vidcache.preprocess.opening import open_video
-from vidcache.preprocess.probe import probe_video
+from vidcache.preprocess.video import ffmpeg as ffmpeg_module
+from vidcache.preprocess.video.decode import DecodedClip, DecodeLimits, decode_video
+from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, SubprocessGroup, find_tools
+from vidcache.preprocess.video.probe import probe_video
+from vidcache.preprocess.video.source_file import Failure, Reason, open_video
 from vidcache.sampling import sample_indices
 from vidcache.spec import Spec
 
@@ -26,11 +25,13 @@ SPEC = Spec(8, 48, 64)
 
 @pytest.fixture(scope="module")
 def children() -> object:
-    with Children() as running:
+    with SubprocessGroup() as running:
         yield running
 
 
-def decode(path: Path, children: Children, spec: Spec = SPEC, *, limits: Limits = Limits()) -> Decoded:
+def decode(
+    path: Path, children: SubprocessGroup, spec: Spec = SPEC, *, limits: DecodeLimits = DecodeLimits()
+) -> DecodedClip:
     return decode_video(path, spec, [TOOLS], children, limits)
 
 
@@ -40,9 +41,9 @@ def brightness(clip: npt.NDArray[np.uint8]) -> list[int]:
     return clip[:, 0, 0, 0].tolist()
 
 
-def failure_of(path: Path, children: Children, **limits: float) -> Failure:
+def failure_of(path: Path, children: SubprocessGroup, **limits: float) -> Failure:
     with pytest.raises(Failure) as caught:
-        decode_video(path, SPEC, [TOOLS], children, Limits(**limits))  # type: ignore[arg-type]
+        decode_video(path, SPEC, [TOOLS], children, DecodeLimits(**limits))  # type: ignore[arg-type]
     return caught.value
 
 
@@ -50,7 +51,7 @@ def failure_of(path: Path, children: Children, **limits: float) -> Failure:
 
 
 @pytest.mark.parametrize("num_frames", [8, 9, 15, 40, 61])
-def test_the_frames_are_those_of_the_formula(tmp_path: Path, children: Children, num_frames: int) -> None:
+def test_the_frames_are_those_of_the_formula(tmp_path: Path, children: SubprocessGroup, num_frames: int) -> None:
     path = make_video(tmp_path / "v.mkv", num_frames)
 
     decoded = decode(path, children)
@@ -60,7 +61,7 @@ def test_the_frames_are_those_of_the_formula(tmp_path: Path, children: Children,
 
 
 @pytest.mark.parametrize("num_frames", [1, 3, 7])
-def test_a_short_video_repeats_its_last_frame(tmp_path: Path, children: Children, num_frames: int) -> None:
+def test_a_short_video_repeats_its_last_frame(tmp_path: Path, children: SubprocessGroup, num_frames: int) -> None:
     decoded = decode(make_video(tmp_path / "v.mkv", num_frames), children)
 
     assert [min(n, num_frames - 1) * 4 for n in range(8)] == brightness(decoded.clip)
@@ -83,7 +84,7 @@ H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-qp", "0", "-pix_fmt", "yuv4
         ("frag.mp4", (*H264, "-movflags", "frag_keyframe+empty_moov", "-g", "6")),
     ],
 )
-def test_containers_and_codecs(tmp_path: Path, children: Children, name: str, codec: tuple[str, ...]) -> None:
+def test_containers_and_codecs(tmp_path: Path, children: SubprocessGroup, name: str, codec: tuple[str, ...]) -> None:
     path = make_video(tmp_path / name, 40, codec=codec)
 
     decoded = decode(path, children)
@@ -93,7 +94,7 @@ def test_containers_and_codecs(tmp_path: Path, children: Children, name: str, co
     assert [n * 4 for n in sample_indices(40, 8)] == pytest.approx(grey, abs=2)
 
 
-def test_a_variable_rate_gives_every_frame_once(tmp_path: Path, children: Children) -> None:
+def test_a_variable_rate_gives_every_frame_once(tmp_path: Path, children: SubprocessGroup) -> None:
     source = "color=c=black:s=64x48:r=25,format=gray,geq=lum='mod(N*4,256)',setpts='(N+25*gt(N,19))/25/TB'"
     run_ffmpeg(
         "-f", "lavfi", "-i", source, "-frames:v", "40", "-fps_mode", "vfr", "-c:v", "ffv1", str(tmp_path / "v.mkv")
@@ -105,7 +106,7 @@ def test_a_variable_rate_gives_every_frame_once(tmp_path: Path, children: Childr
     assert pytest.approx(65 / 25, abs=0.05) == decoded.probe.duration_seconds
 
 
-def test_frames_that_an_edit_list_discards_do_not_count(tmp_path: Path, children: Children) -> None:
+def test_frames_that_an_edit_list_discards_do_not_count(tmp_path: Path, children: SubprocessGroup) -> None:
     whole = make_video(tmp_path / "whole.mp4", 60, step=2, codec=(*H264, "-g", "30"))
     run_ffmpeg("-ss", "0.8", "-i", str(whole), "-c", "copy", str(tmp_path / "cut.mp4"))
 
@@ -117,7 +118,7 @@ def test_frames_that_an_edit_list_discards_do_not_count(tmp_path: Path, children
     assert "" == decoded.damage
 
 
-def test_a_new_frame_size_in_mid_stream_does_not_restart_the_count(tmp_path: Path, children: Children) -> None:
+def test_a_new_frame_size_in_mid_stream_does_not_restart_the_count(tmp_path: Path, children: SubprocessGroup) -> None:
     codec = ("-c:v", "libx264", "-preset", "ultrafast", "-qp", "0", "-pix_fmt", "yuv420p", "-f", "h264")
     make_video(tmp_path / "a", 20, size="64x48", codec=codec)
     make_video(tmp_path / "b", 20, first=80, size="128x96", codec=codec)
@@ -129,7 +130,7 @@ def test_a_new_frame_size_in_mid_stream_does_not_restart_the_count(tmp_path: Pat
     assert [n * 4 for n in sample_indices(40, 8)] == pytest.approx(decoded.clip.mean(axis=(1, 2, 3)), abs=2)
 
 
-def test_packets_that_are_no_frames_do_not_spoil_the_sampling(tmp_path: Path, children: Children) -> None:
+def test_packets_that_are_no_frames_do_not_spoil_the_sampling(tmp_path: Path, children: SubprocessGroup) -> None:
     path = tmp_path / "v.webm"
     codec = ("-c:v", "libvpx", "-auto-alt-ref", "1", "-lag-in-frames", "25", "-b:v", "200k")
     for number in ("1", "2"):
@@ -143,7 +144,7 @@ def test_packets_that_are_no_frames_do_not_spoil_the_sampling(tmp_path: Path, ch
     assert (every_frame[sample_indices(90, 8)] == decoded.clip).all()
 
 
-def test_a_rotated_video_is_turned_and_measured_as_displayed(tmp_path: Path, children: Children) -> None:
+def test_a_rotated_video_is_turned_and_measured_as_displayed(tmp_path: Path, children: SubprocessGroup) -> None:
     source = "color=c=black:s=64x32:r=25,drawbox=x=0:y=0:w=16:h=32:c=white:t=fill"
     run_ffmpeg("-f", "lavfi", "-i", source, "-frames:v", "10", *H264, str(tmp_path / "flat.mp4"))
     run_ffmpeg("-display_rotation", "-90", "-i", str(tmp_path / "flat.mp4"), "-c", "copy", str(tmp_path / "v.mp4"))
@@ -155,7 +156,7 @@ def test_a_rotated_video_is_turned_and_measured_as_displayed(tmp_path: Path, chi
     assert decoded.clip[:, 20:].max() < 15
 
 
-def test_cover_art_is_not_the_video(tmp_path: Path, children: Children) -> None:
+def test_cover_art_is_not_the_video(tmp_path: Path, children: SubprocessGroup) -> None:
     video = make_video(tmp_path / "v.mp4", 20, codec=H264)
     run_ffmpeg("-f", "lavfi", "-i", "color=c=red:s=640x480", "-frames:v", "1", str(tmp_path / "cover.jpg"))
     inputs = ("-i", str(tmp_path / "cover.jpg"), "-i", str(video), "-map", "0", "-map", "1")
@@ -170,21 +171,21 @@ def test_cover_art_is_not_the_video(tmp_path: Path, children: Children) -> None:
     assert "no_video_stream: only cover art" == str(failure_of(tmp_path / "c.mp4", children))
 
 
-def test_the_clip_does_not_depend_on_the_cpu(tmp_path: Path, children: Children) -> None:
+def test_the_clip_does_not_depend_on_the_cpu(tmp_path: Path, children: SubprocessGroup) -> None:
     source = "testsrc2=s=96x80:r=25"
     run_ffmpeg("-f", "lavfi", "-i", source, "-frames:v", "12", "-c:v", "mpeg4", "-q:v", "3", str(tmp_path / "v.avi"))
     script = tmp_path / "bin" / "ffmpeg"
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\nexec {TOOLS.ffmpeg} -cpuflags 0 "$@"\n')
     script.chmod(0o755)
-    plain = Tools(str(script), TOOLS.ffprobe, "x", "test")
+    plain = FFmpegBinaries(str(script), TOOLS.ffprobe, "x", "test")
 
-    slow = decode_video(tmp_path / "v.avi", SPEC, [plain], children, Limits())
+    slow = decode_video(tmp_path / "v.avi", SPEC, [plain], children, DecodeLimits())
 
     assert (decode(tmp_path / "v.avi", children).clip == slow.clip).all()
 
 
-def test_the_facts_of_a_video(tmp_path: Path, children: Children) -> None:
+def test_the_facts_of_a_video(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_video(tmp_path / "v.mp4", 50, rate=25, codec=H264)
 
     probe = decode(path, children).probe
@@ -203,7 +204,7 @@ def test_the_facts_of_a_video(tmp_path: Path, children: Children) -> None:
 # --- what is damaged, what fails --------------------------------------------------------------
 
 
-def test_a_cut_file_is_damaged_and_sampled_over_what_is_left(tmp_path: Path, children: Children) -> None:
+def test_a_cut_file_is_damaged_and_sampled_over_what_is_left(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_video(tmp_path / "v.avi", 120, step=2, codec=("-c:v", "mpeg4", "-q:v", "1", "-g", "1"))
     os.truncate(path, int(path.stat().st_size * 0.5))
 
@@ -216,7 +217,7 @@ def test_a_cut_file_is_damaged_and_sampled_over_what_is_left(tmp_path: Path, chi
     assert 120 == decoded.probe.num_frames_from_header
 
 
-def test_a_file_that_holds_less_than_it_promises_is_damaged(tmp_path: Path, children: Children) -> None:
+def test_a_file_that_holds_less_than_it_promises_is_damaged(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_video(tmp_path / "v.avi", 120, step=2)
     data = path.read_bytes()
     cuts = [at for at in range(data.index(b"movi"), len(data)) if data[at : at + 4] == b"00dc"]
@@ -228,7 +229,7 @@ def test_a_file_that_holds_less_than_it_promises_is_damaged(tmp_path: Path, chil
     assert "missing_frames: 50 decoded, the header says 120" == decoded.damage
 
 
-def test_broken_packets_are_damage(tmp_path: Path, children: Children) -> None:
+def test_broken_packets_are_damage(tmp_path: Path, children: SubprocessGroup) -> None:
     codec = ("-c:v", "libx264", "-preset", "ultrafast", "-g", "10", "-pix_fmt", "yuv420p")
     run_ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48", "-frames:v", "60", *codec, str(tmp_path / "v.mkv"))
     data = bytearray((tmp_path / "v.mkv").read_bytes())
@@ -242,7 +243,7 @@ def test_broken_packets_are_damage(tmp_path: Path, children: Children) -> None:
     assert decoded.ledger.problems
 
 
-def test_reasons_of_files_that_are_no_videos(tmp_path: Path, children: Children) -> None:
+def test_reasons_of_files_that_are_no_videos(tmp_path: Path, children: SubprocessGroup) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video\n" * 100)
     (tmp_path / "zeros.mp4").write_bytes(bytes(1 << 16))
@@ -257,7 +258,7 @@ def test_reasons_of_files_that_are_no_videos(tmp_path: Path, children: Children)
     assert "not_found: No such file or directory" == str(failure_of(tmp_path / "none.mp4", children))
 
 
-def test_only_regular_files_are_opened(tmp_path: Path, children: Children) -> None:
+def test_only_regular_files_are_opened(tmp_path: Path, children: SubprocessGroup) -> None:
     video = make_video(tmp_path / "v.mkv", 4)
     (tmp_path / "link.mkv").symlink_to(video)
     (tmp_path / "dangling.mkv").symlink_to(tmp_path / "none")
@@ -274,14 +275,14 @@ def test_only_regular_files_are_opened(tmp_path: Path, children: Children) -> No
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_unreadable(tmp_path: Path, children: Children) -> None:
+def test_a_file_without_permission_is_unreadable(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_video(tmp_path / "v.mkv", 4)
     path.chmod(0)
 
     assert "not_accessible: Permission denied" == str(failure_of(path, children))
 
 
-def test_a_playlist_is_not_followed(tmp_path: Path, children: Children) -> None:
+def test_a_playlist_is_not_followed(tmp_path: Path, children: SubprocessGroup) -> None:
     make_video(tmp_path / "secret.ts", 10, codec=H264)
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfile://{tmp_path}/secret.ts\n#EXT-X-ENDLIST\n"
     (tmp_path / "hls.mp4").write_text(playlist)
@@ -294,17 +295,17 @@ def test_a_playlist_is_not_followed(tmp_path: Path, children: Children) -> None:
 @pytest.mark.parametrize(
     "name", [b"-i.mkv", b"img%03d.mkv", b"a:b|c'\"\n.mkv", b"\xff\xfe.mkv", b"http:x.mkv", b"file:y"]
 )
-def test_no_name_is_an_option_a_pattern_or_a_protocol(tmp_path: Path, children: Children, name: bytes) -> None:
+def test_no_name_is_an_option_a_pattern_or_a_protocol(tmp_path: Path, children: SubprocessGroup, name: bytes) -> None:
     video = make_video(tmp_path / "v.mkv", 10)
     path = os.path.join(os.fsencode(tmp_path), name)
     os.rename(video, path)
 
-    decoded = decode_video(path, SPEC, [TOOLS], children, Limits())
+    decoded = decode_video(path, SPEC, [TOOLS], children, DecodeLimits())
 
     assert 10 == decoded.ledger.num_frames
 
 
-def test_a_video_that_takes_too_long_is_stopped(tmp_path: Path, children: Children) -> None:
+def test_a_video_that_takes_too_long_is_stopped(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_video(tmp_path / "v.mkv", 30)
     slow = tmp_path / "ffmpeg"
     slow.write_text(f'#!/bin/sh\nsleep 60\nexec {TOOLS.ffmpeg} "$@"\n')
@@ -312,16 +313,16 @@ def test_a_video_that_takes_too_long_is_stopped(tmp_path: Path, children: Childr
     start = time.monotonic()
 
     for tools, found in (
-        (Tools(str(slow), TOOLS.ffprobe, "", ""), "ffmpeg had given 0 of 8 frames"),
-        (Tools(TOOLS.ffmpeg, str(slow), "", ""), "ffprobe was still reading"),
+        (FFmpegBinaries(str(slow), TOOLS.ffprobe, "", ""), "ffmpeg had given 0 of 8 frames"),
+        (FFmpegBinaries(TOOLS.ffmpeg, str(slow), "", ""), "ffprobe was still reading"),
     ):
         with pytest.raises(Failure, match=f"timeout: {found} after 0.5 s; raise --timeout"):
-            decode_video(path, SPEC, [tools], children, Limits(timeout_seconds=0.5))
+            decode_video(path, SPEC, [tools], children, DecodeLimits(timeout_seconds=0.5))
 
     assert time.monotonic() - start < 20
 
 
-def test_a_child_that_writes_faster_than_we_read_is_ended(children: Children) -> None:
+def test_a_child_that_writes_faster_than_we_read_is_ended(children: SubprocessGroup) -> None:
     start = time.monotonic()
 
     ended = children.run(
@@ -332,7 +333,7 @@ def test_a_child_that_writes_faster_than_we_read_is_ended(children: Children) ->
     assert time.monotonic() - start < 60
 
 
-def test_a_huge_picture_is_refused(tmp_path: Path, children: Children) -> None:
+def test_a_huge_picture_is_refused(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_video(tmp_path / "v.mkv", 3)
 
     assert "too_large: 64x48 pixels, expected at most 1,000" == str(failure_of(path, children, max_pixels=1000))
@@ -351,46 +352,46 @@ def make_encrypted(path: Path) -> Path:
     return path
 
 
-def test_an_encrypted_video_says_so(tmp_path: Path, children: Children) -> None:
+def test_an_encrypted_video_says_so(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_encrypted(tmp_path / "v.mp4")
 
     assert "encrypted: unknown codec; the container says that it is encrypted" == str(failure_of(path, children))
 
 
-def test_a_codec_that_one_ffmpeg_lacks_is_tried_with_the_next(tmp_path: Path, children: Children) -> None:
+def test_a_codec_that_one_ffmpeg_lacks_is_tried_with_the_next(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_video(tmp_path / "v.mkv", 12)
     poor = tmp_path / "ffmpeg"
     poor.write_text("#!/bin/sh\necho '[error] no decoder found for: ffv1' >&2\nexit 1\n")
     poor.chmod(0o755)
-    lacking = Tools(str(poor), TOOLS.ffprobe, "5.0", "a test")
+    lacking = FFmpegBinaries(str(poor), TOOLS.ffprobe, "5.0", "a test")
 
-    assert 12 == decode_video(path, SPEC, [lacking, TOOLS], children, Limits()).ledger.num_frames
-    assert 12 == decode_video(path, SPEC, [TOOLS, lacking], children, Limits()).ledger.num_frames
+    assert 12 == decode_video(path, SPEC, [lacking, TOOLS], children, DecodeLimits()).ledger.num_frames
+    assert 12 == decode_video(path, SPEC, [TOOLS, lacking], children, DecodeLimits()).ledger.num_frames
     broken = tmp_path / "broken.mkv"
     broken.write_bytes(b"no video")
     with pytest.raises(Failure, match="unreadable|no_video|decode_error|probe"):  # not for the codec: no other is asked
-        decode_video(broken, SPEC, [TOOLS, lacking], children, Limits())
+        decode_video(broken, SPEC, [TOOLS, lacking], children, DecodeLimits())
     message = (
         r"unsupported_codec: ffmpeg 5.0 \(a test\) cannot decode ffv1: install an ffmpeg that can, or use --ffmpeg-dir"
     )
     with pytest.raises(Failure, match=message):
-        decode_video(path, SPEC, [lacking], children, Limits())
-    another = Tools(lacking.ffmpeg, lacking.ffprobe, "4.4", "PATH")
+        decode_video(path, SPEC, [lacking], children, DecodeLimits())
+    another = FFmpegBinaries(lacking.ffmpeg, lacking.ffprobe, "4.4", "PATH")
     with pytest.raises(Failure, match=r"ffmpeg 4\.4 \(PATH\) cannot decode ffv1: .* \(5\.0 cannot either\)$"):
-        decode_video(path, SPEC, [lacking, another], children, Limits())
+        decode_video(path, SPEC, [lacking, another], children, DecodeLimits())
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, children: Children) -> None:
+def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_video(tmp_path / "v.mkv", 12)
     touching = tmp_path / "ffmpeg"
     touching.write_text(f'#!/bin/sh\ntouch -d "2001-01-01" {path}\nexec {TOOLS.ffmpeg} "$@"\n')
     touching.chmod(0o755)
 
     with pytest.raises(Failure, match="changed: the file changed while it was read; run again"):
-        decode_video(path, SPEC, [Tools(str(touching), TOOLS.ffprobe, "", "")], children, Limits())
+        decode_video(path, SPEC, [FFmpegBinaries(str(touching), TOOLS.ffprobe, "", "")], children, DecodeLimits())
 
 
-def test_no_descriptor_is_left_open(tmp_path: Path, children: Children) -> None:
+def test_no_descriptor_is_left_open(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_video(tmp_path / "v.mkv", 12)
     (tmp_path / "bad.mkv").write_bytes(b"bad" * 999)
     decode(path, children)
@@ -401,7 +402,7 @@ def test_no_descriptor_is_left_open(tmp_path: Path, children: Children) -> None:
     assert len(before) == len(os.listdir("/dev/fd"))
 
 
-def test_probing_alone_needs_no_decoder(tmp_path: Path, children: Children) -> None:
+def test_probing_alone_needs_no_decoder(tmp_path: Path, children: SubprocessGroup) -> None:
     descriptor = open_video(make_video(tmp_path / "v.mkv", 33))
     try:
         probe = probe_video(TOOLS, children, descriptor, deadline=time.monotonic() + 9, max_pixels=10**6)
@@ -444,7 +445,7 @@ def test_without_the_package_path_is_searched(tmp_path: Path, monkeypatch: pytes
     assert "PATH" == find_tools().origin
 
 
-def _run(children: Children, *command: str, seconds: float = 30) -> tuple[ffmpeg_module.Exit, bytes]:
+def _run(children: SubprocessGroup, *command: str, seconds: float = 30) -> tuple[ffmpeg_module.ProcessResult, bytes]:
     output = bytearray()
     with open("/dev/null", "rb") as nothing:
         ended = children.run(
@@ -453,7 +454,7 @@ def _run(children: Children, *command: str, seconds: float = 30) -> tuple[ffmpeg
     return ended, bytes(output)
 
 
-def test_a_talkative_child_neither_hangs_nor_fills_the_memory(children: Children) -> None:
+def test_a_talkative_child_neither_hangs_nor_fills_the_memory(children: SubprocessGroup) -> None:
     ended, output = _run(
         children, "/bin/sh", "-c", "yes complaint | head -c 5000000 >&2; yes data | head -c 3000000; exit 7"
     )
@@ -464,7 +465,7 @@ def test_a_talkative_child_neither_hangs_nor_fills_the_memory(children: Children
     assert "complaint" == ended.last_line()
 
 
-def test_a_child_that_closes_its_pipes_and_stays_is_ended(children: Children) -> None:
+def test_a_child_that_closes_its_pipes_and_stays_is_ended(children: SubprocessGroup) -> None:
     start = time.monotonic()
     ended, _ = _run(children, "/bin/sh", "-c", "exec >&- 2>&-; sleep 60", seconds=0.5)
 
@@ -472,12 +473,12 @@ def test_a_child_that_closes_its_pipes_and_stays_is_ended(children: Children) ->
     assert time.monotonic() - start < 10
 
 
-def test_a_silent_child_is_described_by_its_exit_code(children: Children) -> None:
+def test_a_silent_child_is_described_by_its_exit_code(children: SubprocessGroup) -> None:
     assert "exit 5" == _run(children, "/bin/sh", "-c", "exit 5")[0].last_line()
 
 
-def test_after_close_nothing_runs(children: Children) -> None:
-    other = Children()
+def test_after_close_nothing_runs(children: SubprocessGroup) -> None:
+    other = SubprocessGroup()
     other.close()
     other.close()
 
@@ -487,7 +488,7 @@ def test_after_close_nothing_runs(children: Children) -> None:
 
 PARENT = """
 import os, sys, threading, time
-from vidcache.preprocess.ffmpeg import Children
+from vidcache.preprocess.video.ffmpeg import Children
 children = Children()
 def run():
     children.run(["/bin/sleep", "1234567"], pass_fds=(0,), deadline=time.monotonic() + 99, on_output=print)

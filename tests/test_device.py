@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vidcache.errors import VidcacheError
-from vidcache.train.device import backends, memory_advice
+from vidcache.train.loop import backends, oom_hint
 
 
 def switches() -> tuple[object, ...]:
@@ -43,12 +43,12 @@ def test_what_has_no_deterministic_algorithm_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("batch_size", "accumulate", "num_ranks", "at_once", "advice"),
     [
-        (16, 1, 1, 16, "Try --batch-size 8, or --accumulate 2, which keeps 16 clips to a step"),
-        (16, 2, 1, 8, "Try --batch-size 8, or --accumulate 4, which keeps 16 clips to a step"),
-        (16, 1, 2, 8, "Try --batch-size 8, or --accumulate 2, which keeps 16 clips to a step"),
-        (5, 1, 1, 5, "Try --batch-size 2, or --accumulate 3, which keeps 5 clips to a step"),
-        (1, 1, 1, 1, "Try fewer --num-frames-used, or a cache of smaller pictures"),
-        (16, 16, 1, 1, "Try fewer --num-frames-used, or a cache of smaller pictures"),
+        (16, 1, 1, 16, "Try --batch-size 8, or --grad-accum-steps 2, which keeps 16 clips to a step"),
+        (16, 2, 1, 8, "Try --batch-size 8, or --grad-accum-steps 4, which keeps 16 clips to a step"),
+        (16, 1, 2, 8, "Try --batch-size 8, or --grad-accum-steps 2, which keeps 16 clips to a step"),
+        (5, 1, 1, 5, "Try --batch-size 2, or --grad-accum-steps 3, which keeps 5 clips to a step"),
+        (1, 1, 1, 1, "Try fewer --num-frames, or a cache of smaller pictures"),
+        (16, 16, 1, 1, "Try fewer --num-frames, or a cache of smaller pictures"),
     ],
 )
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_full_memory_names_what_to_try(
 ) -> None:
     with (
         pytest.raises(VidcacheError) as raised,
-        memory_advice(batch_size, accumulate, num_ranks, 64),
+        oom_hint(batch_size, accumulate, num_ranks, 64),
     ):
         raise error
 
@@ -74,11 +74,11 @@ def test_full_memory_names_what_to_try(
 def test_memory_that_is_really_not_there_is_said() -> None:
     with (
         pytest.raises(VidcacheError, match=r"out of memory with 4 clips .*DefaultCPUAllocator"),
-        memory_advice(4, 1, 1, 8),
+        oom_hint(4, 1, 1, 8),
     ):
         torch.empty(1 << 50)
 
 
 def test_other_errors_are_left_alone() -> None:
-    with pytest.raises(RuntimeError, match="size mismatch"), memory_advice(4, 1, 1, 8):
+    with pytest.raises(RuntimeError, match="size mismatch"), oom_hint(4, 1, 1, 8):
         raise RuntimeError("size mismatch")

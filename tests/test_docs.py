@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import skip_without_checkout
 from vidcache import cli
-from vidcache.cache.layout import COLUMNS
+from vidcache.cache.format import COLUMNS
 from vidcache.eval.cli import main as videval
 from vidcache.eval.predict_cli import main as vidpredict
 from vidcache.train.cli import main as vidtrain

@@ -28,48 +28,49 @@ from vidcache import cli
 from vidcache import model as model_module
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import InputError
-from vidcache.eval import doctor_torch
+from vidcache.eval import doctor as doctor_torch
 from vidcache.eval.doctor import (
+    CODECS,
     OK,
     PROBLEM,
     WARNING,
     Asked,
     Check,
-    Requirement,
-    check_python,
-    check_text,
-    control_groups,
-    examine,
-    guarded,
-    judge_packages,
-    meets,
-    one,
-    requirements,
-)
-from vidcache.eval.doctor_disk import forget, in_memory, size, speed
-from vidcache.eval.doctor_ffmpeg import CODECS, check_ffmpeg, judge_decoders
-from vidcache.eval.doctor_place import (
     Clips,
-    _uninterrupted,
-    check_disk,
-    check_place,
-    check_space,
-    filesystem_of,
-    judge_filesystem,
-    judge_memory,
-    memory_room,
-)
-from vidcache.eval.doctor_torch import (
+    Requirement,
     Trial,
+    _uninterrupted,
     check_bf16,
     check_devices,
+    check_disk,
+    check_ffmpeg,
+    check_place,
+    check_python,
+    check_space,
+    check_text,
     check_torch,
     check_weights,
+    control_groups,
     cpu_quota,
     cudnn_version,
     describe_gpu,
+    examine,
+    filesystem_of,
+    forget,
+    guarded,
+    in_memory,
     judge_bf16,
     judge_cpus,
+    judge_decoders,
+    judge_filesystem,
+    judge_memory,
+    judge_packages,
+    meets,
+    memory_room,
+    one,
+    requirements,
+    size,
+    speed,
     try_bf16,
     why_no_gpu,
 )
@@ -850,7 +851,7 @@ def test_a_slow_disk_is_a_warning(tmp_path: Path) -> None:
 
 def test_a_limit_of_file_sizes_is_met_when_the_disk_is_measured(tmp_path: Path) -> None:
     code = (
-        "from vidcache.eval.doctor_place import *; "
+        "from vidcache.eval.doctor import *; "
         f"c = check_disk(Path({str(tmp_path)!r}), 8, Spec()); print(c.status, c.found, c.advice, sep='|')"
     )
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidcache.train.early_stopping import EarlyStopping
+from vidcache.train.schedule import EarlyStopping
 
 
 def run(losses: list[float], **settings: float) -> tuple[int, int]:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import TOOLS, make_video, run_ffmpeg
-from vidcache.cache.layout import Status
-from vidcache.preprocess.decode import Decoded, Limits, decode_video
-from vidcache.preprocess.ffmpeg import Children
-from vidcache.preprocess.survey import facts_of_folder
+from vidcache.cache.format import Status
+from vidcache.preprocess.analysis.facts import facts_of_folder
+from vidcache.preprocess.video.decode import DecodedClip, DecodeLimits, decode_video
+from vidcache.preprocess.video.ffmpeg import SubprocessGroup
 from vidcache.spec import Spec
 
 H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
@@ -17,13 +17,13 @@ VP8 = ("-c:v", "libvpx", "-b:v", "200k")
 
 
 @pytest.fixture(scope="module")
-def children() -> Iterator[Children]:
-    with Children() as running:
+def children() -> Iterator[SubprocessGroup]:
+    with SubprocessGroup() as running:
         yield running
 
 
-def decode(path: Path, children: Children) -> Decoded:
-    return decode_video(path, Spec(8, 48, 64), [TOOLS], children, Limits())
+def decode(path: Path, children: SubprocessGroup) -> DecodedClip:
+    return decode_video(path, Spec(8, 48, 64), [TOOLS], children, DecodeLimits())
 
 
 # --- which stream -----------------------------------------------------------------------------
@@ -47,7 +47,7 @@ BIG_PICTURE, VIDEO, COARSE = ("320x240", 1, "1"), ("64x48", 30, "1"), ("96x64", 
 
 @pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.avi", "v.ts"])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_single_picture_is_not_the_video(tmp_path: Path, children: Children, name: str, first: bool) -> None:
+def test_a_single_picture_is_not_the_video(tmp_path: Path, children: SubprocessGroup, name: str, first: bool) -> None:
     path = mux(tmp_path / name, *((BIG_PICTURE, VIDEO) if first else (VIDEO, BIG_PICTURE)))
 
     decoded = decode(path, children)
@@ -55,7 +55,7 @@ def test_a_single_picture_is_not_the_video(tmp_path: Path, children: Children, n
     assert (30, 64, "") == (decoded.ledger.num_frames, decoded.probe.width, decoded.damage)
 
 
-def test_a_single_picture_is_not_the_video_even_by_default(tmp_path: Path, children: Children) -> None:
+def test_a_single_picture_is_not_the_video_even_by_default(tmp_path: Path, children: SubprocessGroup) -> None:
     dispositions = ("-disposition:v:0", "default", "-disposition:v:1", "0")
     path = mux(tmp_path / "v.mkv", BIG_PICTURE, VIDEO, options=dispositions)
 
@@ -73,7 +73,7 @@ def test_a_single_picture_is_not_the_video_even_by_default(tmp_path: Path, child
     ],
 )
 def test_the_stream_is_chosen_as_libavformat_does(
-    tmp_path: Path, children: Children, name: str, dispositions: tuple[str, str], width: int
+    tmp_path: Path, children: SubprocessGroup, name: str, dispositions: tuple[str, str], width: int
 ) -> None:
     options = ("-disposition:v:0", dispositions[0], "-disposition:v:1", dispositions[1])
     path = mux(tmp_path / name, VIDEO, COARSE, options=options)
@@ -102,7 +102,7 @@ JOINED: dict[str, tuple[tuple[str, ...], bool]] = {
 
 
 @pytest.mark.parametrize("name", JOINED)
-def test_joined_files_are_whole_or_damaged(tmp_path: Path, children: Children, name: str) -> None:
+def test_joined_files_are_whole_or_damaged(tmp_path: Path, children: SubprocessGroup, name: str) -> None:
     codec, are_both_read = JOINED[name]
     first = make_video(tmp_path / f"1{name}", 20, step=2, codec=codec)
     second = make_video(tmp_path / f"2{name}", 20, step=2, first=100, codec=codec)
@@ -138,7 +138,7 @@ def transport(path: Path, first: int, pid: int, seconds: int, *options: str) -> 
 @pytest.mark.parametrize("continues", [True, False])
 @pytest.mark.parametrize("program", [(), ("-mpegts_service_id", "2")])
 def test_a_transport_stream_whose_numbers_change_is_damaged(
-    tmp_path: Path, children: Children, pids: tuple[int, ...], continues: bool, program: tuple[str, ...]
+    tmp_path: Path, children: SubprocessGroup, pids: tuple[int, ...], continues: bool, program: tuple[str, ...]
 ) -> None:
     parts = [
         transport(tmp_path / str(n), 60 * n, pid, n if continues else 0, *(program if n % 2 else ()))
@@ -154,7 +154,7 @@ def test_a_transport_stream_whose_numbers_change_is_damaged(
     assert decoded.damage.endswith("packets, has its turn before or after this one")
 
 
-def test_a_stream_that_begins_too_late_to_be_known_is_damage(tmp_path: Path, children: Children) -> None:
+def test_a_stream_that_begins_too_late_to_be_known_is_damage(tmp_path: Path, children: SubprocessGroup) -> None:
     """ffprobe looks at the beginning and at the end: the second part lies between."""
     noise = "color=s=320x240:r=25,noise=alls=100:allf=t,format=yuv420p"
 
@@ -194,7 +194,7 @@ SOUND: dict[str, tuple[str, ...]] = {
 @pytest.mark.parametrize("name", SOUND)
 @pytest.mark.parametrize("seconds", [0.5, 2.0, 2.5])
 def test_sound_that_is_a_little_longer_is_no_damage(
-    tmp_path: Path, children: Children, name: str, seconds: float
+    tmp_path: Path, children: SubprocessGroup, name: str, seconds: float
 ) -> None:
     decoded = decode(with_sound(tmp_path / name, seconds, *SOUND[name]), children)
 
@@ -202,14 +202,18 @@ def test_sound_that_is_a_little_longer_is_no_damage(
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_a_video_that_ends_long_before_its_sound_is_damaged(tmp_path: Path, children: Children, name: str) -> None:
+def test_a_video_that_ends_long_before_its_sound_is_damaged(
+    tmp_path: Path, children: SubprocessGroup, name: str
+) -> None:
     decoded = decode(with_sound(tmp_path / name, 5, *SOUND[name]), children)
 
     assert decoded.damage.startswith("missing_frames: 50 decoded; it ")
     assert 50 == decoded.ledger.num_frames
 
 
-def test_a_video_that_ends_before_the_length_that_its_file_names_is_damaged(tmp_path: Path, children: Children) -> None:
+def test_a_video_that_ends_before_the_length_that_its_file_names_is_damaged(
+    tmp_path: Path, children: SubprocessGroup
+) -> None:
     path = make_video(tmp_path / "v.flv", 40, codec=(*H264, "-g", "1"))
     data = path.read_bytes()
     tags, at = [], 13
@@ -225,7 +229,7 @@ def test_a_video_that_ends_before_the_length_that_its_file_names_is_damaged(tmp_
     assert f"missing_frames: {n} decoded; it ends at {n / 25:.2f} s, the file at 1.60 s" == decoded.damage
 
 
-def test_a_transport_stream_in_which_much_follows_is_damaged(tmp_path: Path, children: Children) -> None:
+def test_a_transport_stream_in_which_much_follows_is_damaged(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_video(tmp_path / "v.ts", 20, codec=H264)
     data = path.read_bytes()
     path.write_bytes(data + (b"\x47\x1f\xff\x10" + bytes(184)) * 500)  # empty packets
@@ -247,14 +251,16 @@ def box(kind: bytes, num_bytes: int, *, long: bool = False) -> bytes:
 @pytest.mark.parametrize(
     "tail", [b"", box(b"free", 100_000), box(b"mdat", 100_000, long=True), bytes(50_000), b"\xff" * 50_000], ids=len
 )
-def test_what_else_lies_in_an_mp4_is_no_damage(tmp_path: Path, children: Children, front: bool, tail: bytes) -> None:
+def test_what_else_lies_in_an_mp4_is_no_damage(
+    tmp_path: Path, children: SubprocessGroup, front: bool, tail: bytes
+) -> None:
     path = make_video(tmp_path / "v.mp4", 20, codec=(*H264, *(("-movflags", "+faststart") if front else ())))
     path.write_bytes(path.read_bytes() + tail)
 
     assert (20, "") == ((decoded := decode(path, children)).ledger.num_frames, decoded.damage)
 
 
-def test_a_second_movie_is_found_behind_long_boxes(tmp_path: Path, children: Children) -> None:
+def test_a_second_movie_is_found_behind_long_boxes(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_video(tmp_path / "v.mp4", 20, codec=H264)
     data = path.read_bytes()
     path.write_bytes(data + box(b"free", 5000, long=True) + data)
@@ -262,7 +268,7 @@ def test_a_second_movie_is_found_behind_long_boxes(tmp_path: Path, children: Chi
     assert "another file begins at byte " in decode(path, children).damage
 
 
-def test_fragments_slides_and_cuts_are_no_damage(tmp_path: Path, children: Children) -> None:
+def test_fragments_slides_and_cuts_are_no_damage(tmp_path: Path, children: SubprocessGroup) -> None:
     whole = with_sound(tmp_path / "whole.mp4", 2, *SOUND["v.mp4"])
     run_ffmpeg("-i", str(whole), "-c", "copy", "-movflags", "frag_keyframe+empty_moov", str(tmp_path / "fragments.mp4"))
     run_ffmpeg("-ss", "0.8", "-t", "0.5", "-i", str(whole), "-c", "copy", str(tmp_path / "cut.mp4"))
@@ -274,7 +280,7 @@ def test_fragments_slides_and_cuts_are_no_damage(tmp_path: Path, children: Child
         assert "" == decode(tmp_path / name, children).damage, name
 
 
-def test_two_programs_at_a_time_are_no_damage(tmp_path: Path, children: Children) -> None:
+def test_two_programs_at_a_time_are_no_damage(tmp_path: Path, children: SubprocessGroup) -> None:
     programs = ("-program", "st=0", "-program", "st=1")
     path = mux(tmp_path / "v.ts", VIDEO, COARSE, options=programs)
 

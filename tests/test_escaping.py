@@ -21,7 +21,7 @@ from tests.test_cache import _forge
 from vidcache.checkpoint import Checkpoint
 from vidcache.cli import main
 from vidcache.console import SafeConsole, echo
-from vidcache.page import render_page
+from vidcache.html import render_page
 from vidcache.text import harmless, printable, to_csv, to_json
 from vidcache.train.cli import main as vidtrain
 
@@ -133,7 +133,7 @@ def run(command: click.Command, *arguments: object) -> Any:
         ("eval CACHE --ckpt best.pt --compare CKPT --device cpu", 0),
         ("eval CACHE --ckpt other.pt", 5),
         ("train CACHE --init CKPT --epochs 1 --device cpu --out new.pt", 0),
-        ("train CACHE --strict-splits --weights none --out odd.pt", 2),
+        ("train CACHE --fail-on-leaks --weights none --out odd.pt", 2),
         ("doctor CACHE --megabytes 0 --weights none", None),
         ("info HOSTILE", 4),
         ("predict HOSTILE --ckpt CKPT --device cpu", 3),

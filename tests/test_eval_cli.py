@@ -15,11 +15,11 @@ from click.testing import CliRunner, Result
 from tests.helpers import make_cache, tiny_models
 from vidcache.checkpoint import Checkpoint
 from vidcache.eval.cli import main as videval
-from vidcache.eval.history import History, read_history
+from vidcache.eval.report.build import History, read_history
 from vidcache.spec import Spec
 from vidcache.train.cli import main as vidtrain
 
-TRAIN = "--weights none --freeze none --epochs 2 --batch-size 8 --num-frames-used 4 --lr 1e-3 --amp off".split()
+TRAIN = "--weights none --freeze none --epochs 2 --batch-size 8 --num-frames 4 --lr 1e-3 --amp off".split()
 
 
 def call(command: Any, *arguments: object) -> Result:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from vidcache.eval.explain import STRIDES, explanation_strip, grad_cam, overlay
+from vidcache.eval.gradcam import STRIDES, explanation_strip, grad_cam, overlay
 from vidcache.model import R3D18
 
 

@@ -21,10 +21,8 @@ from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import VidcacheError
 from vidcache.eval import export
-from vidcache.eval.evaluate import to_input
-from vidcache.eval.export import BATCH_SIZES, TOLERANCE, compare, export_checkpoint
-from vidcache.eval.export_clips import NUM_CLIPS, find_clips, made_clips
-from vidcache.eval.loading import load_model
+from vidcache.eval.export import BATCH_SIZES, NUM_CLIPS, TOLERANCE, compare, export_checkpoint, find_clips, made_clips
+from vidcache.eval.inference import load_model, to_input
 from vidcache.model import R3D18
 from vidcache.spec import Spec
 from vidcache.train.cli import main as vidtrain
@@ -33,7 +31,7 @@ Files = dict[str, tuple[Path, dict[str, Any]]]
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="needs the extra `onnx`")
 SPEC = Spec(9, 16, 20)
-TRAIN = "--weights none --freeze none --epochs 1 --batch-size 8 --num-frames-used 4 --amp off --device cpu".split()
+TRAIN = "--weights none --freeze none --epochs 1 --batch-size 8 --num-frames 4 --amp off --device cpu".split()
 ODD = ("fall", "a\n\x1b[31mb", os.fsdecode(b"caf\xe9"), "日本 <b>")
 PRINTABLE = ["fall", r"a\n\x1b[31mb", r"caf\xe9", "日本 <b>"]
 # What a program with neither vidcache nor (for ONNX) torch does with a file.

@@ -16,21 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import make_cache, tiny_models
-from vidcache.cache import feature_writer
-from vidcache.cache import place as place_module
-from vidcache.cache.feature_writer import FeatureWriter
-from vidcache.cache.features import FeaturePlan, FeatureReader
+from vidcache.cache import lock as place_module
 from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import CacheError, InputError, InterruptedRunError, LockedError, VidcacheError
 from vidcache.spec import Spec
+from vidcache.train import feature_cache as feature_writer
 from vidcache.train.augment import Strength
+from vidcache.train.callbacks import SILENT, Callbacks, RunResult
 from vidcache.train.config import TrainConfig
+from vidcache.train.feature_cache import FeaturePlan, FeatureReader, FeatureWriter
 from vidcache.train.features import to_bytes
 from vidcache.train.loop import train
-from vidcache.train.place import feature_path
-from vidcache.train.results import SILENT, Hooks, RunResult
 from vidcache.train.run import resumed_config, run_training
+from vidcache.train.run_dir import feature_path
 
 CONFIG = TrainConfig(
     weights="none", freeze="stem", epochs=3, batch_size=6, amp="off", lr=1e-3, seed=3, feature_views=2, patience=9
@@ -289,7 +288,7 @@ def run(
     losses: list[float] = []
     said: list[str] = []
     done: list[tuple[int, int]] = []
-    hooks = Hooks(
+    hooks = Callbacks(
         on_step=lambda step: losses.append(step.loss),
         on_features=said.append,
         on_feature=lambda *progress: done.append(progress),
@@ -411,7 +410,7 @@ def test_a_run_that_is_stopped_while_it_computes_goes_on(cache: Path, tmp_path: 
     done: list[tuple[int, int]] = []
 
     result = run_training(
-        [tmp_path / "c.h5"], out, resumed_config(out), Hooks(on_feature=lambda *n: done.append(n)), resume=True
+        [tmp_path / "c.h5"], out, resumed_config(out), Callbacks(on_feature=lambda *n: done.append(n)), resume=True
     )
 
     assert 18 < done[0][0] <= 24
@@ -465,7 +464,7 @@ def test_the_file_is_beside_the_cache() -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_without_frozen_stages_there_are_no_features(cache: Path, tmp_path: Path) -> None:
-    for changes, option in (({"feature_views": 1}, "--feature-cache"), ({"amp": "bf16-prefix"}, "--amp bf16-prefix")):
+    for changes, option in (({"feature_views": 1}, "--cache-features"), ({"amp": "bf16-prefix"}, "--amp bf16-prefix")):
         config = dataclasses.replace(CONFIG, freeze="none", **{"feature_views": None, **changes})  # type: ignore[arg-type]
         with pytest.raises(InputError, match=f"{option}: nothing is frozen, expected --freeze stem or more"):
             run(cache, config, tmp_path / "f.h5")

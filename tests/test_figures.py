@@ -9,11 +9,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from vidcache import figures
+from vidcache import plotting as figures
 from vidcache.eval.metrics import compute_metrics
-from vidcache.eval.pictures import draw_confusion, draw_per_class
-from vidcache.filmstrip import Filmstrip, draw_filmstrips
-from vidcache.preprocess.plots import draw_bars
+from vidcache.eval.report.plots import draw_confusion, draw_per_class
+from vidcache.plotting import Filmstrip, draw_filmstrips
+from vidcache.preprocess.analysis.charts import draw_bars
 
 NAMES = ("日本語", r"$\no{such$ mark_up^", "plain")
 
@@ -65,7 +65,7 @@ def test_what_matplotlib_lacks_comes_from_a_font_of_this_machine(
 
 def test_a_filmstrip_has_its_frames_in_their_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr("vidcache.filmstrip.write_png", lambda figure, *_: drawn.append(figure))
+    monkeypatch.setattr("vidcache.plotting.write_png", lambda figure, *_: drawn.append(figure))
     frames = np.random.default_rng(0).integers(0, 250, (2, 3, 8, 10, 3), np.uint8)  # (lines, F, H, W, 3)
 
     draw_filmstrips(

@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 
 from tests.made_facts import EVEN, SPLIT, make_facts, make_split, make_varied_facts, where
-from vidcache.cache.layout import Split, Status
-from vidcache.preprocess.analysis import Facts
-from vidcache.preprocess.chance import dependence
-from vidcache.preprocess.copies import find_copies
-from vidcache.preprocess.finding import Finding, Severity, amount, share, some_names
-from vidcache.preprocess.findings import find_all
-from vidcache.preprocess.shortcuts import study_shortcuts
-from vidcache.train.balance import audit
+from vidcache.cache.format import Split, Status
+from vidcache.preprocess.analysis.checks import Finding, Severity, amount, find_all, find_copies, share, some_names
+from vidcache.preprocess.analysis.facts import Facts
+from vidcache.preprocess.analysis.shortcuts import dependence, study_shortcuts
+from vidcache.train.data import audit
 
 
 def findings(facts: Facts, *, extra: tuple[Finding, ...] = ()) -> tuple[Finding, ...]:

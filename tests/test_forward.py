@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vidcache.model import R3D18, STAGES, frozen_stages
-from vidcache.train.forward import PRECISIONS, Forward, folded
+from vidcache.train.backbone import PRECISIONS, Forward, folded
 
 SHAPE = (2, 3, 4, 24, 24)
 

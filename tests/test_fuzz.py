@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 
 from tests.helpers import SHARED, TOOLS, run_ffmpeg
-from vidcache.cache.layout import Status
+from vidcache.cache.format import Status
 from vidcache.cache.reader import CacheReader
 from vidcache.preprocess.build import build_cache
-from vidcache.preprocess.decode import Limits
-from vidcache.preprocess.ffmpeg import Children
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.probe import probe_video
+from vidcache.preprocess.video.decode import DecodeLimits
+from vidcache.preprocess.video.ffmpeg import SubprocessGroup
+from vidcache.preprocess.video.probe import probe_video
 from vidcache.sampling import sample_indices
 from vidcache.spec import Spec
 
 N = int(os.environ.get("VIDCACHE_TORTURE", "0")) or 480
 ROUND = 240
 SPEC = Spec(8, 24, 32)
-LIMITS = Limits(timeout_seconds=60, max_pixels=1 << 22)
+LIMITS = DecodeLimits(timeout_seconds=60, max_pixels=1 << 22)
 SEEDS = {
     "h264.mp4": ("-c:v", "libx264", "-bf", "2", "-g", "9"),
     "fragments.mp4": ("-c:v", "libx264", "-preset", "ultrafast", "-movflags", "frag_keyframe+empty_moov", "-g", "7"),
@@ -164,7 +164,7 @@ def complaints(folder: Path, seeds: dict[str, bytes], first: int, count: int, ou
 
     def check(row: int) -> str:
         path = folder / "raw" / os.fsdecode(paths[row])
-        with Children() as children, path.open("rb") as file:
+        with SubprocessGroup() as children, path.open("rb") as file:
             descriptor, deadline = file.fileno(), time.monotonic() + LIMITS.timeout_seconds
             probe = probe_video(TOOLS, children, descriptor, deadline=deadline, max_pixels=LIMITS.max_pixels)
         expected = independent_frames(path, probe.stream_index)

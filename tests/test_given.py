@@ -8,12 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidcache.cache.layout import Split
+from vidcache.cache.format import Split
 from vidcache.errors import InputError
-from vidcache.preprocess.given import UNNAMED, Given, complete_given, expand, folder_splits, read_split_files
-from vidcache.preprocess.groups import Grouping
-from vidcache.preprocess.rule import SplitChoice, SplitRule
-from vidcache.preprocess.split_files import SPLIT_WORDS, split_of_folder
+from vidcache.preprocess.split.config import SplitConfig, SplitOverrides
+from vidcache.preprocess.split.groups import GroupBy
+from vidcache.preprocess.split.predefined import (
+    SPLIT_WORDS,
+    UNNAMED,
+    PredefinedSplit,
+    expand,
+    fill_missing_splits,
+    folder_splits,
+    read_split_files,
+    split_of_folder,
+)
 
 DEFAULT = (0.70, 0.15, 0.15)
 PATHS = [b"Run/v_a_g01.avi", b"Run/v_b_g01.avi", b"Walk/sub/v_a_g02.mp4", b"Walk/v c 1.avi"]
@@ -230,13 +238,13 @@ def test_many_lines_take_little_time(tmp_path: Path) -> None:
 
 
 def test_notes_say_what_is_not_as_one_may_think() -> None:
-    given = Given(np.array([0, 2, UNNAMED], np.uint8), 2, ("CSV", "UCF101"))
+    given = PredefinedSplit(np.array([0, 2, UNNAMED], np.uint8), 2, ("CSV", "UCF101"))
 
     assert given.notes == (
         "2 lines of the lists (CSV, UCF101) name no video",
         "1 video is in no list: not used",
     )
-    assert () == Given(np.array([0, 1, 2, 3], np.uint8)).notes
+    assert () == PredefinedSplit(np.array([0, 1, 2, 3], np.uint8)).notes
     assert folder_splits([b"train/a/x", b"other/a/x", b"b/a/x"]).notes == (
         "2 videos are in no folder train, val or test: not used",
     )
@@ -269,9 +277,9 @@ LABELS, GOOD = np.repeat([0, 1], 100), np.ones(200, bool)
 
 def _complete(split: list[int], **changes: object) -> list[int]:
     arguments = {"labels": LABELS, "good": GOOD, "groups": None, "fractions": DEFAULT, "seed": 0, **changes}
-    given = Given(np.array(split, np.uint8))
+    given = PredefinedSplit(np.array(split, np.uint8))
     before = given.split.copy()
-    completed = complete_given(given, MANY, **arguments)  # type: ignore[arg-type]
+    completed = fill_missing_splits(given, MANY, **arguments)  # type: ignore[arg-type]
     assert (before == given.split).all()
     assert np.uint8 == completed.dtype
     return completed.tolist()
@@ -323,7 +331,7 @@ def test_a_rule_knows_its_groups_by_their_content(tmp_path: Path) -> None:
     path, hashes = tmp_path / "g.csv", set()
     for group in ("1", "2"):
         path.write_text(f"path,group\na/x,{group}\n")
-        hashes.add(SplitChoice(grouping=Grouping("file", str(path))).applied_to(SplitRule()).files_hash)
+        hashes.add(SplitOverrides(grouping=GroupBy("file", str(path))).applied_to(SplitConfig()).files_hash)
 
     assert 2 == len(hashes)
 
@@ -335,7 +343,7 @@ def test_a_rule_knows_its_lists_by_their_content(tmp_path: Path) -> None:
     def hash_of(*contents: str) -> str:
         for path, content in zip((first, second), contents, strict=True):
             path.write_text(content)
-        return SplitChoice(source="files", files=(str(first), str(second))).applied_to(SplitRule()).files_hash
+        return SplitOverrides(source="files", files=(str(first), str(second))).applied_to(SplitConfig()).files_hash
 
     hashes = [hash_of("x", "yz"), hash_of("xy", "z"), hash_of("x", "yy"), hash_of("x", "yz")]
 
@@ -343,4 +351,4 @@ def test_a_rule_knows_its_lists_by_their_content(tmp_path: Path) -> None:
     assert 3 == len(set(hashes))
     second.unlink()
     with pytest.raises(InputError, match="b.csv: no such file, expected a list of videos, or a pattern of lists"):
-        SplitChoice(source="files", files=(str(first), str(second))).applied_to(SplitRule())
+        SplitOverrides(source="files", files=(str(first), str(second))).applied_to(SplitConfig())

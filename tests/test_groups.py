@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vidcache.errors import InputError
-from vidcache.preprocess.groups import Grouping, group_videos, merge_groups, parse_grouping
+from vidcache.preprocess.split.groups import GroupBy, group_videos, merge_groups, parse_grouping
 
 PATHS = [
     b"run/v_g01_c01.avi",
@@ -24,14 +24,14 @@ PATHS = [
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("video", Grouping("video")),
-        (" folder ", Grouping("folder")),
-        (r"regex _g(\d+)_", Grouping("regex", r"_g(\d+)_")),
-        ("regex (a b) c", Grouping("regex", "(a b) c")),
-        ("file my groups.csv", Grouping("file", "my groups.csv")),
+        ("video", GroupBy("video")),
+        (" folder ", GroupBy("folder")),
+        (r"regex _g(\d+)_", GroupBy("regex", r"_g(\d+)_")),
+        ("regex (a b) c", GroupBy("regex", "(a b) c")),
+        ("file my groups.csv", GroupBy("file", "my groups.csv")),
     ],
 )
-def test_a_rule_is_read(text: str, expected: Grouping) -> None:
+def test_a_rule_is_read(text: str, expected: GroupBy) -> None:
     assert expected == parse_grouping(text)
 
 
@@ -55,7 +55,7 @@ def test_a_pattern_must_say_what_names_the_group() -> None:
 
 
 def test_every_video_is_its_own_group() -> None:
-    grouped = group_videos(PATHS, Grouping("video"))
+    grouped = group_videos(PATHS, GroupBy("video"))
 
     assert [0, 1, 2, 3, 4] == grouped.ids.tolist()
     assert (np.int32, 0, ()) == (grouped.ids.dtype, grouped.num_alone, grouped.unknown)
@@ -64,7 +64,7 @@ def test_every_video_is_its_own_group() -> None:
 def test_a_folder_below_the_class_is_a_group_of_this_class() -> None:
     paths = [b"run/t1/a.mp4", b"run/t1/deep/b.mp4", b"run/t2/a.mp4", b"run/c.mp4", b"run/d.mp4", b"walk/t1/a.mp4"]
 
-    grouped = group_videos(paths, Grouping("folder"))
+    grouped = group_videos(paths, GroupBy("folder"))
 
     assert [0, 0, 1, 2, 3, 4] == grouped.ids.tolist()
     assert 2 == grouped.num_alone
@@ -73,11 +73,11 @@ def test_a_folder_below_the_class_is_a_group_of_this_class() -> None:
 def test_the_class_may_be_the_second_part() -> None:
     paths = [b"test/run/t1/a.mp4", b"test/run/x.mp4", b"train/run/t1/b.mp4", b"train/walk/t1/b.mp4"]
 
-    grouped = group_videos(paths, Grouping("folder"), class_depth=1)
+    grouped = group_videos(paths, GroupBy("folder"), class_depth=1)
 
     assert [0, 1, 0, 2] == grouped.ids.tolist()  # one take in two splits is still one take
     assert 1 == grouped.num_alone
-    assert [0, 0, 1, 2] == group_videos(paths, Grouping("folder"), class_depth=0).ids.tolist()
+    assert [0, 0, 1, 2] == group_videos(paths, GroupBy("folder"), class_depth=0).ids.tolist()
 
 
 def test_what_a_pattern_captures_is_a_group_in_all_classes() -> None:
@@ -89,7 +89,7 @@ def test_what_a_pattern_captures_is_a_group_in_all_classes() -> None:
 
 @pytest.mark.parametrize("pattern", [r"_g(01)?", r"_g(\d*?)"])
 def test_a_group_without_a_name_is_no_group(pattern: str) -> None:
-    grouped = group_videos([b"a/_g01", b"a/_g02", b"a/_g03"], Grouping("regex", pattern))
+    grouped = group_videos([b"a/_g01", b"a/_g02", b"a/_g03"], GroupBy("regex", pattern))
 
     assert [0, 1, 2] == grouped.ids.tolist()
     assert grouped.num_alone == (2 if "01" in pattern else 3)
@@ -98,12 +98,12 @@ def test_a_group_without_a_name_is_no_group(pattern: str) -> None:
 def test_any_bytes_can_be_captured() -> None:
     paths = [b"a/\xff_1.mp4", b"a/\xff_2.mp4", b"a/\xfe_1.mp4"]
 
-    assert [0, 0, 1] == group_videos(paths, Grouping("regex", r"/(.)_")).ids.tolist()
+    assert [0, 0, 1] == group_videos(paths, GroupBy("regex", r"/(.)_")).ids.tolist()
 
 
 def test_a_group_and_a_lonely_video_are_never_confused() -> None:
     """A group may be called like the number of a row."""
-    assert [0, 1, 2] == group_videos([b"a/x", b"a/g0", b"a/g1"], Grouping("regex", r"g(\d)")).ids.tolist()
+    assert [0, 1, 2] == group_videos([b"a/x", b"a/g0", b"a/g1"], GroupBy("regex", r"g(\d)")).ids.tolist()
 
 
 def test_a_pattern_must_match_something() -> None:
@@ -112,13 +112,13 @@ def test_a_pattern_must_match_something() -> None:
         "finds the group somewhere in the path. Try it on one path, or group by folder or file"
     )
     with pytest.raises(InputError, match=re.escape(expected)):
-        group_videos(PATHS, Grouping("regex", r"_h(\d+)_"))
+        group_videos(PATHS, GroupBy("regex", r"_h(\d+)_"))
 
 
-def _file(folder: Path, content: str | bytes) -> Grouping:
+def _file(folder: Path, content: str | bytes) -> GroupBy:
     path = folder / "groups.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return Grouping("file", str(path))
+    return GroupBy("file", str(path))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, content: str, expected: str) ->
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     expected = f"{tmp_path}/no.csv: No such file or directory, expected a text file. Check the path"
     with pytest.raises(InputError, match=re.escape(expected)):
-        group_videos(PATHS, Grouping("file", os.fspath(tmp_path / "no.csv")))
+        group_videos(PATHS, GroupBy("file", os.fspath(tmp_path / "no.csv")))
 
 
 def test_groups_are_merged() -> None:

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from tests.helpers import TOOLS, make_raw, make_video, run_ffmpeg
-from vidcache.cache.layout import Status
+from vidcache.cache.format import Status
 from vidcache.cache.reader import CacheReader
-from vidcache.preprocess import ffmpeg as ffmpeg_module
 from vidcache.preprocess.build import build_cache
-from vidcache.preprocess.decode import Limits, decode_video
-from vidcache.preprocess.failure import Failure, Reason
-from vidcache.preprocess.ffmpeg import Children
 from vidcache.preprocess.options import BuildOptions
+from vidcache.preprocess.video import ffmpeg as ffmpeg_module
+from vidcache.preprocess.video.decode import DecodeLimits, decode_video
+from vidcache.preprocess.video.ffmpeg import SubprocessGroup
+from vidcache.preprocess.video.source_file import Failure, Reason
 from vidcache.spec import Spec
 
 SPEC = Spec(8, 48, 64)
@@ -32,9 +32,9 @@ H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
 MAIN = "import sys; from vidcache.cli import main; main()"
 
 
-def outcome(path: Path | bytes, limits: Limits = Limits(), spec: Spec = SPEC) -> str:
+def outcome(path: Path | bytes, limits: DecodeLimits = DecodeLimits(), spec: Spec = SPEC) -> str:
     """ "ok", "damaged", or the reason code."""
-    with Children() as children:
+    with SubprocessGroup() as children:
         try:
             decoded = decode_video(path, spec, [TOOLS], children, limits)
         except Failure as failure:
@@ -199,7 +199,7 @@ def test_a_picture_of_any_size_is_refused_or_fits(tmp_path: Path) -> None:
 
     assert "too_large" == outcome(tmp_path / "bomb.gif")
     assert "ok" == outcome(big)
-    assert "too_large" == outcome(big, Limits(max_pixels=2048 * 2047))
+    assert "too_large" == outcome(big, DecodeLimits(max_pixels=2048 * 2047))
 
 
 def test_a_size_that_grows_in_mid_stream_is_bounded_too(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_size_that_grows_in_mid_stream_is_bounded_too(tmp_path: Path) -> None:
     both.write_bytes((tmp_path / "small.ts").read_bytes() + (tmp_path / "large.ts").read_bytes())
 
     assert "ok" == outcome(both)
-    assert "damaged" == outcome(both, Limits(max_pixels=256 * 256))  # the small frames are a clip
+    assert "damaged" == outcome(both, DecodeLimits(max_pixels=256 * 256))  # the small frames are a clip
 
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,9 +219,9 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ffmpeg_module, "MEMORY_BYTES", 100 << 20)
 
     # Its first frames may fit, as references are allocated one after the other.
-    with Children() as children:
+    with SubprocessGroup() as children:
         try:
-            said = decode_video(video, SPEC, [TOOLS], children, Limits()).damage
+            said = decode_video(video, SPEC, [TOOLS], children, DecodeLimits()).damage
         except Failure as failure:
             said = str(failure)
     assert "Cannot allocate memory" in said or "get_buffer() failed" in said
@@ -235,8 +235,8 @@ def test_frames_far_apart_are_two_frames(tmp_path: Path) -> None:
     )
     start = time.monotonic()
 
-    with Children() as children:
-        assert 2 == decode_video(path, SPEC, [TOOLS], children, Limits()).ledger.num_frames
+    with SubprocessGroup() as children:
+        assert 2 == decode_video(path, SPEC, [TOOLS], children, DecodeLimits()).ledger.num_frames
     assert time.monotonic() - start < 20
 
 
@@ -245,15 +245,15 @@ def test_hours_of_one_frame_end_with_the_timeout(tmp_path: Path) -> None:
     run_ffmpeg("-f", "lavfi", "-i", "color=c=gray:s=64x48:r=30:d=3600", *H264, str(path))
 
     assert "ok" == outcome(path)
-    assert "timeout" == outcome(path, Limits(timeout_seconds=0.05))
+    assert "timeout" == outcome(path, DecodeLimits(timeout_seconds=0.05))
 
 
 def test_an_endless_gif_is_played_once(tmp_path: Path) -> None:
     path = tmp_path / "x.gif"
     run_ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=1", "-loop", "0", str(path))
 
-    with Children() as children:
-        assert 10 == decode_video(path, SPEC, [TOOLS], children, Limits()).ledger.num_frames
+    with SubprocessGroup() as children:
+        assert 10 == decode_video(path, SPEC, [TOOLS], children, DecodeLimits()).ledger.num_frames
 
 
 def test_thirty_sound_tracks_are_not_decoded(tmp_path: Path) -> None:
@@ -306,8 +306,8 @@ def test_every_reason_code_has_a_file_that_gives_it(tmp_path: Path) -> None:
         "unknown.avi": "unsupported_codec",
         "v.mkv": "ok",
     } == found
-    assert "too_large" == outcome(tmp_path / "v.mkv", Limits(max_pixels=10))
-    assert "timeout" == outcome(tmp_path / "v.mkv", Limits(timeout_seconds=1e-6))
+    assert "too_large" == outcome(tmp_path / "v.mkv", DecodeLimits(max_pixels=10))
+    assert "timeout" == outcome(tmp_path / "v.mkv", DecodeLimits(timeout_seconds=1e-6))
     tested = {*found.values(), "too_large", "timeout", "missing_frames", "unsupported_colours"} - {"ok"}
     assert {str(reason) for reason in Reason} == tested | OF_A_MOMENT
 
@@ -334,8 +334,8 @@ def test_the_last_words_of_ffmpeg_are_in_the_detail(tmp_path: Path) -> None:
         if data[at - 8 : at - 4] != b"00dc":
             data[at] = 0x55 if data[at : at + 4] != b"00dc" and data[at - 4 : at] != b"00dc" else data[at]
     video.write_bytes(data)
-    with Children() as children, pytest.raises(Failure) as caught:
-        decode_video(video, SPEC, [TOOLS], children, Limits())
+    with SubprocessGroup() as children, pytest.raises(Failure) as caught:
+        decode_video(video, SPEC, [TOOLS], children, DecodeLimits())
 
     assert caught.value.source_hash
     assert len(caught.value.detail) > 10

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 
 from tests.helpers import make_cache, tiny_models
 from vidcache.cache.dataset import ClipDataset
-from vidcache.cache.joined import JoinedReader, open_caches
-from vidcache.cache.reader import CacheReader
+from vidcache.cache.reader import CacheReader, JoinedReader, open_caches
 from vidcache.cache.stream import rank_slice, stream_batches
 from vidcache.errors import CacheError
 from vidcache.eval.cli import main as videval

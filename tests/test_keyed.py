@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from tests.helpers import TOOLS, run_ffmpeg
 from vidcache.cache.reader import CacheReader
 from vidcache.cli import main
-from vidcache.preprocess import ffmpeg, keyed
-from vidcache.preprocess.decode import Decoded, Limits, decode_video
-from vidcache.preprocess.ffmpeg import Children, Exit
-from vidcache.preprocess.keyed import Plan, needed_packets, parts_in_two, plan_keyed, reorder_depth
-from vidcache.preprocess.probe import Timeline, probe_video
+from vidcache.preprocess.video import ffmpeg
+from vidcache.preprocess.video import keyframes as keyed
+from vidcache.preprocess.video.decode import DecodedClip, DecodeLimits, decode_video
+from vidcache.preprocess.video.ffmpeg import ProcessResult, SubprocessGroup
+from vidcache.preprocess.video.keyframes import Plan, needed_packets, parts_in_two, plan_keyed, reorder_depth
+from vidcache.preprocess.video.probe import Timeline, probe_video
 from vidcache.sampling import sample_indices
 from vidcache.spec import Spec
 
@@ -71,11 +72,11 @@ def render(path: Path, codec: tuple[str, ...], num_frames: int = 240, filters: s
     return path
 
 
-def both_ways(path: Path, spec: Spec = SPEC) -> tuple[Decoded, Decoded]:
+def both_ways(path: Path, spec: Spec = SPEC) -> tuple[DecodedClip, DecodedClip]:
     """The clip of everything, and the clip by key frames where that is allowed."""
-    with Children() as children:
-        whole = decode_video(path, spec, [TOOLS], children, Limits(keyed=False))
-        by_keys = decode_video(path, spec, [TOOLS], children, Limits())
+    with SubprocessGroup() as children:
+        whole = decode_video(path, spec, [TOOLS], children, DecodeLimits(keyed=False))
+        by_keys = decode_video(path, spec, [TOOLS], children, DecodeLimits())
     assert 0 == whole.ledger.num_skipped
     assert (whole.clip == by_keys.clip).all()
     assert whole.num_real == by_keys.num_real
@@ -87,7 +88,7 @@ def both_ways(path: Path, spec: Spec = SPEC) -> tuple[Decoded, Decoded]:
 def plan_of(path: Path, **changes: Any) -> Plan | None:
     """The plan of a video, with some things that ffprobe did not say."""
     deadline = time.monotonic() + 60
-    with path.open("rb") as file, Children() as children:
+    with path.open("rb") as file, SubprocessGroup() as children:
         probe = probe_video(TOOLS, children, file.fileno(), deadline=deadline, max_pixels=1 << 20)
         probe = dataclasses.replace(probe, **changes)
         return plan_keyed(TOOLS, children, file.fileno(), probe, SPEC.num_frames, deadline=deadline)
@@ -108,7 +109,7 @@ def test_the_clip_is_that_of_a_whole_decode(name: str, tmp_path: Path) -> None:
 
 def test_times_that_make_no_sense_are_a_doubt(tmp_path: Path) -> None:
     path = render(tmp_path / "v.mp4", X264_B)
-    with path.open("rb") as file, Children() as children:
+    with path.open("rb") as file, SubprocessGroup() as children:
         probe = probe_video(TOOLS, children, file.fileno(), deadline=time.monotonic() + 60, max_pixels=1 << 20)
     timeline = probe.timeline
     assert timeline is not None
@@ -225,8 +226,8 @@ def break_packet(path: Path, number: int) -> None:
 def test_what_is_broken_among_the_needed_is_found(tmp_path: Path) -> None:
     path = render(tmp_path / "v.mp4", X264_B)
     break_packet(path, 0)
-    with Children() as children:
-        by_keys = decode_video(path, SPEC, [TOOLS], children, Limits())
+    with SubprocessGroup() as children:
+        by_keys = decode_video(path, SPEC, [TOOLS], children, DecodeLimits())
 
     assert by_keys.damage
     assert 0 == by_keys.ledger.num_skipped
@@ -266,13 +267,13 @@ def test_a_short_or_small_video_is_not_worth_it(tmp_path: Path, monkeypatch: pyt
 def test_what_noise_says_of_every_packet_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = render(tmp_path / "v.mp4", X264_B, 1200)
     break_packet(path, 168)  # the key frame before the sample 171
-    ran: list[Exit] = []
-    run = Children.run
-    monkeypatch.setattr(Children, "run", lambda *args, **kwargs: ran.append(run(*args, **kwargs)) or ran[-1])
+    ran: list[ProcessResult] = []
+    run = SubprocessGroup.run
+    monkeypatch.setattr(SubprocessGroup, "run", lambda *args, **kwargs: ran.append(run(*args, **kwargs)) or ran[-1])
     monkeypatch.setattr(ffmpeg, "STDERR_BYTES", 1 << 14)
 
-    with Children() as children:
-        decode_video(path, SPEC, [TOOLS], children, Limits())
+    with SubprocessGroup() as children:
+        decode_video(path, SPEC, [TOOLS], children, DecodeLimits())
 
     probed, listed, by_keys, whole = (ended.stderr for ended in ran)
     assert "" == probed == listed

@@ -15,17 +15,16 @@ from matplotlib.image import imread
 from tests.helpers import make_plan, make_record, tiny_models
 from tests.test_near import COPIES, Clip, scene
 from vidcache import cli
-from vidcache.cache.joined import open_caches
-from vidcache.cache.layout import Split, Status
-from vidcache.cache.leaks import draw_leaks, find_duplicates, find_leaks
-from vidcache.cache.reader import CacheReader
+from vidcache.cache.format import Split, Status
+from vidcache.cache.leakage import draw_leaks, find_duplicates, find_leaks
+from vidcache.cache.reader import CacheReader, open_caches
 from vidcache.cache.writer import CacheWriter
 from vidcache.eval.cli import main as videval
-from vidcache.filmstrip import Filmstrip
-from vidcache.near import NEAR
-from vidcache.preprocess.likeness_findings import look_alikes
-from vidcache.preprocess.resplit import split_cache
-from vidcache.preprocess.rule import SplitChoice
+from vidcache.near_duplicates import NEAR
+from vidcache.plotting import Filmstrip
+from vidcache.preprocess.analysis.checks import look_alikes
+from vidcache.preprocess.split.config import SplitOverrides
+from vidcache.preprocess.split.resplit import split_cache
 from vidcache.sampling import sample_indices
 from vidcache.spec import Spec
 from vidcache.train.cli import main as vidtrain
@@ -150,7 +149,7 @@ def test_any_number_of_copies_is_one_group_and_each_in_another_split_is_found(tm
     with CacheReader(cache) as reader:
         assert {seed, *range(6, 56)} == set(find_leaks(reader).pairs.reshape(-1).tolist())
 
-    assert 6 == split_cache(cache, SplitChoice(seed=seed)).num_groups
+    assert 6 == split_cache(cache, SplitOverrides(seed=seed)).num_groups
     with CacheReader(cache) as reader:
         assert 0 == len(find_leaks(reader).pairs)
 
@@ -202,7 +201,7 @@ def test_the_command_takes_several_caches(clean: Path, tmp_path: Path) -> None:
 
 def test_each_clip_is_drawn_beside_its_split(leaky: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Filmstrip] = []
-    monkeypatch.setattr("vidcache.filmstrip.draw_filmstrips", lambda strips, _: drawn.extend(strips))
+    monkeypatch.setattr("vidcache.plotting.draw_filmstrips", lambda strips, _: drawn.extend(strips))
     with CacheReader(leaky) as reader:
         leaks = find_leaks(reader)
         draw_leaks(reader, leaks, tmp_path / "p.png", 2)
@@ -261,7 +260,7 @@ def test_near_duplicates_are_kept_together_counted_or_left_alone(leaky: Path, tm
     cache = tmp_path / "c.h5"
     cache.write_bytes(leaky.read_bytes())
 
-    grouped = split_cache(cache, SplitChoice(seed=4))
+    grouped = split_cache(cache, SplitOverrides(seed=4))
     assert (
         "3 pairs of clips look alike (copies, or cuts of one still scene) and stay together: 6 clips in 3 groups, the largest of 2"
         in grouped.notes
@@ -272,14 +271,14 @@ def test_near_duplicates_are_kept_together_counted_or_left_alone(leaky: Path, tm
     for seed in range(20):
         if (
             "look alike are in different splits"
-            in (report := split_cache(cache, SplitChoice(seed=seed, near_duplicates="report"))).notes[0]
+            in (report := split_cache(cache, SplitOverrides(seed=seed, near_duplicates="report"))).notes[0]
         ):
             break
     assert re.match(
         r"\d pairs? of clips that look alike (is|are) in different splits: see vidcache leaks", report.notes[0]
     )
     assert 20 == report.num_groups
-    assert () == split_cache(cache, SplitChoice(near_duplicates="off")).notes
+    assert () == split_cache(cache, SplitOverrides(near_duplicates="off")).notes
 
 
 def test_a_given_split_that_parts_copies_says_so_and_nothing_else(leaky: Path, tmp_path: Path) -> None:
@@ -290,7 +289,7 @@ def test_a_given_split_that_parts_copies_says_so_and_nothing_else(leaky: Path, t
         lines = [f"{os.fsdecode(path)},{Split(split).name.lower()}" for path, split in rows]
     (tmp_path / "s.csv").write_text("\n".join(["path,split", *lines]))
 
-    report = split_cache(cache, SplitChoice(source="files", files=(str(tmp_path / "s.csv"),)))
+    report = split_cache(cache, SplitOverrides(source="files", files=(str(tmp_path / "s.csv"),)))
 
     said = "2 pairs of clips that look alike are in different splits: see vidcache leaks, and --near-duplicates"
     assert (said,) == report.notes
@@ -312,15 +311,15 @@ def test_vidtrain_says_it_and_strict_splits_stops(leaky: Path, clean: Path, tmp_
     said = "1 val clip and 1 test clip look like clips of another split (2 pairs)"
     assert f"leak guard: {said}: see vidcache leaks" in result.stderr
 
-    strict = call(vidtrain, leaky, *QUICK, "--out", tmp_path / "b.pt", "--strict-splits")
+    strict = call(vidtrain, leaky, *QUICK, "--out", tmp_path / "b.pt", "--fail-on-leaks")
     assert 2 == strict.exit_code
     assert (
-        f"Error: {leaky}: {said}, expected none with --strict-splits. See them: vidcache leaks CACHE" in strict.stderr
+        f"Error: {leaky}: {said}, expected none with --fail-on-leaks. See them: vidcache leaks CACHE" in strict.stderr
     )
     assert not (tmp_path / "b.pt").exists()
     assert not (tmp_path / "b.run").exists()
 
-    result = call(vidtrain, clean, *QUICK, "--out", tmp_path / "c.pt", "--strict-splits")
+    result = call(vidtrain, clean, *QUICK, "--out", tmp_path / "c.pt", "--fail-on-leaks")
     assert 0 == result.exit_code, result.stderr
     assert "leak guard: no clip looks like one of another split" in result.stderr
 

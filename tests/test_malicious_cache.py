@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from tests.helpers import make_cache
 from tests.test_cache import _forge, _link, _replace
-from vidcache.cache import layout
+from vidcache.cache import format as layout
 from vidcache.cache.reader import CacheReader
 from vidcache.cli import main
 from vidcache.errors import CacheError

@@ -11,11 +11,9 @@ from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score, top_k_accuracy_score
 
-from vidcache.eval.calibration import calibrate
-from vidcache.eval.compare import compare, mcnemar
-from vidcache.eval.evaluate import Predictions
-from vidcache.eval.metrics import compute_metrics
-from vidcache.eval.uncertainty import bootstrap_intervals, wilson_interval
+from vidcache.eval.inference import Predictions
+from vidcache.eval.intervals import bootstrap_intervals, compare, mcnemar, wilson_interval
+from vidcache.eval.metrics import calibrate, compute_metrics
 
 
 def predictions(

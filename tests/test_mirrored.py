@@ -9,20 +9,19 @@ import numpy.typing as npt
 import pytest
 
 from tests.helpers import SHARED, make_cache, tiny_models
-from vidcache.cache.layout import Split
+from vidcache.cache.format import Split
 from vidcache.cache.mirrored import MirrorPair, find_mirror_pairs, in_words, named_pairs, proven_pairs
 from vidcache.cache.reader import CacheReader
 from vidcache.console import SafeConsole
-from vidcache.perceptual import perceptual_hash
+from vidcache.near_duplicates import perceptual_hash
+from vidcache.preprocess.analysis.checks import mirror_images
 from vidcache.preprocess.build import build_cache
-from vidcache.preprocess.likeness_findings import mirror_images
 from vidcache.preprocess.options import BuildOptions
 from vidcache.spec import Spec
 from vidcache.train.augment import Strength
+from vidcache.train.callbacks import Callbacks, Reporter
 from vidcache.train.config import TrainConfig
 from vidcache.train.loop import train
-from vidcache.train.reporter import Reporter
-from vidcache.train.results import Hooks
 from vidcache.train.run import run_training
 
 Clip = npt.NDArray[np.uint8]
@@ -154,7 +153,7 @@ def test_a_run_that_mirrors_them_warns_before_its_first_step(
 ) -> None:
     cache = cache_of(tmp_path / "c.h5", ["goes_left", "goes_right"], ["a", "b"])
     heard: list[str] = []
-    hooks = Hooks(on_mirror=heard.append, on_step=lambda _: heard.append("step"))
+    hooks = Callbacks(on_mirror=heard.append, on_step=lambda _: heard.append("step"))
 
     with tiny_models(), CacheReader(cache) as reader:
         train(reader, TrainConfig(weights="none", freeze="none", epochs=1, amp="off", **changed), hooks)

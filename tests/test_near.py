@@ -6,9 +6,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vidcache.near import NEAR, clip_distance, find_near_pairs
-from vidcache.perceptual import perceptual_hash
-from vidcache.preprocess.groups import merge_groups
+from vidcache.near_duplicates import NEAR, clip_distance, find_near_pairs, perceptual_hash
+from vidcache.preprocess.split.groups import merge_groups
 
 Clip = npt.NDArray[np.uint8]
 

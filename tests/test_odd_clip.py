@@ -14,9 +14,9 @@ from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InterruptedRunError
 from vidcache.model import R3D18
 from vidcache.spec import Spec
+from vidcache.train.callbacks import Callbacks
 from vidcache.train.config import TrainConfig
 from vidcache.train.loop import train
-from vidcache.train.results import Hooks
 
 BASE: dict[str, Any] = {"weights": "none", "freeze": "none", "epochs": 1, "amp": "off", "balance": "none"}
 
@@ -40,7 +40,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_it_trains(cache: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
     found: list[Checkpoint] = []
-    hooks = Hooks(on_epoch=lambda _, checkpoint: found.append(checkpoint(False)))
+    hooks = Callbacks(on_epoch=lambda _, checkpoint: found.append(checkpoint(False)))
 
     with CacheReader(cache) as reader:
         result = train(reader, TrainConfig(**BASE | changed), hooks, feature_file=tmp_path / "f.h5")
@@ -54,9 +54,9 @@ def test_a_resumed_run_ends_the_same(cache: Path) -> None:
     config = TrainConfig(**BASE | {"batch_size": 2, "epochs": 1, "freeze": "layer3"})
     ends, kept = [], []
     with CacheReader(cache) as reader:
-        whole = Hooks(on_epoch=lambda _, checkpoint: ends.append(checkpoint(False)))
+        whole = Callbacks(on_epoch=lambda _, checkpoint: ends.append(checkpoint(False)))
         train(reader, config, whole)
-        broken = Hooks(on_interrupt=kept.append)
+        broken = Callbacks(on_interrupt=kept.append)
         with pytest.raises(InterruptedRunError, match=r"epoch 1, after 1 of its steps"):
             train(reader, config, broken, should_stop=lambda: True)
         train(reader, config, whole, resume=kept[0])

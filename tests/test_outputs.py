@@ -15,24 +15,25 @@ from click.testing import CliRunner, Result
 
 from tests.helpers import TOOLS, TinyModel, make_cache, make_raw, tiny_models
 from vidcache import cli, outputs
-from vidcache.cache.place import build_folder
+from vidcache.cache.lock import build_folder
 from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, InterruptedRunError, LockedError, VidcacheError
 from vidcache.eval.cli import main as videval
 from vidcache.eval.predict_cli import main as vidpredict
-from vidcache.figures import to_png
 from vidcache.files import follow, write_atomically, write_text_atomically
+from vidcache.plotting import to_png
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.demo import render_demo
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.resplit import split_cache
-from vidcache.preprocess.rule import SplitChoice
+from vidcache.preprocess.split.config import SplitOverrides
+from vidcache.preprocess.split.resplit import split_cache
 from vidcache.spec import Spec
-from vidcache.train import loop, place
+from vidcache.train import loop
+from vidcache.train import run_dir as place
+from vidcache.train.callbacks import SILENT
 from vidcache.train.cli import main as vidtrain
 from vidcache.train.config import TrainConfig
-from vidcache.train.results import SILENT
 from vidcache.train.run import run_training
 
 SPEC = Spec(4, 16, 16)
@@ -87,7 +88,7 @@ WRITES: dict[str, tuple[click.Command, str]] = {
     "build --overwrite": (cli.main, "build raw OUT --num-frames 4 --size 16 --workers 1 --overwrite"),
     "vidtrain": (vidtrain, f"learned.h5 --out OUT {' '.join(QUICK)}"),
     "vidtrain --overwrite": (vidtrain, f"learned.h5 --out OUT --overwrite {' '.join(QUICK)}"),
-    "features": (vidtrain, f"learned.h5 --out new.pt --feature-cache 1 --freeze stem --feature-file OUT {' '.join(QUICK)}"),
+    "features": (vidtrain, f"learned.h5 --out new.pt --cache-features 1 --freeze stem --feature-file OUT {' '.join(QUICK)}"),
     "preview": (cli.main, "preview learned.h5 --out OUT.png"),
     "leaks": (cli.main, "leaks learned.h5 --max-distance 0.1 --out OUT.png"),
     "export": (cli.main, "export best.pt --format torch-export --out OUT.pt2"),
@@ -213,7 +214,7 @@ def test_a_list_of_failures_of_another_kind_is_not_replaced(place_: Path) -> Non
 def test_a_split_list_is_no_place_for_the_list_of_failures(place_: Path) -> None:
     list_ = place_ / "new.failures.csv"
     list_.write_text("path,class,status,reason,split\n")
-    choice = SplitChoice(source="files", files=(str(list_),))
+    choice = SplitOverrides(source="files", files=(str(list_),))
 
     with pytest.raises(InputError, match=r"new\.failures\.csv: is read by this command"):
         build_cache(place_ / "raw", place_ / "new.h5", dataclasses.replace(BUILD, split=choice))
@@ -317,7 +318,7 @@ def test_an_older_cache_behind_a_link_is_replaced_and_the_link_stays(place_: Pat
     make_raw(place_ / "more" / "raw", {"a": 7, "b": 6})
 
     assert 13 == build_cache(place_ / "more" / "raw", place_ / "cache.h5", BUILD).num_videos
-    assert not split_cache(place_ / "cache.h5", SplitChoice(seed=5)).up_to_date
+    assert not split_cache(place_ / "cache.h5", SplitOverrides(seed=5)).up_to_date
 
     assert (place_ / "cache.h5").is_symlink()
     with CacheReader(place_ / "big" / "c.h5") as reader:
@@ -395,7 +396,7 @@ def test_a_build_folder_that_no_build_made_is_not_emptied(place_: Path, what: st
     else:
         with pytest.raises(InputError, match=r"was not made by vidcache, .*\. Move it away"):
             if work == "split":
-                split_cache(place_ / "cache.h5", SplitChoice(seed=7))
+                split_cache(place_ / "cache.h5", SplitOverrides(seed=7))
             else:
                 build_cache(place_ / "raw", place_ / "cache.h5", dataclasses.replace(BUILD, overwrite=True))
 
@@ -608,7 +609,7 @@ def test_videval_prints_its_numbers_where_the_report_cannot_be_written(place_: P
 
 
 def test_a_disk_that_fills_up_in_the_report_costs_no_number(place_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vidcache.eval import results
+    from vidcache.eval.report.build import files as results
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -624,7 +625,7 @@ def test_a_disk_that_fills_up_in_the_report_costs_no_number(place_: Path, monkey
 
 def test_leaks_prints_its_pairs_where_the_picture_cannot_be_written(tmp_path: Path, unwritable: Path) -> None:
     from tests.test_leaks import scenes, write
-    from vidcache.cache.layout import Split
+    from vidcache.cache.format import Split
 
     first, second = scenes(2)
     cache = write(tmp_path / "c.h5", [first, second, first], [Split.TRAIN, Split.VAL, Split.TEST])

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from tests.helpers import TOOLS, make_video, run_ffmpeg
 from vidcache import cli
 from vidcache.cache.reader import CacheReader
-from vidcache.preprocess.decode import Decoded, Limits, decode_video
-from vidcache.preprocess.failure import Failure, Reason
-from vidcache.preprocess.ffmpeg import Children, Tools
-from vidcache.preprocess.picture import Turn, turn_of
+from vidcache.preprocess.video.decode import DecodedClip, DecodeLimits, decode_video
+from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, SubprocessGroup
+from vidcache.preprocess.video.probe import Turn, turn_of
+from vidcache.preprocess.video.source_file import Failure, Reason
 from vidcache.spec import SCALING, TONEMAPPED, Spec
 
 Clip = npt.NDArray[np.uint8]
@@ -25,13 +25,13 @@ X264 = ("-c:v", "libx264", "-preset", "ultrafast", "-qp", "10", "-g", "5", "-f",
 
 
 @pytest.fixture(scope="module")
-def children() -> Iterator[Children]:
-    with Children() as running:
+def children() -> Iterator[SubprocessGroup]:
+    with SubprocessGroup() as running:
         yield running
 
 
-def decode(path: Path, children: Children, spec: Spec = Spec(20, 48, 64)) -> Decoded:
-    return decode_video(path, spec, [TOOLS], children, Limits())
+def decode(path: Path, children: SubprocessGroup, spec: Spec = Spec(20, 48, 64)) -> DecodedClip:
+    return decode_video(path, spec, [TOOLS], children, DecodeLimits())
 
 
 # --- turned -----------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def set_matrix(path: Path, *numbers: float) -> Path:
 @pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("change", ["plain large", "large plain", "plain full", "full plain"])
 def test_a_turned_video_may_change_size_and_format(
-    tmp_path: Path, children: Children, parts: dict[str, bytes], turn: str, change: str
+    tmp_path: Path, children: SubprocessGroup, parts: dict[str, bytes], turn: str, change: str
 ) -> None:
     numbers, turned, rotation = TURNS[turn]
     path = join(tmp_path / "v.mp4", *(parts[name] for name in change.split()))
@@ -105,7 +105,7 @@ def test_a_turned_video_may_change_size_and_format(
 
 @pytest.mark.parametrize("turn", TURNS)
 def test_a_turned_video_without_a_change_is_turned_before_it_is_scaled(
-    tmp_path: Path, children: Children, parts: dict[str, bytes], turn: str
+    tmp_path: Path, children: SubprocessGroup, parts: dict[str, bytes], turn: str
 ) -> None:
     numbers, turned, rotation = TURNS[turn]
     path = join(tmp_path / "v.mp4", parts["plain"], parts["plain"])
@@ -119,7 +119,7 @@ def test_a_turned_video_without_a_change_is_turned_before_it_is_scaled(
 
 
 def test_a_video_turned_by_another_angle_may_change_size(
-    tmp_path: Path, children: Children, parts: dict[str, bytes]
+    tmp_path: Path, children: SubprocessGroup, parts: dict[str, bytes]
 ) -> None:
     angle = (math.cos(0.5), math.sin(0.5), -math.sin(0.5), math.cos(0.5))
     steady = set_matrix(join(tmp_path / "steady.mp4", parts["plain"], parts["plain"]), *angle)
@@ -133,7 +133,7 @@ def test_a_video_turned_by_another_angle_may_change_size(
 
 
 def test_a_video_that_says_itself_how_it_is_turned_may_change_size(
-    tmp_path: Path, children: Children, parts: dict[str, bytes]
+    tmp_path: Path, children: SubprocessGroup, parts: dict[str, bytes]
 ) -> None:
     orientation = "h264_metadata=display_orientation=insert:rotate=90"
     plain = (parts["plain"], parts["large"])
@@ -193,7 +193,13 @@ def tagged(tmp_path_factory: pytest.TempPathFactory, parts: dict[str, bytes]) ->
     ],
 )
 def test_a_colour_matrix_that_ffmpeg_refuses(
-    tmp_path: Path, children: Children, tagged: Callable[[str], bytes], number: int, name: str, like: int, used: str
+    tmp_path: Path,
+    children: SubprocessGroup,
+    tagged: Callable[[str], bytes],
+    number: int,
+    name: str,
+    like: int,
+    used: str,
 ) -> None:
     expected = decode(join(tmp_path / "like.mp4", tagged(f"matrix_coefficients={like}")), children)
 
@@ -204,7 +210,7 @@ def test_a_colour_matrix_that_ffmpeg_refuses(
     assert f"unsupported_colours: ffmpeg cannot convert {name}; read as {used}" == decoded.damage
 
 
-def test_wide_colours_stay_wide(tmp_path: Path, children: Children, tagged: Callable[[str], bytes]) -> None:
+def test_wide_colours_stay_wide(tmp_path: Path, children: SubprocessGroup, tagged: Callable[[str], bytes]) -> None:
     expected = decode(join(tmp_path / "like.mp4", tagged("matrix_coefficients=9")), children)
 
     decoded = decode(join(tmp_path / "v.mp4", tagged("matrix_coefficients=14:colour_primaries=9")), children)
@@ -214,7 +220,7 @@ def test_wide_colours_stay_wide(tmp_path: Path, children: Children, tagged: Call
 
 @pytest.mark.parametrize("before", ["", "matrix_coefficients=1"])
 def test_a_colour_matrix_that_ffmpeg_refuses_from_the_middle_on(
-    tmp_path: Path, children: Children, tagged: Callable[[str], bytes], before: str
+    tmp_path: Path, children: SubprocessGroup, tagged: Callable[[str], bytes], before: str
 ) -> None:
     first = tagged(before or "matrix_coefficients=2")
     expected = decode(join(tmp_path / "like.mp4", first, first), children)
@@ -236,7 +242,7 @@ def test_a_colour_matrix_that_ffmpeg_refuses_from_the_middle_on(
     ],
 )
 def test_other_names_of_colours_change_no_pixel(
-    tmp_path: Path, children: Children, tagged: Callable[[str], bytes], parts: dict[str, bytes], tag: str
+    tmp_path: Path, children: SubprocessGroup, tagged: Callable[[str], bytes], parts: dict[str, bytes], tag: str
 ) -> None:
     expected = decode(join(tmp_path / "like.mp4", parts["plain"]), children)
 
@@ -247,7 +253,7 @@ def test_other_names_of_colours_change_no_pixel(
 
 
 def test_a_refused_matrix_in_a_turned_video_that_changes(
-    tmp_path: Path, children: Children, tagged: Callable[[str], bytes], parts: dict[str, bytes]
+    tmp_path: Path, children: SubprocessGroup, tagged: Callable[[str], bytes], parts: dict[str, bytes]
 ) -> None:
     path = join(tmp_path / "v.mp4", tagged("matrix_coefficients=8"), parts["large"])
     upright = decode(path, children, Spec(20, 64, 48))
@@ -286,7 +292,7 @@ def greys(clip: Clip, count: int) -> list[float]:
     ],
 )
 def test_hdr_is_mapped_to_sdr_only_if_asked(
-    tmp_path: Path, children: Children, tag: str, white: int, middle: tuple[int, int]
+    tmp_path: Path, children: SubprocessGroup, tag: str, white: int, middle: tuple[int, int]
 ) -> None:
     path = make_greys(tmp_path / "v.mp4", tag, 0, 102, white, 255)
     shape = (4, 32, 64)
@@ -305,7 +311,7 @@ def test_hdr_is_mapped_to_sdr_only_if_asked(
 
 
 def test_sdr_is_the_same_in_a_cache_that_maps_hdr(
-    tmp_path: Path, children: Children, tagged: Callable[[str], bytes], parts: dict[str, bytes]
+    tmp_path: Path, children: SubprocessGroup, tagged: Callable[[str], bytes], parts: dict[str, bytes]
 ) -> None:
     for number, part in enumerate((parts["plain"], tagged(PQ.replace("=16", "=14")))):
         path = join(tmp_path / f"{number}.mp4", part)
@@ -313,7 +319,7 @@ def test_sdr_is_the_same_in_a_cache_that_maps_hdr(
         assert np.array_equal(plain, decode(path, children, Spec(20, 48, 64, scaling=TONEMAPPED)).clip)
 
 
-def test_hdr_in_colours_that_ffmpeg_refuses_is_mapped_too(tmp_path: Path, children: Children) -> None:
+def test_hdr_in_colours_that_ffmpeg_refuses_is_mapped_too(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_greys(tmp_path / "v.mp4", PQ.replace("coefficients=9", "coefficients=14"), 0, 148)
 
     decoded = decode(path, children, Spec(4, 32, 32, scaling=TONEMAPPED))
@@ -322,19 +328,19 @@ def test_hdr_in_colours_that_ffmpeg_refuses_is_mapped_too(tmp_path: Path, childr
     assert "unsupported_colours: ffmpeg cannot convert ictcp; read as bt2020nc" == decoded.damage
 
 
-def test_an_ffmpeg_that_cannot_map_hdr_says_so(tmp_path: Path, children: Children) -> None:
+def test_an_ffmpeg_that_cannot_map_hdr_says_so(tmp_path: Path, children: SubprocessGroup) -> None:
     path = make_greys(tmp_path / "v.mp4", PQ, 0, 255)
     old = tmp_path / "ffmpeg"
     old.write_text(
         "#!/bin/sh\necho \"[error] Error applying option 'out_transfer' to filter 'scale': Option not found\" >&2\nexit 8\n"
     )
     old.chmod(0o755)
-    tools = Tools(str(old), TOOLS.ffprobe, "6.0", "a test")
+    tools = FFmpegBinaries(str(old), TOOLS.ffprobe, "6.0", "a test")
 
     with pytest.raises(
         Failure, match=r"ffmpeg 6\.0 \(a test\) cannot map HDR to SDR: install an ffmpeg that can"
     ) as caught:
-        decode_video(path, Spec(4, 32, 32, scaling=TONEMAPPED), [tools], children, Limits())
+        decode_video(path, Spec(4, 32, 32, scaling=TONEMAPPED), [tools], children, DecodeLimits())
     assert Reason.UNSUPPORTED_CODEC is caught.value.reason
 
 

@@ -22,13 +22,13 @@ from PIL import Image
 from tests.helpers import TOOLS, make_raw, make_video, run_ffmpeg
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError
-from vidcache.eval.loading import load_model
+from vidcache.eval.inference import load_model
 from vidcache.eval.predict import PredictOptions, predict_videos
 from vidcache.eval.predict_cli import check_outside, drawing_name, find_files
 from vidcache.eval.predict_cli import main as vidpredict
 from vidcache.model import R3D18
-from vidcache.preprocess.decode import Limits
-from vidcache.preprocess.sources import list_videos
+from vidcache.preprocess.video.decode import DecodeLimits
+from vidcache.preprocess.video.find import list_videos
 from vidcache.spec import Spec
 
 NAMES = ("fall", "jump", "rise <b>[red]")
@@ -282,7 +282,7 @@ def test_a_broken_part_that_no_sample_needs_is_seen_without_keyed(
     asked: list[bool] = []
     inner = predict.decode_video
 
-    def decode(video: Path, spec: Spec, tools: Any, children: Any, limits: Limits) -> Any:
+    def decode(video: Path, spec: Spec, tools: Any, children: Any, limits: DecodeLimits) -> Any:
         asked.append(limits.keyed)
         return inner(video, spec, tools, children, limits)
 

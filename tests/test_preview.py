@@ -11,10 +11,10 @@ from click.testing import CliRunner, Result
 from tests.helpers import make_cache
 from vidcache.cache.reader import CacheReader
 from vidcache.cli import main
-from vidcache.eval.evaluate import to_input
+from vidcache.eval.inference import to_input
 from vidcache.spec import Spec
 from vidcache.train.augment import Strength
-from vidcache.train.preview import augmented_strips, to_pictures
+from vidcache.train.callbacks import augmented_strips, to_pictures
 
 
 @pytest.fixture

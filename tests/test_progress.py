@@ -11,10 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from tests.helpers import make_cache, make_raw, tiny_models
-from vidcache import progress
+from vidcache import console as progress
 from vidcache.cli import COMMANDS, main
-from vidcache.console import SafeConsole
-from vidcache.progress import Progress, in_words
+from vidcache.console import Progress, SafeConsole, in_words
 from vidcache.spec import Spec
 
 LONG = {"analyze", "bench", "build", "demo", "eval", "export", "leaks", "predict", "split", "train", "verify"}

@@ -19,7 +19,7 @@ from tests.two_processes import SCENARIOS, run
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import VidcacheError
 from vidcache.spec import Spec
-from vidcache.train.ranks import Ranks, join_ranks
+from vidcache.train.distributed import Ranks, init_distributed
 
 CHECKOUT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT), "PYTHONWARNINGS": "ignore"}
@@ -102,7 +102,7 @@ def test_each_process_knows_its_place(together: dict[str, Any]) -> None:
 
 
 def test_without_torchrun_a_process_is_alone() -> None:
-    with join_ranks("cpu") as ranks:
+    with init_distributed("cpu") as ranks:
         assert (0, 1, "cpu") == (ranks.rank, ranks.count, ranks.device)
         assert (True, False) == (ranks.any(True), ranks.any(False))
         assert [3] == ranks.gather(3)

@@ -15,15 +15,15 @@ import pytest
 from tests.helpers import make_raw, make_video
 from tests.test_cache import fill, small_plan
 from vidcache.cache import writer as writer_module
-from vidcache.cache.donors import open_donors
-from vidcache.cache.layout import Split, Status
-from vidcache.cache.place import build_folder
+from vidcache.cache.format import Split, Status
+from vidcache.cache.lock import build_folder
 from vidcache.cache.reader import CacheReader
+from vidcache.cache.reuse import open_donors
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import CacheError, InputError, LockedError, VidcacheError
 from vidcache.preprocess.build import BuildReport, build_cache
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.rule import SplitChoice
+from vidcache.preprocess.split.config import SplitOverrides
 from vidcache.spec import Spec
 
 SPEC = Spec(4, 32, 32)
@@ -160,8 +160,8 @@ def test_after_a_change_only_what_is_new_is_decoded(
     assert build(raw, cache).up_to_date
 
 
-@pytest.mark.parametrize("split", [SplitChoice(seed=1), SplitChoice(fractions=(1.0, 0.0, 0.0))])
-def test_another_split_decodes_nothing(raw: Path, cache: Path, tmp_path: Path, split: SplitChoice) -> None:
+@pytest.mark.parametrize("split", [SplitOverrides(seed=1), SplitOverrides(fractions=(1.0, 0.0, 0.0))])
+def test_another_split_decodes_nothing(raw: Path, cache: Path, tmp_path: Path, split: SplitOverrides) -> None:
     with CacheReader(cache) as reader:
         before = reader.split_hash, reader.fingerprint
 
@@ -240,7 +240,7 @@ def test_retry_failed_also_retries_those_of_an_interrupted_build(raw: Path, tmp_
 def test_a_video_that_changes_while_it_is_read_is_not_believed(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vidcache.preprocess import backends
+    from vidcache.preprocess import executors as backends
 
     real = backends.decode_video
 

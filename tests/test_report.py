@@ -13,15 +13,13 @@ import pytest
 import torch
 
 from tests.helpers import make_cache
-from vidcache.cache.layout import Split
+from vidcache.cache.format import Split
 from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
-from vidcache.eval.compare import compare
-from vidcache.eval.evaluation import EvalOptions, Evaluation, evaluate, predict_split
-from vidcache.eval.history import History
-from vidcache.eval.report import Subject, render_report
-from vidcache.eval.results import changed_clips
-from vidcache.eval.summary import summarise, summarise_comparison
+from vidcache.eval.evaluate import EvalOptions, Evaluation, evaluate, predict_split
+from vidcache.eval.intervals import compare
+from vidcache.eval.report.build import History, Subject, render_report, summarise, summarise_comparison
+from vidcache.eval.report.files import changed_clips
 
 MAX_BYTES = 5_000_000
 EVIL = "<script>alert(1)<script>"  # a folder name has no slash

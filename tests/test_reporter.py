@@ -7,8 +7,7 @@ import re
 import pytest
 
 from vidcache.console import SafeConsole
-from vidcache.train.reporter import Reporter
-from vidcache.train.results import EpochResult, Hooks, Progress, Setup
+from vidcache.train.callbacks import Callbacks, EpochProgress, EpochResult, Reporter, Setup
 
 SETUP = Setup("cpu", "A Fine CPU", 1, {"train": 1238, "val": 20, "test": 50}, 8, 8, 64, 112, 96, 10, 30, 0)
 
@@ -35,40 +34,40 @@ def reporter(clock: Clock) -> Reporter:
 
 
 @pytest.fixture
-def hooks(reporter: Reporter) -> Hooks:
+def hooks(reporter: Reporter) -> Callbacks:
     return reporter.hooks()
 
 
-def finish(hooks: Hooks, epoch: int, loss: float, *, is_best: bool) -> None:
+def finish(hooks: Callbacks, epoch: int, loss: float, *, is_best: bool) -> None:
     hooks.on_epoch(result(epoch, loss, is_best=is_best), lambda _: None)  # type: ignore[arg-type,return-value]
 
 
-def test_the_numbers_of_an_epoch_are_shown(reporter: Reporter, hooks: Hooks, clock: Clock) -> None:
-    hooks.on_step(Progress(1, 3, 8, math.nan, math.nan, 20.25, 0.012))
+def test_the_numbers_of_an_epoch_are_shown(reporter: Reporter, hooks: Callbacks, clock: Clock) -> None:
+    hooks.on_step(EpochProgress(1, 3, 8, math.nan, math.nan, 20.25, 0.012))
     assert "epoch 1: 3 of 8 steps, 20.2 clips/s, waiting 1.2%" == reporter.progress.line()
     clock.now = 4
-    hooks.on_step(Progress(1, 5, 8, 0.4321, 0.875, 20.25, 0.012))
+    hooks.on_step(EpochProgress(1, 5, 8, 0.4321, 0.875, 20.25, 0.012))
     assert (
         "epoch 1: 5 of 8 steps, 0.5 steps/s, 6.0 s left, loss 0.4321, accuracy 87.5%, 20.2 clips/s, waiting 1.2%"
         == reporter.progress.line()
     )
-    hooks.on_step(Progress(1, 8, 8, 0.4321, 0.875, 20.25, 0.012))
+    hooks.on_step(EpochProgress(1, 8, 8, 0.4321, 0.875, 20.25, 0.012))
     clock.now = 154
     assert "epoch 1: validating for 2.5 min" == reporter.progress.line()
     finish(hooks, 1, 0.9, is_best=True)
     finish(hooks, 2, 1.5, is_best=False)
-    hooks.on_step(Progress(3, 1, 8, 0.3, 0.9, 20.0, 0.0))
+    hooks.on_step(EpochProgress(3, 1, 8, 0.3, 0.9, 20.0, 0.0))
     assert reporter.progress.line().endswith(", best: epoch 1, val loss 0.9000")
 
 
-def test_features_are_counted(reporter: Reporter, hooks: Hooks) -> None:
+def test_features_are_counted(reporter: Reporter, hooks: Callbacks) -> None:
     hooks.on_features("features: computing")
     hooks.on_feature(30, 1568)
 
     assert "features: 30 of 1,568 entries" == reporter.progress.line()
 
 
-def test_every_epoch_is_a_line_and_the_best_is_marked(hooks: Hooks, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_epoch_is_a_line_and_the_best_is_marked(hooks: Callbacks, capsys: pytest.CaptureFixture[str]) -> None:
     finish(hooks, 1, 0.9, is_best=True)
     finish(hooks, 2, 1.5, is_best=False)
 
@@ -79,7 +78,7 @@ def test_every_epoch_is_a_line_and_the_best_is_marked(hooks: Hooks, capsys: pyte
     assert "best" not in second
 
 
-def test_the_first_lines_say_what_a_run_works_on(hooks: Hooks, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_lines_say_what_a_run_works_on(hooks: Callbacks, capsys: pytest.CaptureFixture[str]) -> None:
     hooks.on_setup(SETUP)
     assert capsys.readouterr().err.splitlines() == [
         "device: cpu (A Fine CPU)",
@@ -97,14 +96,14 @@ def test_the_first_lines_say_what_a_run_works_on(hooks: Hooks, capsys: pytest.Ca
 
 @pytest.mark.parametrize(("epoch", "before"), [(1, 0), (21, 2)])
 def test_after_the_first_steps_it_says_how_long(
-    hooks: Hooks, clock: Clock, capsys: pytest.CaptureFixture[str], epoch: int, before: int
+    hooks: Callbacks, clock: Clock, capsys: pytest.CaptureFixture[str], epoch: int, before: int
 ) -> None:
     """124 steps of 6 s, and 2 batches of validation at half of that."""
     hooks.on_setup(SETUP)
     capsys.readouterr()
     for number in range(before + 1, 9):
         clock.now += 100 if number == before + 1 else 6  # the first step warms up
-        hooks.on_step(Progress(epoch, number, 124, 0.4, 0.8, 20.0, 0.0))
+        hooks.on_step(EpochProgress(epoch, number, 124, 0.4, 0.8, 20.0, 0.0))
 
     left = 31 - epoch
     assert [
@@ -112,10 +111,10 @@ def test_after_the_first_steps_it_says_how_long(
     ] == capsys.readouterr().err.splitlines()
 
 
-def test_short_epochs_say_it_when_the_first_is_done(hooks: Hooks, capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_epochs_say_it_when_the_first_is_done(hooks: Callbacks, capsys: pytest.CaptureFixture[str]) -> None:
     hooks.on_setup(dataclasses.replace(SETUP, num_epochs=2))
-    hooks.on_step(Progress(1, 1, 2, 0.4, 0.8, 20.0, 0.0))
-    hooks.on_step(Progress(1, 2, 2, 0.4, 0.8, 20.0, 0.0))
+    hooks.on_step(EpochProgress(1, 1, 2, 0.4, 0.8, 20.0, 0.0))
+    hooks.on_step(EpochProgress(1, 2, 2, 0.4, 0.8, 20.0, 0.0))
     assert "about" not in capsys.readouterr().err
     finish(hooks, 1, 0.9, is_best=True)
 
@@ -124,9 +123,9 @@ def test_short_epochs_say_it_when_the_first_is_done(hooks: Hooks, capsys: pytest
 
 def test_a_verbose_run_has_a_line_for_every_step(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
     hooks = Reporter(SafeConsole(stderr=True, width=200, is_verbose=True), clock).hooks()
-    hooks.on_step(Progress(1, 1, 2, 0.4, 0.8, 20.0, 0.01))
+    hooks.on_step(EpochProgress(1, 1, 2, 0.4, 0.8, 20.0, 0.01))
     clock.now = 7
-    hooks.on_step(Progress(1, 2, 2, 0.3, 0.9, 21.0, 0.01))
+    hooks.on_step(EpochProgress(1, 2, 2, 0.3, 0.9, 21.0, 0.01))
 
     said = capsys.readouterr().err
     assert "epoch 1, step 1 of 2: loss 0.4000, accuracy 80.0%, 20.0 clips/s, waiting 1.0%\n" in said

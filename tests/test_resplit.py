@@ -16,15 +16,15 @@ from click.testing import CliRunner, Result
 
 from tests.helpers import make_cache, make_raw, make_video, read_split
 from vidcache import cli
-from vidcache.cache.layout import Split
+from vidcache.cache.format import Split
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import CacheError, InputError, LockedError
-from vidcache.preprocess import resplit
 from vidcache.preprocess.build import build_cache
-from vidcache.preprocess.groups import Grouping
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.resplit import split_cache
-from vidcache.preprocess.rule import SplitChoice, SplitRule
+from vidcache.preprocess.split.assign import resplit
+from vidcache.preprocess.split.config import SplitConfig, SplitOverrides
+from vidcache.preprocess.split.groups import GroupBy
+from vidcache.preprocess.split.resplit import split_cache
 from vidcache.spec import Spec
 
 SPEC = Spec(8, 32, 32)
@@ -119,7 +119,7 @@ def test_clips_and_fingerprint_stay_and_only_the_split_changes(cache: Path) -> N
     with CacheReader(cache) as reader:
         clips, before = reader.read(reader.rows()), (reader.fingerprint, reader.split_hash)
 
-    report = split_cache(cache, SplitChoice(seed=3))
+    report = split_cache(cache, SplitOverrides(seed=3))
 
     with CacheReader(cache) as reader:
         assert (clips == reader.read(reader.rows(), verify=True)).all()
@@ -141,7 +141,7 @@ def test_a_dry_run_shows_the_split_and_writes_nothing(cache: Path) -> None:
 def test_a_failed_video_keeps_its_row(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "c.h5", {"a": 12, "b": 7}, failed=(2, 15))
 
-    report = split_cache(cache, SplitChoice(seed=9))
+    report = split_cache(cache, SplitOverrides(seed=9))
 
     with CacheReader(cache) as reader:
         assert (19, 17) == (len(reader), len(reader.rows()))
@@ -347,7 +347,7 @@ def test_a_damaged_clip_is_not_copied(cache: Path) -> None:
     before = cache.read_bytes()
 
     with pytest.raises(CacheError, match=r"c.h5: the clip of row 4 \(jump/take1/s4_4.mkv\) does not match its hash"):
-        split_cache(cache, SplitChoice(seed=1))
+        split_cache(cache, SplitOverrides(seed=1))
 
     assert before == cache.read_bytes()
 
@@ -357,9 +357,9 @@ def test_two_cannot_write_at_once(cache: Path) -> None:
         assert 18 == total
         if done == 9:
             with pytest.raises(LockedError, match="c.h5: another build is writing it"):
-                split_cache(cache, SplitChoice(seed=2))
+                split_cache(cache, SplitOverrides(seed=2))
 
-    split_cache(cache, SplitChoice(seed=1), progress=try_again)
+    split_cache(cache, SplitOverrides(seed=1), progress=try_again)
 
 
 def test_an_interrupted_build_is_not_thrown_away(raw: Path, cache: Path, tmp_path: Path) -> None:
@@ -375,22 +375,22 @@ def test_an_interrupted_build_is_not_thrown_away(raw: Path, cache: Path, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         build_cache(more, cache, BuildOptions(spec=SPEC, workers=1), stop)
     with pytest.raises(InputError, match="c.h5: a build of it was interrupted, expected none: what it has decoded"):
-        split_cache(cache, SplitChoice(seed=1))
-    assert split_cache(cache, SplitChoice()).up_to_date
+        split_cache(cache, SplitOverrides(seed=1))
+    assert split_cache(cache, SplitOverrides()).up_to_date
     report = build_cache(more, cache, BuildOptions(spec=SPEC, workers=1))
     assert 1 == report.num_decoded
-    assert not split_cache(cache, SplitChoice(seed=1)).up_to_date
+    assert not split_cache(cache, SplitOverrides(seed=1)).up_to_date
 
 
 def test_a_kill_at_any_instant_leaves_the_old_split_or_the_new(cache: Path, tmp_path: Path) -> None:
     """A real process is killed after more and more of its work; whatever was left, the same command ends the same."""
     before = cache.read_bytes()
     golden = Path(shutil.copy(cache, tmp_path / "golden.h5"))
-    split_cache(golden, SplitChoice(seed=1))
+    split_cache(golden, SplitOverrides(seed=1))
     code = (
         "import os, signal, sys; from pathlib import Path; from vidcache import files; "
-        "from vidcache.cache import place, writer; from vidcache.preprocess.resplit import split_cache; "
-        "from vidcache.preprocess.rule import SplitChoice\n"
+        "from vidcache.cache import writer; from vidcache.cache import lock as place; from vidcache.preprocess.split.resplit import split_cache; "
+        "from vidcache.preprocess.split.config import SplitChoice\n"
         "left = [int(sys.argv[2])]\n"
         "def killing(function):\n"
         "    def call(*arguments):\n"
@@ -428,9 +428,9 @@ def test_ctrl_c_leaves_the_old_split(cache: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        split_cache(cache, SplitChoice(seed=1), progress=stop)
+        split_cache(cache, SplitOverrides(seed=1), progress=stop)
     assert before == cache.read_bytes()
-    assert not split_cache(cache, SplitChoice(seed=1)).up_to_date
+    assert not split_cache(cache, SplitOverrides(seed=1)).up_to_date
     assert {"c.h5", "c.h5.lock"} == {file.name for file in cache.parent.iterdir()}
 
 
@@ -444,7 +444,7 @@ def test_a_build_of_another_shape_is_not_thrown_away_either(raw: Path, cache: Pa
     with pytest.raises(KeyboardInterrupt):
         build_cache(raw, cache, options, stop)
     with pytest.raises(InputError, match="a build of it was interrupted"):
-        split_cache(cache, SplitChoice(seed=1))
+        split_cache(cache, SplitOverrides(seed=1))
     assert 9 == build_cache(raw, cache, options).num_reused
 
 
@@ -460,7 +460,7 @@ def test_a_cache_that_was_replaced_meanwhile_is_not_overwritten(cache: Path, tmp
         mock.patch.object(resplit.Splitter, "assign", assign),
         pytest.raises(LockedError, match="c.h5: another build has replaced it meanwhile"),
     ):
-        split_cache(cache, SplitChoice(seed=1))
+        split_cache(cache, SplitOverrides(seed=1))
     with CacheReader(cache) as reader:
         assert ("a", "b") == reader.classes
 
@@ -470,11 +470,11 @@ def test_a_link_stays_a_link_and_permissions_stay(cache: Path, tmp_path: Path) -
     link.symlink_to(cache)
     cache.chmod(0o600)
 
-    assert not split_cache(link, SplitChoice(seed=1)).up_to_date
+    assert not split_cache(link, SplitOverrides(seed=1)).up_to_date
 
     assert link.is_symlink()
     assert 0o600 == cache.stat().st_mode & 0o777
-    assert split_cache(cache, SplitChoice(seed=1)).up_to_date
+    assert split_cache(cache, SplitOverrides(seed=1)).up_to_date
 
 
 def test_one_scene_leaves_nothing_to_test_on_and_says_what_to_do(raw: Path, cache: Path) -> None:
@@ -519,7 +519,7 @@ def test_names_that_are_no_text_are_kept_in_the_rule(cache: Path, tmp_path: Path
     with open(groups, "w") as file:
         file.write("\n".join(["path,group", *(f"{path},{row % 5}" for row, path in enumerate(paths))]))
 
-    report = split_cache(cache, SplitChoice(grouping=Grouping("file", os.fsdecode(groups))))
+    report = split_cache(cache, SplitOverrides(grouping=GroupBy("file", os.fsdecode(groups))))
 
     assert 5 == report.num_groups
     assert "split by         file g\\xff.csv" in vidcache("info", cache).stdout
@@ -540,16 +540,16 @@ def test_names_that_are_no_text_are_kept_in_the_rule(cache: Path, tmp_path: Path
 )
 def test_a_cache_that_does_not_say_how_it_is_split(change: dict[str, Any], found: str) -> None:
     with pytest.raises(CacheError, match=f"the cache does not say how it is split .*{found}.*expected a rule"):
-        SplitRule.from_attributes(SplitRule().attributes() | change)
+        SplitConfig.from_attributes(SplitConfig().attributes() | change)
 
 
 # --- the rule -----------------------------------------------------------------------------------
 
 
 def test_a_rule_survives_the_cache() -> None:
-    rule = SplitRule(Grouping("regex", r"_g(\d+)_"), "fractions", (0.5, 0.25, 0.25), 7, "report")
+    rule = SplitConfig(GroupBy("regex", r"_g(\d+)_"), "fractions", (0.5, 0.25, 0.25), 7, "report")
 
-    assert rule == SplitRule.from_attributes(rule.attributes())
-    assert rule == SplitChoice().applied_to(rule)
-    finer = SplitRule(fractions=(0.725, 0.1375, 0.1375))
-    assert finer == SplitRule.from_attributes(finer.attributes())
+    assert rule == SplitConfig.from_attributes(rule.attributes())
+    assert rule == SplitOverrides().applied_to(rule)
+    finer = SplitConfig(fractions=(0.725, 0.1375, 0.1375))
+    assert finer == SplitConfig.from_attributes(finer.attributes())

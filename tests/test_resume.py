@@ -25,13 +25,12 @@ from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, InterruptedRunError, MismatchError
 from vidcache.spec import Spec
-from vidcache.train.best import Best
+from vidcache.train.callbacks import SILENT, Callbacks, EpochResult, RunResult
 from vidcache.train.cli import main as vidtrain
 from vidcache.train.config import TrainConfig
 from vidcache.train.loop import train
-from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
-from vidcache.train.run import resumed_config, run_training
-from vidcache.train.stop import Stop
+from vidcache.train.run import Best, resumed_config, run_training
+from vidcache.train.shutdown import Stop
 
 # 22 training clips: 3 epochs of 4 steps, the last of which is short.
 CONFIG = TrainConfig(
@@ -162,7 +161,7 @@ def test_early_stopping_and_the_best_epoch_are_remembered(cache: Path) -> None:
 
     def run(resume: Checkpoint | None = None, stop: int = 10**9) -> tuple[RunResult | None, list[Checkpoint]]:
         saved: list[Checkpoint] = []
-        hooks = Hooks(on_epoch=lambda _, checkpoint: saved.append(checkpoint(True)), on_interrupt=saved.append)
+        hooks = Callbacks(on_epoch=lambda _, checkpoint: saved.append(checkpoint(True)), on_interrupt=saved.append)
         with CacheReader(cache) as reader:
             try:
                 return train(reader, config, hooks, resume=resume, should_stop=StopAfter(stop)), saved
@@ -195,7 +194,7 @@ def test_a_finished_run_has_nothing_left_to_do(cache: Path, golden: Path, tmp_pa
 # --- killed, by signals --------------------------------------------------------------------------
 
 RUN = (
-    "import os, sys, time; from tests.helpers import tiny_models; from vidcache.train import step; "
+    "import os, sys, time; from tests.helpers import tiny_models; from vidcache.train import loop as step; "
     "from vidcache.train.cli import main\n"
     "inner, left = step.Stepper._step, [int(os.environ['DIE_AFTER'])]\n"
     "def _step(self, *arguments):\n"
@@ -246,7 +245,8 @@ BLOCKED = """
 import os, sys, torch
 from tests.helpers import tiny_models
 from vidcache.checkpoint import Checkpoint
-from vidcache.train import loop, run, step
+from vidcache.train import loop, run
+from vidcache.train import loop as step
 from vidcache.train.cli import main
 left = [int(os.environ["AFTER"])]
 def block():
@@ -375,7 +375,7 @@ def test_resume_takes_the_options_of_the_run_and_refuses_others(cache: Path, gol
         assert f"{option[0]} {option[1]}" in result.stderr
         assert "expected the same. Leave it out, or train anew with another --out" in result.stderr.replace("\n", " ")
 
-    result = call(cache, stopped, "--resume", "--lr", "0.01", "--reader-threads", "1", "--json")
+    result = call(cache, stopped, "--resume", "--lr", "0.01", "--num-workers", "1", "--json")
 
     assert 0 == result.exit_code, result.stderr
     assert 3 == json.loads(result.stdout)["num_epochs"]
@@ -400,7 +400,7 @@ def test_the_tensorboard_of_a_run_that_could_not_begin_keeps_no_other_out(cache:
 
 
 @pytest.mark.parametrize("value", ["inf", "nan"])
-@pytest.mark.parametrize("option", ["--lr", "--clip-norm", "--min-delta", "--brightness"])
+@pytest.mark.parametrize("option", ["--lr", "--clip-grad-norm", "--min-delta", "--brightness"])
 def test_a_number_that_is_not_finite_is_refused(cache: Path, tmp_path: Path, option: str, value: str) -> None:
     result = call(cache, tmp_path / "best.pt", option, value)
 
@@ -447,7 +447,7 @@ def test_a_checkpoint_in_memory_is_that_of_its_moment(cache: Path) -> None:
     """Going on from one object twice gives the same run twice."""
     saved: list[Checkpoint] = []
     with CacheReader(cache) as reader:
-        whole = train(reader, CONFIG, Hooks(on_epoch=lambda _, checkpoint: saved.append(checkpoint(True))))
+        whole = train(reader, CONFIG, Callbacks(on_epoch=lambda _, checkpoint: saved.append(checkpoint(True))))
         again = [train(reader, CONFIG, resume=saved[0]) for _ in range(2)]
 
     for result in again:
@@ -469,7 +469,7 @@ def test_other_options_go_on_too(cache: Path, changes: dict[str, Any]) -> None:
     with CacheReader(cache) as reader:
         whole = train(reader, config)
         with pytest.raises(InterruptedRunError):
-            train(reader, config, Hooks(on_interrupt=stopped.append), should_stop=StopAfter(2))
+            train(reader, config, Callbacks(on_interrupt=stopped.append), should_stop=StopAfter(2))
         rest = train(reader, config, resume=stopped[0])
 
     assert plain(whole.epochs) == plain(rest.epochs)
@@ -653,7 +653,7 @@ def test_a_best_checkpoint_that_somebody_replaces_meanwhile_is_not_called_ours(c
     with pytest.raises(
         MismatchError, match=r"best.pt: damaged, or another file, expected .* for epoch [123], the best"
     ):
-        run_training([cache], out, CONFIG, Hooks(on_epoch=replace))
+        run_training([cache], out, CONFIG, Callbacks(on_epoch=replace))
     assert "my thesis\n" == out.read_text()
     assert 3 == Checkpoint.load(tmp_path / "best.run" / "last.pt").epoch
 

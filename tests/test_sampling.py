@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidcache.preprocess.sampling import select_expression
+from vidcache.preprocess.video.decode import select_expression
 from vidcache.sampling import sample_indices
 
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.helpers import SHARED, TOOLS, run_ffmpeg
-from vidcache.cache.leaks import find_duplicates, find_leaks
+from vidcache.cache.leakage import find_duplicates, find_leaks
 from vidcache.cache.reader import CacheReader
 from vidcache.cli import main
 from vidcache.sampling import sample_indices

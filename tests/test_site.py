@@ -20,11 +20,11 @@ from click.testing import CliRunner
 
 from tests.helpers import skip_without_checkout, tiny_models
 from vidcache import errors
-from vidcache.cache.layout import COLUMNS, FORMAT_VERSION, HEADER
+from vidcache.cache.format import COLUMNS, FORMAT_VERSION, HEADER
 from vidcache.cli import COMMANDS
-from vidcache.eval.results import PER_CLASS
-from vidcache.preprocess.failure import Reason
-from vidcache.train.results import EpochResult
+from vidcache.eval.report.files import PER_CLASS
+from vidcache.preprocess.video.source_file import Reason
+from vidcache.train.callbacks import EpochResult
 
 skip_without_checkout()
 CHECKOUT = Path(__file__).parents[1]

@@ -17,14 +17,12 @@ from hypothesis import strategies as st
 
 from tests.helpers import make_video
 from vidcache import cli
-from vidcache.cache.layout import Split
+from vidcache.cache.format import Split
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import InputError
-from vidcache.preprocess.failure import Failure
-from vidcache.preprocess.labels import read_labels
-from vidcache.preprocess.opening import hash_video, open_video
-from vidcache.preprocess.sources import Sources, find_videos, list_videos
-from vidcache.preprocess.twins import describe_twins, find_twins
+from vidcache.preprocess.video.classes import describe_twins, find_twins, read_labels
+from vidcache.preprocess.video.find import Sources, find_videos, list_videos
+from vidcache.preprocess.video.source_file import Failure, hash_video, open_video
 
 SMALL = ("--num-frames", 4, "--size", 16, "--allow-tiny-classes", "--near-duplicates", "off", "--workers", 2)
 
@@ -335,7 +333,7 @@ def test_a_followed_build_is_current_and_not_undone_without_the_option(tmp_path:
     raw, cache = tmp_path / "raw", tmp_path / "c.h5"
     assert "4 decoded" in vidcache("build", raw, cache, *SMALL, "--follow-links").stderr
 
-    for more in ((), ("--check-contents",)):
+    for more in ((), ("--verify-sources",)):
         assert "up to date" in vidcache("build", raw, cache, *SMALL, "--follow-links", *more).stderr
     forgotten = vidcache("build", raw, cache, *SMALL)
     assert 2 == forgotten.exit_code

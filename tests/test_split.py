@@ -10,11 +10,18 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidcache.cache.layout import Split
-from vidcache.preprocess import apportion as apportion_module
-from vidcache.preprocess.apportion import apportion
-from vidcache.preprocess.split import assign_splits, parse_fractions, required_splits, split_counts
-from vidcache.preprocess.split_audit import ClassSplit, audit_splits, describe_misfits
+from vidcache.cache.format import Split
+from vidcache.preprocess.split.assign import (
+    ClassSplit,
+    apportion,
+    assign_splits,
+    audit_splits,
+    describe_misfits,
+    parse_fractions,
+    required_splits,
+    split_counts,
+)
+from vidcache.preprocess.split.assign import assign as apportion_module
 
 DEFAULT = (0.70, 0.15, 0.15)
 

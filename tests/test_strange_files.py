@@ -26,21 +26,20 @@ from click.testing import CliRunner, Result
 from tests.helpers import TinyModel, make_cache, tiny_models
 from tests.test_cache import _forge
 from vidcache import cli
-from vidcache.cache import layout
+from vidcache.cache import format as layout
 from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import CacheError, InterruptedRunError, MismatchError
 from vidcache.eval.cli import main as videval
-from vidcache.eval.history import read_history
-from vidcache.eval.loading import load_model
+from vidcache.eval.inference import load_model
 from vidcache.eval.predict_cli import main as vidpredict
+from vidcache.eval.report.build import read_history
 from vidcache.spec import Spec
+from vidcache.train.callbacks import SILENT
 from vidcache.train.cli import main as vidtrain
 from vidcache.train.config import TrainConfig
-from vidcache.train.results import SILENT
-from vidcache.train.resumable import check_state, load_optimizer
+from vidcache.train.loop import check_state, load_optimizer, make_optimizer
 from vidcache.train.run import run_training
-from vidcache.train.step import make_optimizer
 
 TORTURE = os.environ.get("VIDCACHE_TORTURE") == "1"
 SPEC = Spec(4, 16, 16)

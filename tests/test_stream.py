@@ -17,7 +17,7 @@ from tests.helpers import make_cache
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import epoch_order, stream_batches
 from vidcache.errors import CacheError
-from vidcache.pixels import Workspace
+from vidcache.normalize import Workspace
 from vidcache.spec import Spec
 
 

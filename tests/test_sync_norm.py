@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from vidcache.model import R3D18
-from vidcache.train.sync_norm import SyncedBatchNorm3d, synchronise_norms
+from vidcache.train.distributed import SyncedBatchNorm3d, synchronise_norms
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -25,7 +25,7 @@ from tests.helpers import TOOLS, make_raw
 from vidcache.cache.reader import CacheReader
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.rule import SplitChoice
+from vidcache.preprocess.split.config import SplitOverrides
 from vidcache.spec import Spec
 
 CHECKOUT = Path(__file__).parents[1]
@@ -287,7 +287,8 @@ def test_a_reader_never_sees_half_a_cache(tmp_path: Path) -> None:
     """Builds take the cache's place again and again while a reader opens it again and again."""
     raw = make_raw(tmp_path / "raw", {"a": 4}, num_frames=8)
     options = [
-        BuildOptions(spec=Spec(4, 16, 16), split=SplitChoice(seed=seed), overwrite=True, workers=2) for seed in range(3)
+        BuildOptions(spec=Spec(4, 16, 16), split=SplitOverrides(seed=seed), overwrite=True, workers=2)
+        for seed in range(3)
     ]
     build_cache(raw, tmp_path / "c.h5", options[0])
     races = max(50, N // 10)

@@ -23,22 +23,19 @@ from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import Batch, stream_batches
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, MismatchError, VidcacheError
-from vidcache.eval.evaluate import predict
-from vidcache.eval.loading import load_model
+from vidcache.eval.inference import load_model, predict
 from vidcache.model import R3D18, build_model
 from vidcache.spec import Spec
 from vidcache.train import loop, precision
 from vidcache.train.augment import Strength
+from vidcache.train.backbone import Forward
+from vidcache.train.callbacks import Callbacks, EpochProgress, EpochResult, RunResult, batch_strips, to_pictures
 from vidcache.train.cli import main as vidtrain
 from vidcache.train.config import TrainConfig
-from vidcache.train.forward import Forward
-from vidcache.train.loop import train
+from vidcache.train.data import TrainingData
+from vidcache.train.loop import Loss, Stepper, train
 from vidcache.train.precision import choose_precision
-from vidcache.train.preview import batch_strips, to_pictures
-from vidcache.train.results import EpochResult, Hooks, Progress, RunResult
 from vidcache.train.run import run_training
-from vidcache.train.step import Loss, Stepper
-from vidcache.train.task import Task
 
 TINY = TrainConfig(weights="none", freeze="none", epochs=2, batch_size=4, amp="off", lr=1e-2, seed=3)
 
@@ -60,7 +57,7 @@ def learnable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(path: Path, config: TrainConfig = TINY) -> tuple[RunResult, list[Checkpoint]]:
     saved: list[Checkpoint] = []
     with CacheReader(path) as reader:
-        hooks = Hooks(on_epoch=lambda _, checkpoint: saved.append(checkpoint(True)))
+        hooks = Callbacks(on_epoch=lambda _, checkpoint: saved.append(checkpoint(True)))
         return train(reader, config, hooks), saved
 
 
@@ -77,7 +74,7 @@ def test_r3d_18_learns_and_what_is_frozen_stays_bit_identical(learnable: Path) -
 
     with CacheReader(learnable) as reader:
         saved: list[Checkpoint] = []
-        keep_last = Hooks(on_epoch=lambda r, checkpoint: saved.append(checkpoint(False)) if r.epoch == 3 else None)
+        keep_last = Callbacks(on_epoch=lambda r, checkpoint: saved.append(checkpoint(False)) if r.epoch == 3 else None)
         result = train(reader, config, keep_last)
 
     assert result.epochs[-1].train_accuracy > 0.65
@@ -156,7 +153,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(tmp_path: Pa
     message = r"train: loss became (nan|inf) at step \d+ \(epoch 1, learning rate 1e\+30\), expected a finite number"
 
     with pytest.raises(VidcacheError, match=message):
-        run_training([learnable], tmp_path / "best.pt", dataclasses.replace(TINY, lr=1e30), Hooks())
+        run_training([learnable], tmp_path / "best.pt", dataclasses.replace(TINY, lr=1e30), Callbacks())
 
     assert {"best.run"} == {file.name for file in tmp_path.iterdir()}
     assert {"config.json", "last.pt", "train_batch.png"} == {file.name for file in (tmp_path / "best.run").iterdir()}
@@ -208,7 +205,7 @@ def test_the_run_on_disk(tmp_path: Path, learnable: Path, monkeypatch: pytest.Mo
     config = dataclasses.replace(TINY, epochs=6, min_epochs=5, patience=3)
 
     result = run_training(
-        [learnable], tmp_path / "out" / "best.pt", config, Hooks(on_epoch=lambda r, _: seen.append(r))
+        [learnable], tmp_path / "out" / "best.pt", config, Callbacks(on_epoch=lambda r, _: seen.append(r))
     )
 
     assert (2, 5) == (result.best_epoch, len(result.epochs))
@@ -248,7 +245,7 @@ def test_the_defaults_of_the_config_are_those_of_the_command() -> None:
 
 def test_shuffled_labels_leave_the_test_split_alone(learnable: Path) -> None:
     with CacheReader(learnable) as reader:
-        labels = Task.of(reader, dataclasses.replace(TINY, shuffle_labels=True), "cpu").labels
+        labels = TrainingData.of(reader, dataclasses.replace(TINY, shuffle_labels=True), "cpu").labels
         known = np.concatenate([reader.rows("train"), reader.rows("val")])
         test = reader.rows("test")
         assert (labels[test] == reader.labels[test]).all()
@@ -394,7 +391,7 @@ def test_what_the_model_sees_is_drawn(learnable: Path, tmp_path: Path) -> None:
     """What is drawn is what the model is given first."""
     seen: list[tuple[torch.Tensor, Batch]] = []
     taken: list[torch.Tensor] = []
-    hooks = Hooks(on_inputs=lambda inputs, batch: seen.append((inputs.clone(), dataclasses.replace(batch))))
+    hooks = Callbacks(on_inputs=lambda inputs, batch: seen.append((inputs.clone(), dataclasses.replace(batch))))
     inner = Forward.prefix
 
     def prefix(self: Forward, inputs: torch.Tensor) -> torch.Tensor:
@@ -527,9 +524,9 @@ def test_full_memory_in_a_step_names_the_batch_size_to_try(learnable: Path, tiny
 
 
 def test_progress_says_what_the_epoch_says_in_the_end(learnable: Path, tiny: None) -> None:
-    seen: list[Progress] = []
+    seen: list[EpochProgress] = []
     with CacheReader(learnable) as reader:
-        result = train(reader, dataclasses.replace(TINY, epochs=2), Hooks(on_step=seen.append))
+        result = train(reader, dataclasses.replace(TINY, epochs=2), Callbacks(on_step=seen.append))
 
     for epoch in result.epochs:
         steps = [step for step in seen if step.epoch == epoch.epoch]
@@ -543,7 +540,7 @@ def test_progress_says_what_the_epoch_says_in_the_end(learnable: Path, tiny: Non
 
 def test_on_a_gpu_losses_are_looked_at_now_and_then(learnable: Path, tiny: None) -> None:
     """Every look waits for the device."""
-    seen: list[Progress] = []
+    seen: list[EpochProgress] = []
     inner = Stepper.__init__
 
     def init(self: Stepper, *arguments: Any) -> None:
@@ -551,7 +548,7 @@ def test_on_a_gpu_losses_are_looked_at_now_and_then(learnable: Path, tiny: None)
         self.check_every = 4  # 25 on CUDA
 
     with CacheReader(learnable) as reader, mock.patch.object(Stepper, "__init__", init):
-        result = train(reader, dataclasses.replace(TINY, epochs=1), Hooks(on_step=seen.append))
+        result = train(reader, dataclasses.replace(TINY, epochs=1), Callbacks(on_step=seen.append))
         plain = run(learnable, dataclasses.replace(TINY, epochs=1))[0]
 
     assert [True] * 3 + [False] * 3 == [math.isnan(step.loss) for step in seen]
@@ -563,12 +560,12 @@ def test_on_a_gpu_losses_are_looked_at_now_and_then(learnable: Path, tiny: None)
 
 
 def test_a_run_can_start_from_another(learnable: Path, tmp_path: Path, tiny: None) -> None:
-    run_training([learnable], tmp_path / "old.pt", dataclasses.replace(TINY, epochs=3), Hooks())
+    run_training([learnable], tmp_path / "old.pt", dataclasses.replace(TINY, epochs=3), Callbacks())
     old = Checkpoint.load(tmp_path / "old.pt")
     said: list[str] = []
     still = dataclasses.replace(TINY, epochs=1, lr=1e-12, weight_decay=0, init=str(tmp_path / "old.pt"))
 
-    run_training([learnable], tmp_path / "new.pt", still, Hooks(on_init=said.append))
+    run_training([learnable], tmp_path / "new.pt", still, Callbacks(on_init=said.append))
     new = Checkpoint.load(tmp_path / "new.pt")
     assert [f"starting from {tmp_path}/old.pt (epoch {old.epoch}), with its 2 classes"] == said
     assert all(
@@ -576,7 +573,7 @@ def test_a_run_can_start_from_another(learnable: Path, tmp_path: Path, tiny: Non
     )
 
     other = make_cache(tmp_path / "o.h5", {"a": 9, "b": 9, "c": 9}, spec=Spec(4, 16, 16), learnable=True)
-    run_training([other], tmp_path / "other.pt", still, Hooks(on_init=said.append))
+    run_training([other], tmp_path / "other.pt", still, Callbacks(on_init=said.append))
     found = Checkpoint.load(tmp_path / "other.pt")
     assert (
         f"starting from {tmp_path}/old.pt (epoch {old.epoch}); its 2 classes are not the 3 of this cache: the head is new"
@@ -589,7 +586,7 @@ def test_a_run_can_start_from_another(learnable: Path, tmp_path: Path, tiny: Non
 def test_a_checkpoint_to_start_from_must_be_one(learnable: Path, tmp_path: Path, tiny: None) -> None:
     config = dataclasses.replace(TINY, init=str(tmp_path / "no.pt"))
     with pytest.raises(MismatchError, match="no.pt: No such file or directory. Train first"):
-        run_training([learnable], tmp_path / "new.pt", config, Hooks())
+        run_training([learnable], tmp_path / "new.pt", config, Callbacks())
     assert [] == list(tmp_path.iterdir())
     with pytest.raises(MismatchError, match="no.pt: No such file or directory. Train first"):
         run(learnable, config)
@@ -597,6 +594,6 @@ def test_a_checkpoint_to_start_from_must_be_one(learnable: Path, tmp_path: Path,
     strange = dataclasses.replace(saved[0], weights={"stem.0.weight": torch.zeros(1)})
     strange.save(tmp_path / "no.pt")
     with pytest.raises(InputError, match=r"no.pt: is read by this command \(.*no.pt\). Choose another name"):
-        run_training([learnable], tmp_path / "no.pt", config, Hooks())
+        run_training([learnable], tmp_path / "no.pt", config, Callbacks())
     with pytest.raises(MismatchError, match=r"no.pt: stem.0.weight: \(1,\), expected .*: not the weights of an R3D-18"):
         run(learnable, config)

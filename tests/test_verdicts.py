@@ -19,26 +19,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import TOOLS, make_raw, make_video
-from vidcache.cache.layout import RECORD, Status
-from vidcache.cache.place import build_folder
+from vidcache.cache.format import RECORD, Status
+from vidcache.cache.lock import build_folder
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.values import check_columns
+from vidcache.cache.validate import check_columns
 from vidcache.cache.writer import CacheWriter
 from vidcache.cli import main
 from vidcache.errors import InputError, VidcacheError
-from vidcache.preprocess import decode as decode_module
-from vidcache.preprocess import keyed, opening, resources, survey
-from vidcache.preprocess import probe as probe_module
-from vidcache.preprocess.backends import find_all_tools
+from vidcache.preprocess.analysis.facts import facts as survey
 from vidcache.preprocess.build import BuildReport, build_cache
-from vidcache.preprocess.decode import Decoded, Ledger, Limits, decode_video
-from vidcache.preprocess.failure import Failure, Reason
-from vidcache.preprocess.ffmpeg import Children, Tools, find_tools, find_tools_on_path
+from vidcache.preprocess.executors import find_all_tools
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.probe import Probe
-from vidcache.preprocess.record import clip_record, failure_record
-from vidcache.preprocess.resplit import split_cache
-from vidcache.preprocess.rule import SplitChoice
+from vidcache.preprocess.records import clip_record, failure_record
+from vidcache.preprocess.split.config import SplitOverrides
+from vidcache.preprocess.split.resplit import split_cache
+from vidcache.preprocess.video import decode as decode_module
+from vidcache.preprocess.video import ffmpeg as resources
+from vidcache.preprocess.video import keyframes as keyed
+from vidcache.preprocess.video import probe as probe_module
+from vidcache.preprocess.video import source_file as opening
+from vidcache.preprocess.video.decode import DecodedClip, DecodeLimits, DecodeStats, decode_video
+from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, SubprocessGroup, find_tools, find_tools_on_path
+from vidcache.preprocess.video.probe import Probe
+from vidcache.preprocess.video.source_file import Failure, Reason
 from vidcache.spec import Spec
 
 SPEC = Spec(4, 32, 32)
@@ -74,8 +77,8 @@ kill -{signal} $child; wait $child; exit $?
 
 def failure_with(folder: Path, video: Path, spec: Spec = SPEC, **scripts: str) -> Failure:
     tools = find_tools(tools_of(folder, **scripts))
-    with Children() as children, pytest.raises(Failure) as caught:
-        decode_video(video, spec, [tools], children, Limits(timeout_seconds=60))
+    with SubprocessGroup() as children, pytest.raises(Failure) as caught:
+        decode_video(video, spec, [tools], children, DecodeLimits(timeout_seconds=60))
     return caught.value
 
 
@@ -154,9 +157,9 @@ def test_a_listing_that_is_stopped_means_a_whole_decode(tmp_path: Path, monkeypa
     listing = 'case "$*" in *framecrc*) $real "$@"; kill -TERM $$;; esac; exec $real "$@"'
     stopped = find_tools(tools_of(tmp_path / "bin", ffmpeg=listing))
 
-    with Children() as children:
-        keyed_ = decode_video(video, SPEC, [TOOLS], children, Limits())
-        whole = decode_video(video, SPEC, [stopped], children, Limits())
+    with SubprocessGroup() as children:
+        keyed_ = decode_video(video, SPEC, [TOOLS], children, DecodeLimits())
+        whole = decode_video(video, SPEC, [stopped], children, DecodeLimits())
 
     assert (True, 0) == (keyed_.ledger.num_skipped > 0, whole.ledger.num_skipped)
     assert (keyed_.clip == whole.clip).all()
@@ -164,10 +167,10 @@ def test_a_listing_that_is_stopped_means_a_whole_decode(tmp_path: Path, monkeypa
 
 def test_an_exit_code_alone_is_damage(tmp_path: Path, video: Path) -> None:
     odd = find_tools(tools_of(tmp_path / "bin", ffmpeg='$real "$@"; exit 69'))
-    with Children() as children:
+    with SubprocessGroup() as children:
         assert (
             "decode_error: ffmpeg ended with exit code 69"
-            == decode_video(video, SPEC, [odd], children, Limits()).damage
+            == decode_video(video, SPEC, [odd], children, DecodeLimits()).damage
         )
 
 
@@ -188,8 +191,8 @@ def test_a_disk_that_fails_while_a_video_is_decoded_is_no_damage_of_the_video(
 def test_words_about_a_disk_are_damage_where_the_file_still_reads_as_before(tmp_path: Path, video: Path) -> None:
     said = "echo '[in#0 @ 0x1] [error] Error during demuxing: Input/output error' >&2"
     same = find_tools(tools_of(tmp_path / "same", ffmpeg=f'{said}; exec $real "$@"'))
-    with Children() as children:
-        assert "Input/output error" in decode_video(video, SPEC, [same], children, Limits()).damage
+    with SubprocessGroup() as children:
+        assert "Input/output error" in decode_video(video, SPEC, [same], children, DecodeLimits()).damage
 
 
 def test_a_disk_that_fails_while_a_container_is_looked_through(
@@ -199,8 +202,8 @@ def test_a_disk_that_fails_while_a_container_is_looked_through(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(probe_module, "find_more", fail)
-    with Children() as children, pytest.raises(Failure, match="not_accessible: Input/output error"):
-        decode_video(video, SPEC, [TOOLS], children, Limits())
+    with SubprocessGroup() as children, pytest.raises(Failure, match="not_accessible: Input/output error"):
+        decode_video(video, SPEC, [TOOLS], children, DecodeLimits())
 
 
 def test_a_second_ffmpeg_that_does_not_run_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,8 +236,11 @@ def test_a_program_that_vanishes_stops_the_build_and_judges_no_video(
 
 def test_a_program_that_cannot_load_its_libraries_is_refused_with_its_words(tmp_path: Path, video: Path) -> None:
     broken = program(tmp_path / "bin" / "ffmpeg", "echo libx264.so.1: cannot open >&2; exit 127")
-    with Children() as children, pytest.raises(InputError, match=r"bin/ffmpeg: libx264.so.1: cannot open, expected an"):
-        decode_video(video, SPEC, [Tools(str(broken), TOOLS.ffprobe, "", "")], children, Limits())
+    with (
+        SubprocessGroup() as children,
+        pytest.raises(InputError, match=r"bin/ffmpeg: libx264.so.1: cannot open, expected an"),
+    ):
+        decode_video(video, SPEC, [FFmpegBinaries(str(broken), TOOLS.ffprobe, "", "")], children, DecodeLimits())
 
     (tmp_path / "bin" / "ffprobe").write_text("#!/bin/sh\necho no libavutil >&2; exit 127\n")
     (tmp_path / "bin" / "ffprobe").chmod(0o755)
@@ -274,8 +280,8 @@ def test_a_verdict_stands_where_no_time_is_left_to_read_the_file_again(
         return hash_file(descriptor, deadline=deadline)
 
     monkeypatch.setattr(decode_module, "hash_file", slow)
-    with Children() as children, pytest.raises(Failure, match="unreadable: "):
-        decode_video(tmp_path / "junk.mkv", SPEC, [TOOLS], children, Limits())
+    with SubprocessGroup() as children, pytest.raises(Failure, match="unreadable: "):
+        decode_video(tmp_path / "junk.mkv", SPEC, [TOOLS], children, DecodeLimits())
     assert 2 == len(calls)
 
 
@@ -284,8 +290,8 @@ def test_an_error_counts_however_much_is_said_after_it(tmp_path: Path, video: Pa
     said = "echo '[h264 @ 0x1] [error] corrupted macroblock' >&2"
     after = f"yes '[scale @ 0x2] [verbose] w:64 h:48 fmt:gray' | head -c {num_bytes} >&2; echo >&2"
     talkative = find_tools(tools_of(tmp_path / "bin", ffmpeg=f'{said}; {after}; exec $real "$@"'))
-    with Children() as children:
-        decoded = decode_video(video, SPEC, [talkative], children, Limits())
+    with SubprocessGroup() as children:
+        decoded = decode_video(video, SPEC, [talkative], children, DecodeLimits())
 
     assert "decode_error: 0 packets refused, 1 messages; corrupted macroblock" == decoded.damage
 
@@ -294,7 +300,7 @@ def test_a_change_of_shape_is_seen_however_much_is_said_after_it(tmp_path: Path)
     said = "filter context - w: 64 h: 48 fmt: 8 csp: unknown, incoming frame - w: {} h: 48 fmt: 8 csp: gbr"
     lines = (f"echo '[graph @ 0x1] [info] {said.format(width)}'" for width in (64, 32))
     talk = f"for i in $(seq 300); do {next(lines)}; done; {next(lines)}; yes chatter | head -c 300000"
-    with Children() as children:
+    with SubprocessGroup() as children:
         ended = children.run(["/bin/sh", "-c", f"exec >&2; {talk}"], pass_fds=(), deadline=time.monotonic() + 60)
 
     assert [said.format(32)] == re.findall("filter context.*", ended.stderr)
@@ -327,9 +333,10 @@ def test_a_codec_that_was_lacking_is_tried_again_by_every_run(raw: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("limits", "reason"), [(Limits(max_pixels=4000), "too_large"), (Limits(timeout_seconds=1e-6), "timeout")]
+    ("limits", "reason"),
+    [(DecodeLimits(max_pixels=4000), "too_large"), (DecodeLimits(timeout_seconds=1e-6), "timeout")],
 )
-def test_a_verdict_of_an_option_is_tried_again(raw: Path, cache: Path, limits: Limits, reason: str) -> None:
+def test_a_verdict_of_an_option_is_tried_again(raw: Path, cache: Path, limits: DecodeLimits, reason: str) -> None:
     make_video(raw / "a" / "large.mkv", 6, size="128x96")
     assert [reason] == reasons(build(raw, cache, limits=limits))
 
@@ -496,7 +503,7 @@ def test_a_folder_without_most_of_the_videos_is_no_reason_to_drop_their_clips(
 
     assert good == cache.read_bytes()
     assert not build_folder(cache).exists()
-    split_cache(cache, SplitChoice(seed=3))  # nothing that was half done is in its way
+    split_cache(cache, SplitOverrides(seed=3))  # nothing that was half done is in its way
     assert 1 == build(raw, cache, overwrite=True).num_videos
 
 
@@ -591,7 +598,7 @@ def test_any_header_gives_a_record_that_a_reader_believes(probe: Probe, num_fram
     others = {"label": np.zeros(1, "<i4"), "split": np.zeros(1, "|u1"), "source_bytes": np.ones(1, "<i8")}
 
     for record in (
-        clip_record(Decoded(clip, 2, probe, Ledger(num_frames, 0, ()), "", "")),
+        clip_record(DecodedClip(clip, 2, probe, DecodeStats(num_frames, 0, ()), "", "")),
         survey._record(probe, 2),
         failure_record(Failure(Reason.NO_FRAMES, "", num_frames, probe.num_frames_from_header)),
     ):
@@ -603,8 +610,8 @@ def test_any_header_gives_a_record_that_a_reader_believes(probe: Probe, num_fram
 def test_the_largest_claim_of_a_header_is_read_exactly(tmp_path: Path, video: Path) -> None:
     claim = f"s/nb_frames=[^|]*/nb_frames={2**63 - 1}/;s/^stream|index=0/stream|index=0|nb_frames={2**63 - 1}/"
     tools = find_tools(tools_of(tmp_path / "bin", ffprobe=f'$real "$@" | sed "{claim}"'))
-    with Children() as children:
-        decoded = decode_video(video, SPEC, [tools], children, Limits())
+    with SubprocessGroup() as children:
+        decoded = decode_video(video, SPEC, [tools], children, DecodeLimits())
 
     assert 2**63 - 1 == decoded.probe.num_frames_from_header
     assert 2**48 == clip_record(decoded)["num_frames_from_header"]
@@ -622,7 +629,7 @@ def sparse(path: Path) -> Path:
 
 def test_the_time_of_a_video_holds_for_reading_it_too(raw: Path, tmp_path: Path) -> None:
     sparse(raw / "a" / "sparse.mkv")
-    limits = Limits(timeout_seconds=1.0)
+    limits = DecodeLimits(timeout_seconds=1.0)
 
     (problem,) = build(raw, tmp_path / "c.h5", limits=limits).problems
 
@@ -632,7 +639,7 @@ def test_the_time_of_a_video_holds_for_reading_it_too(raw: Path, tmp_path: Path)
 
 def test_the_time_of_a_video_holds_for_comparing_contents(raw: Path, cache: Path) -> None:
     sparse(raw / "a" / "sparse.mkv")
-    limits = Limits(timeout_seconds=0.5)
+    limits = DecodeLimits(timeout_seconds=0.5)
     start = time.monotonic()
 
     assert ["timeout"] == reasons(build(raw, cache, limits=limits))
@@ -643,7 +650,7 @@ def test_the_time_of_a_video_holds_for_comparing_contents(raw: Path, cache: Path
 
 
 def test_a_survey_does_not_read_forever(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "Limits", lambda **settings: Limits(timeout_seconds=0.5, **settings))
+    monkeypatch.setattr(survey, "Limits", lambda **settings: DecodeLimits(timeout_seconds=0.5, **settings))
     sparse(raw / "a" / "sparse.mkv")
     sparse(raw / "a" / "again.mkv")
 

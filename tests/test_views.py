@@ -6,8 +6,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vidcache.eval.evaluate import to_input
-from vidcache.eval.views import Views, view_frames
+from vidcache.eval.inference import Views, to_input, view_frames
 from vidcache.sampling import sample_indices
 
 

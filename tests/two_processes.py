@@ -14,10 +14,10 @@ from tests.helpers import tiny_models
 from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InterruptedRunError, VidcacheError
+from vidcache.train.callbacks import Callbacks
 from vidcache.train.config import TrainConfig
+from vidcache.train.distributed import Ranks, init_distributed
 from vidcache.train.loop import train
-from vidcache.train.ranks import Ranks, join_ranks
-from vidcache.train.results import Hooks
 
 # 22 training clips of 2 classes: the last step of an epoch is short, in "one clip left" too short for two processes.
 BASE = TrainConfig(weights="none", freeze="none", epochs=2, batch_size=6, amp="off", lr=1e-3, seed=3)
@@ -37,7 +37,7 @@ def run(cache: Path, name: str, folder: Path, ranks: Ranks | None = None) -> dic
     """Train as a scenario says; the loss of every step, and what validation said."""
     config = dataclasses.replace(BASE, **SCENARIOS[name])
     steps: list[float] = []
-    hooks = Hooks(on_step=lambda step: steps.append(step.loss))
+    hooks = Callbacks(on_step=lambda step: steps.append(step.loss))
     with CacheReader(cache) as reader, contextlib.nullcontext() if name == "r3d-18" else tiny_models():
         result = train(reader, config, hooks, ranks=ranks, feature_file=folder / f"features-{name}.h5")
     return {"steps": steps, "val": [epoch.val_loss for epoch in result.epochs], "best": result.best_epoch}
@@ -56,11 +56,11 @@ def resumed(cache: Path, ranks: Ranks) -> dict[str, Any]:
 
     with CacheReader(cache) as reader, tiny_models():
         try:
-            train(reader, BASE, Hooks(on_interrupt=saved.append), should_stop=should_stop, ranks=ranks)
+            train(reader, BASE, Callbacks(on_interrupt=saved.append), should_stop=should_stop, ranks=ranks)
         except InterruptedRunError as error:
             said = str(error)
         last = ranks.of_first(lambda: saved[0])
-        result = train(reader, BASE, Hooks(on_step=lambda step: steps.append(step.loss)), ranks=ranks, resume=last)
+        result = train(reader, BASE, Callbacks(on_step=lambda step: steps.append(step.loss)), ranks=ranks, resume=last)
     return {"said": ranks.gather(said), "steps": steps, "val": [epoch.val_loss for epoch in result.epochs]}
 
 
@@ -95,7 +95,7 @@ def errors(cache: Path, ranks: Ranks) -> dict[str, Any]:
 def main() -> None:
     """Do all of it."""
     cache, out = Path(sys.argv[1]), Path(sys.argv[2])
-    with join_ranks("cpu") as ranks:
+    with init_distributed("cpu") as ranks:
         found: dict[str, Any] = {name: run(cache, name, out.parent, ranks) for name in SCENARIOS}
         found["resumed"] = resumed(cache, ranks)
         found["errors"] = errors(cache, ranks)

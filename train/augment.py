@@ -11,7 +11,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vidcache.pixels import MEAN, STD, Maps, Workspace, apply_maps, mirror, normalisation, normalise, parts, to_device
+from vidcache.normalize import (
+    MEAN,
+    STD,
+    Maps,
+    Workspace,
+    apply_maps,
+    mirror,
+    normalisation,
+    normalise,
+    parts,
+    to_device,
+)
 
 METHODS = ("linear", "exact", "none")
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)

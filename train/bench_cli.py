@@ -20,13 +20,11 @@ from vidcache.cli import (
     progress_console,
     verbosity_options,
 )
-from vidcache.console import SafeConsole
+from vidcache.console import Progress, SafeConsole
 from vidcache.errors import MismatchError
-from vidcache.progress import Progress
 from vidcache.text import plural, printable
-from vidcache.train.bottleneck import Verdict, in_time, judge
+from vidcache.train.bench import NAMES, Measured, Pair, Times, Verdict, in_time, judge
 from vidcache.train.cli import STAGES, check_options
-from vidcache.train.measured import NAMES, Measured, Pair, Times
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.checkpoint import Checkpoint
@@ -53,7 +51,14 @@ _FIELDS = ("weights", "freeze", "num_frames_used", "accumulate", "augment", "amp
 @option(
     "--freeze", type=click.Choice(STAGES), default="layer2", help="Freeze everything up to and including this stage."
 )
-@option("--num-frames-used", type=click.IntRange(1), default=None, show_default="all", help="Frames of each clip (T').")
+@option(
+    "--num-frames",
+    "num_frames_used",
+    type=click.IntRange(1),
+    default=None,
+    show_default="all",
+    help="Frames of each clip (T').",
+)
 @option(
     "--batch-size",
     type=click.IntRange(1),
@@ -62,7 +67,11 @@ _FIELDS = ("weights", "freeze", "num_frames_used", "accumulate", "augment", "amp
     help="Clips per step.",
 )
 @option(
-    "--accumulate", type=click.IntRange(1), default=1, help="Put a step's clips through the model in so many parts."
+    "--grad-accum-steps",
+    "accumulate",
+    type=click.IntRange(1),
+    default=1,
+    help="Put a step's clips through the model in so many parts.",
 )
 @option("--augment", type=click.Choice(["linear", "exact", "none"]), default="linear", help="Colour jitter.")
 @option(
@@ -72,7 +81,7 @@ _FIELDS = ("weights", "freeze", "num_frames_used", "accumulate", "augment", "amp
     help="Precision; auto chooses as vidtrain does: two steps in each that it tries.",
 )
 @option("--compile", is_flag=True, help="Use torch.compile.")
-@option("--reader-threads", type=click.IntRange(1), default=2, help="Threads that read clips.")
+@option("--num-workers", "reader_threads", type=click.IntRange(1), default=2, help="Threads that read clips.")
 @option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
 @option("--repeats", type=click.IntRange(1), default=7, help="Measure everything so often, after a warm-up.")
 @option(
@@ -103,11 +112,10 @@ def bench(
     vidcache bench cache.h5
     vidcache bench cache.h5 --ckpt best.pt --batch-size 8
     """
-    from vidcache.cache.joined import open_caches
+    from vidcache.cache.reader import open_caches
     from vidcache.checkpoint import Checkpoint
-    from vidcache.eval.loading import check_match, load_model
-    from vidcache.train.bench import measure
-    from vidcache.train.bench_reading import Limit
+    from vidcache.eval.inference import check_match, load_model
+    from vidcache.train.bench import Limit, measure
 
     said = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
     if ckpt and ctx.get_parameter_source("weights") is click.core.ParameterSource.COMMANDLINE:
@@ -154,7 +162,7 @@ def machine(device: str) -> dict[str, Any]:
     """Say where this is measured: devices, threads, versions."""
     import torch
 
-    from vidcache.train.device import device_name
+    from vidcache.train.loop import device_name
 
     return {
         "device": device,

@@ -29,9 +29,9 @@ from vidcache.console import SafeConsole, echo
 from vidcache.errors import InputError, InterruptedRunError, MismatchError
 from vidcache.outputs import PICTURE, claim
 from vidcache.text import brief, plural, printable
-from vidcache.train.place import LAST, claim_place, feature_path, inputs_of, run_folder
-from vidcache.train.reporter import Reporter
-from vidcache.train.stop import Stop
+from vidcache.train.callbacks import Reporter
+from vidcache.train.run_dir import LAST, claim_place, feature_path, inputs_of, run_folder
+from vidcache.train.shutdown import Stop
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.checkpoint import Checkpoint
@@ -88,11 +88,22 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default="layer2; none with --weights none",
     help="Freeze everything up to and including this stage.",
 )
-@option("--num-frames-used", type=click.IntRange(1), default=None, show_default="all", help="Frames of each clip (T').")
+@option(
+    "--num-frames",
+    "num_frames_used",
+    type=click.IntRange(1),
+    default=None,
+    show_default="all",
+    help="Frames of each clip (T').",
+)
 @option("--epochs", type=click.IntRange(1), default=30, help="At most so many.")
 @option("--batch-size", type=click.IntRange(1), default=16, help="Clips per step, on all processes together.")
 @option(
-    "--accumulate", type=click.IntRange(1), default=1, help="Put a step's clips through the model in so many parts."
+    "--grad-accum-steps",
+    "accumulate",
+    type=click.IntRange(1),
+    default=1,
+    help="Put a step's clips through the model in so many parts.",
 )
 @option("--lr", type=FiniteRange(0, min_open=True), default=1e-4, help="Highest learning rate of Adam.")
 @option(
@@ -105,7 +116,8 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @option("--weight-decay", type=FiniteRange(0), default=5e-4, help="Of Adam.")
 @option("--label-smoothing", type=FiniteRange(0, 1, max_open=True), default=0.0, help="In training only.")
 @option(
-    "--clip-norm",
+    "--clip-grad-norm",
+    "clip_norm",
     type=FiniteRange(0, min_open=True),
     default=None,
     show_default="off",
@@ -129,7 +141,7 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @option("--compile", is_flag=True, help="Use torch.compile.")
 @option(
-    "--feature-cache",
+    "--cache-features",
     "feature_views",
     metavar="VIEWS",
     type=click.IntRange(1, 10_000),
@@ -146,13 +158,15 @@ def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @option("--deterministic", is_flag=True, help="The same bits again on the same GPU; slower. (On a CPU always.)")
 @option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of everything that is random.")
-@option("--reader-threads", type=click.IntRange(1, 1024), default=2, help="Threads that read clips.")
+@option("--num-workers", "reader_threads", type=click.IntRange(1, 1024), default=2, help="Threads that read clips.")
 @option("--verify", is_flag=True, help="Compare each clip with its hash whenever it is read.")
 @option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
 @click.option("--resume", is_flag=True, help="Go on with the run of best.run/last.pt, with its options.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that is there, once this one is ready to train.")
 @click.option("--tensorboard", is_flag=True, help="Write a TensorBoard log to best.run/tensorboard.")
-@click.option("--strict-splits", is_flag=True, help="Stop when clips look like clips of another split.")
+@click.option(
+    "--fail-on-leaks", "strict_splits", is_flag=True, help="Stop when clips look like clips of another split."
+)
 @click.option("--shuffle-labels", is_flag=True, help="Control run with permuted labels: must end at chance.")
 @version_option()
 @verbosity_options("every step")
@@ -187,11 +201,11 @@ def main(
         raise click.UsageError("--weights: means nothing with --init; choose one of them")
     _check_place(caches, out, values, resume=resume, overwrite=overwrite)
 
-    from vidcache.train.ranks import join_ranks
+    from vidcache.train.distributed import init_distributed
     from vidcache.train.run import run_training
 
     config = _resumed_config(ctx, out, values) if resume else make_config(values)
-    with join_ranks(config.device) as ranks:
+    with init_distributed(config.device) as ranks:
         stderr = progress_console() if ranks.is_first else SafeConsole(stderr=True, quiet=True)
         reporter = Reporter(stderr)
 
@@ -286,8 +300,8 @@ def preview(cache: Path, out: Path | None, split: str, num_clips: int, num_frame
     """
     from vidcache.cache.reader import CacheReader
     from vidcache.cache.stream import epoch_order
-    from vidcache.filmstrip import draw_filmstrips
-    from vidcache.train.preview import augmented_strips
+    from vidcache.plotting import draw_filmstrips
+    from vidcache.train.callbacks import augmented_strips
 
     path = claim(out or beside(cache, ".preview.png"), PICTURE, [cache])
     method, seed, epoch, strength = values["augment"], values["seed"], values["epoch"], make_strength(values)

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any, Self
 
-from vidcache.plain import build
 from vidcache.train.augment import Strength
+from vidcache.untrusted import build
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,18 +16,16 @@ import torch
 import xxhash
 from torch import nn
 
-from vidcache.cache.feature_writer import FeatureWriter
-from vidcache.cache.features import FeaturePlan, FeatureReader, is_feature_file
 from vidcache.errors import CacheError, InputError
 from vidcache.files import free_bytes
 from vidcache.text import plural, printable
 from vidcache.train.config import TrainConfig
-from vidcache.train.inputs import ClipInputs
-from vidcache.train.task import Task
+from vidcache.train.data import ClipLoader, TrainingData
+from vidcache.train.feature_cache import FeaturePlan, FeatureReader, FeatureWriter, is_feature_file
 
 
 def plan_features(
-    task: Task, frozen: nn.Sequential, clips: ClipInputs, computed_in: torch.dtype
+    task: TrainingData, frozen: nn.Sequential, clips: ClipLoader, computed_in: torch.dtype
 ) -> tuple[FeaturePlan, npt.NDArray[np.int64]]:
     """Say what a file of features has to hold.
 
@@ -91,7 +89,7 @@ def open_features(path: Path, plan: FeaturePlan) -> FeatureReader | None:
 def compute_features(
     path: Path,
     plan: FeaturePlan,
-    clips: ClipInputs,
+    clips: ClipLoader,
     config: TrainConfig,
     on_done: Callable[[int, int], None],
     should_stop: Callable[[], bool],

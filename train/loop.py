@@ -7,43 +7,408 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
+import platform
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from vidcache.cache.features import FeatureReader
 from vidcache.cache.reader import Reader
-from vidcache.cache.stream import Rows, rank_slice
-from vidcache.checkpoint import Checkpoint
+from vidcache.cache.stream import Batch, Rows, rank_slice
+from vidcache.checkpoint import Checkpoint, are_tensors
 from vidcache.errors import InterruptedRunError, MismatchError, VidcacheError
-from vidcache.eval.evaluate import Predictions, join_predictions, predict
+from vidcache.eval.inference import Predictions, join_predictions, predict
 from vidcache.eval.metrics import Metrics, compute_metrics
 from vidcache.model import R3D18, build_model, copy_to_cpu, kinetics_path, load_weights, state_on_cpu
-from vidcache.text import one_line
-from vidcache.train.balance import audit
+from vidcache.text import brief, one_line, plural, printable
+from vidcache.train.backbone import PRECISIONS, Forward
+from vidcache.train.callbacks import SILENT, Callbacks, EpochProgress, EpochResult, RunResult, Setup
 from vidcache.train.config import TrainConfig
-from vidcache.train.device import backends, device_name, memory_advice
-from vidcache.train.early_stopping import EarlyStopping
+from vidcache.train.data import (
+    ClipLoader,
+    FeatureLoader,
+    Loader,
+    StepPlan,
+    TrainingData,
+    audit,
+    mirror_warning,
+    needed_rows,
+)
+from vidcache.train.distributed import Ranks, synchronise_norms
+from vidcache.train.feature_cache import FeatureReader
 from vidcache.train.features import compute_features, in_words, open_features, plan_features
-from vidcache.train.forward import Forward
-from vidcache.train.initial import start_from
-from vidcache.train.inputs import ClipInputs, FeatureInputs, Inputs
 from vidcache.train.precision import Choice, try_precision
-from vidcache.train.ranks import Ranks
-from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult, Setup
-from vidcache.train.resumable import load_optimizer
-from vidcache.train.step import EpochSums, Loss, Stepper, make_optimizer
-from vidcache.train.sync_norm import synchronise_norms
-from vidcache.train.task import Task, mirror_warning, needed_rows
+from vidcache.train.schedule import EarlyStopping, learning_rate
+from vidcache.untrusted import NUMBER, Rule, build, check, table, text
+
+
+def device_name(device: str) -> str:
+    """Return what a GPU or the processor calls itself."""
+    if torch.device(device).type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def backends(*, deterministic: bool) -> Iterator[None]:
+    """Set torch's switches for a run, and set them back.
+
+    Float32 matrix products and convolutions use TF32 where a GPU has it (10 bits of mantissa, as in bf16's products
+    but with float32's range). Convolutions on a GPU are measured once per shape (cudnn.benchmark), unless the run is to
+    be the same again: then only deterministic algorithms are used, and an operation that has none is an error.
+
+    Args:
+        deterministic: The same seed gives the same bits on the same GPU. On a CPU it always does.
+    """
+    before = (
+        torch.backends.cudnn.benchmark,
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[0]
+        torch.backends.cuda.matmul.allow_tf32 = before[1]
+        torch.backends.cudnn.allow_tf32 = before[2]
+        torch.use_deterministic_algorithms(before[3], warn_only=before[4])
+
+
+@contextlib.contextmanager
+def oom_hint(batch_size: int, accumulate: int, num_ranks: int, num_frames: int) -> Iterator[None]:
+    """Say what to try when the memory of the device is full.
+
+    Args:
+        batch_size: Clips per step.
+        accumulate: Parts of a step.
+        num_ranks: Processes that share a part.
+        num_frames: Frames of each clip.
+
+    Raises:
+        VidcacheError: Instead of what torch raises.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        at_once = -(-batch_size // (accumulate * num_ranks))
+        if at_once > 1:
+            half = at_once // 2 * num_ranks
+            advice = (
+                f"Try --batch-size {half * accumulate}, or --grad-accum-steps {-(-batch_size // half)}, which keeps "
+                f"{batch_size} clips to a step"
+            )
+        else:
+            advice = "Try fewer --num-frames, or a cache of smaller pictures"
+        raise VidcacheError(
+            f"train: out of memory with {at_once} clips of {num_frames} frames at once "
+            f"({' '.join(str(error).split())[:120]}), expected them to fit. {advice}"
+        ) from None
+
+
+def start_from(model: nn.Module, path: Path, classes: tuple[str, ...]) -> str:
+    """Give a new model the weights of a checkpoint; with other classes it keeps its own, new head.
+
+    Args:
+        model: Of `vidcache.model.R3D18`; changed.
+        path: A checkpoint of vidcache.
+        classes: Of the new run, in the order of the outputs.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        MismatchError: The file is missing, damaged, no checkpoint, or of another model.
+    """
+    checkpoint = Checkpoint.load(path)
+    where, state = printable(path), dict(checkpoint.weights)
+    same = checkpoint.classes == classes
+    if not same:
+        state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("fc.")}
+    try:
+        load_weights(model, state)
+    except ValueError as error:
+        raise MismatchError(f"{where}: {error}: not the weights of an R3D-18. Start without --init") from None
+    before = plural(len(checkpoint.classes), "class", "classes")
+    said = f"starting from {where} (epoch {checkpoint.epoch})"
+    if same:
+        return f"{said}, with its {before}"
+    return f"{said}; its {before} are not the {len(classes)} of this cache: the head is new"
+
+
+@dataclasses.dataclass
+class RunningMetrics:
+    """What has been added up in an epoch so far, over all processes.
+
+    Attributes:
+        loss: Of each step, times its clips.
+        num_correct: Clips that were recognised.
+        num_steps: Steps that are done.
+        num_clips: Clips that were in them.
+        seconds: That they took.
+        waited_seconds: Of these, waiting for clips.
+    """
+
+    loss: float = 0.0
+    num_correct: float = 0.0
+    num_steps: int = 0
+    num_clips: int = 0
+    seconds: float = 0.0
+    waited_seconds: float = 0.0
+
+    def progress(self, epoch: int, num_steps: int, num_clips: int) -> EpochProgress:
+        """Say how far the epoch is; `num_clips` are those that loss and hits are known of."""
+        return EpochProgress(
+            epoch=epoch,
+            num_done=self.num_steps,
+            num_steps=num_steps,
+            loss=self.loss / num_clips if num_clips else math.nan,
+            accuracy=self.num_correct / num_clips if num_clips else math.nan,
+            clips_per_second=self.num_clips / self.seconds if self.seconds else math.nan,
+            data_wait_fraction=self.waited_seconds / self.seconds if self.seconds else math.nan,
+        )
+
+
+class Loss:
+    """Cross-entropy with class weights and label smoothing, divided by the weights of a whole step.
+
+    As `torch.nn.CrossEntropyLoss`, whose mean divides by the weights of what it is given: with clips in parts and on
+    several processes, the parts of a step add up to the loss of the step.
+
+    Args:
+        class_weights: (K,) float32 on the device; None for 1.
+        label_smoothing: Share of the target that is spread over all classes.
+    """
+
+    def __init__(self, class_weights: torch.Tensor | None, label_smoothing: float) -> None:
+        self._weights, self._smoothing = class_weights, label_smoothing
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor, weight: float) -> torch.Tensor:
+        """Return the loss of some clips, divided by the loss weights of all clips of their step."""
+        total = torch.nn.functional.cross_entropy(
+            logits, labels, self._weights, label_smoothing=self._smoothing, reduction="sum"
+        )
+        return total / weight
+
+
+def make_optimizer(model: R3D18, config: TrainConfig) -> torch.optim.Optimizer:
+    """Make an Adam for what trains, where the model is."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # fused: one kernel for all parameters instead of a dozen for each (42 against 95 ms here).
+    fused = trainable[0].device.type in ("cpu", "cuda")
+    return torch.optim.Adam(trainable, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+
+
+class Stepper:
+    """Everything that one optimizer step needs."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        config: TrainConfig,
+        inputs: Loader,
+        ranks: Ranks,
+    ) -> None:
+        self.forward, self.loss, self.optimizer, self.scaler = forward, loss, optimizer, scaler
+        self.config, self.inputs, self.ranks = config, inputs, ranks
+        # Held while the state of the run changes: who takes it finds it whole. On a GPU, where losses are looked at
+        # later and no step is long, it is held during all steps.
+        self.guard = threading.RLock()
+        self.is_whole = True  # not after an error in the middle of a change
+        # What batch norm had counted before a step, whose forward pass changes it: (buffer, copy) each.
+        self.statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
+        # Looking at a loss waits for the device; on a CPU there is nothing to wait for.
+        self.check_every = 1 if torch.device(ranks.device).type == "cpu" else 25
+
+    def epoch(
+        self,
+        epoch: int,
+        plans: Sequence[StepPlan],
+        batches: Iterator[Batch],
+        sums: RunningMetrics,
+        on_step: Callable[[EpochProgress], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        """Step through one epoch, or what is left of it.
+
+        Args:
+            epoch: From 1.
+            plans: All steps of the epoch.
+            batches: One for each part of the steps that are not done yet.
+            sums: Of the steps that are done; added to.
+            on_step: Told after every step; loss and accuracy are those of the last look at the device.
+            should_stop: Asked after every step.
+
+        Returns:
+            Whether the epoch is complete.
+
+        Raises:
+            VidcacheError: A loss is not finite; on all processes.
+        """
+        unchecked: list[torch.Tensor] = []
+        known_clips, before, start = sums.num_clips, sums.seconds, time.perf_counter()
+        if sums.num_steps == len(plans):  # it was halted while it was validated; the rate is part of its result
+            self._set_learning_rate(epoch, len(plans) - 1, len(plans))
+        with self.guard if self.check_every > 1 else contextlib.nullcontext():
+            for number in range(sums.num_steps, len(plans)):
+                plan = plans[number]
+                self._set_learning_rate(epoch, number, len(plans))
+                self.statistics = [(buffer, buffer.clone()) for buffer in self.forward.buffers()]
+                unchecked.append(self._step(plan, batches, epoch, sums))
+                with self.guard:
+                    self.is_whole = False
+                    self._update()
+                    self.statistics = []
+                    sums.num_clips += plan.num_clips
+                    sums.num_steps += 1
+                    done, stopped = sums.num_steps == len(plans), self.ranks.any(should_stop())
+                    if done or stopped or len(unchecked) == self.check_every:
+                        self._look(unchecked, epoch, plans, sums)
+                        known_clips = sums.num_clips
+                        unchecked.clear()
+                    sums.seconds = before + time.perf_counter() - start
+                    self.is_whole = True
+                on_step(sums.progress(epoch, len(plans), known_clips))
+                if stopped and not done:
+                    return False
+        return True
+
+    def _set_learning_rate(self, epoch: int, step: int, num_steps: int) -> None:
+        config = self.config
+        warmup = round(config.warmup_epochs * num_steps)
+        number = (epoch - 1) * num_steps + step
+        lr = learning_rate(number, config.epochs * num_steps, config.lr, config.lr_schedule, warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _step(self, plan: StepPlan, batches: Iterator[Batch], epoch: int, sums: RunningMetrics) -> torch.Tensor:
+        """Find the gradients of a step; (2,) on the device: this process's part of its loss, and clips recognised."""
+        found = torch.zeros(2, device=self.ranks.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part, rows in enumerate(plan.parts):
+            asked = time.perf_counter()
+            batch = next(batches)
+            sums.waited_seconds += time.perf_counter() - asked
+            if len(batch.rows) != len(rows):
+                raise VidcacheError(f"train: {len(batch.rows)} clips came, expected {len(rows)}. Report this")
+            features = self.inputs.features(batch, epoch)
+            with self.forward.sharing(is_last=part == len(plan.parts) - 1):
+                logits = self.forward.rest(features)
+                loss = self.loss(logits, batch.labels, plan.weight)
+                # Gradients are averaged over the processes, but the loss is a sum over them.
+                self.scaler.scale(loss * self.ranks.count).backward()  # type: ignore[no-untyped-call]
+            correct = (logits.detach().argmax(1) == batch.labels).sum()
+            found += torch.stack([loss.detach(), correct])
+        return found
+
+    def _update(self) -> None:
+        """Move the weights by the gradients."""
+        if self.config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)  # stays on the device
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _look(self, unchecked: list[torch.Tensor], epoch: int, plans: Sequence[StepPlan], sums: RunningMetrics) -> None:
+        """Add up over all processes what the last steps gave, and take it to the host: all see the same."""
+        first = sums.num_steps - len(unchecked)
+        for number, (loss, correct) in enumerate(self.ranks.add_up(torch.stack(unchecked)).tolist(), first):
+            if not math.isfinite(loss):
+                raise VidcacheError(
+                    f"train: loss became {loss} at step {(epoch - 1) * len(plans) + number + 1} "
+                    f"(epoch {epoch}, learning rate {self.optimizer.param_groups[0]['lr']:g}), expected a finite "
+                    "number. Lower --lr; nothing was saved from it"
+                )
+            sums.loss += loss * plans[number].num_clips
+            sums.num_correct += correct
+
+
+_MAX_EPOCHS = 100_000
+_FIELDS = Rule(lambda value: type(value) is dict, "fields")
+_RULES = {
+    "optimizer": Rule(
+        lambda value: type(value) is dict and type(value.get("state")) is dict and "param_groups" in value,
+        "the state of an optimizer",
+    ),
+    "scaler": table(NUMBER, 10),
+    "stopping": _FIELDS,
+    "precision": Rule(lambda value: type(value) is str and value in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+    "results": Rule(lambda value: type(value) is list and len(value) <= _MAX_EPOCHS, "a list"),
+    "sums": _FIELDS,
+    "best": text(32),
+}
+
+
+def check_state(last: Checkpoint) -> None:
+    """Check everything but the optimizer's tensors, whose shapes are the model's question.
+
+    Raises:
+        ValueError: It holds no state of a run, or one that no run can have.
+    """
+    check(last.training, _RULES, frozenset(["best"]))
+    results = [build(EpochResult, fields) for fields in last.training["results"]]
+    if [result.epoch for result in results] != list(range(1, last.epoch + 1)):
+        raise ValueError(f"results are not those of {last.epoch} epochs")
+    stopping = build(EarlyStopping, last.training["stopping"], finite=False)
+    if not min(last.epoch, 1) <= stopping.best_epoch <= last.epoch:
+        raise ValueError(f"the best epoch is {stopping.best_epoch} of {last.epoch}")
+    sums = build(RunningMetrics, last.training["sums"])
+    if sums.num_steps < 0 or (sums.num_steps and (sums.num_clips < 1 or sums.seconds <= 0)):
+        raise ValueError("sums are not those of an epoch")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Give an optimizer the state of another one, but not its options: those are of the run.
+
+    Args:
+        optimizer: Adam, new.
+        saved: What `state_dict` of it gave.
+
+    Raises:
+        ValueError: It is not the state of an Adam of these parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, state in saved["state"].items():
+        if type(number) is not int or not 0 <= number < len(parameters):
+            raise ValueError(f"the optimizer has {brief(number)} of {len(parameters)} parameters")
+        shape = parameters[number].shape
+        shapes = {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}
+        if not are_tensors(state) or {name: tensor.shape for name, tensor in state.items()} != shapes:
+            raise ValueError(f"the optimizer's state of parameter {number} is not that of an Adam")
+        if state["step"] < 0 or state["exp_avg_sq"].min() < 0:
+            raise ValueError(f"the optimizer's state of parameter {number} is negative")
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": copy_to_cpu(saved["state"]), "param_groups": groups})
 
 
 def train(
     reader: Reader,
     config: TrainConfig,
-    hooks: Hooks = SILENT,
+    hooks: Callbacks = SILENT,
     *,
     resume: Checkpoint | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -76,13 +441,13 @@ def train(
         ValueError: A value of the config is none of those it can have.
     """
     ranks = ranks or Ranks(device=config.device)
-    task = Task.of(reader, config, ranks.device)
+    task = TrainingData.of(reader, config, ranks.device)
     needed_rows(reader, "val")
     if ranks.is_first:
         hooks.on_setup(_setup(task, ranks, resume.epoch if resume else 0))
     with (
         ranks.watch(),
-        memory_advice(config.batch_size, config.accumulate, ranks.count, task.num_frames),
+        oom_hint(config.batch_size, config.accumulate, ranks.count, task.num_frames),
         backends(deterministic=config.deterministic),
         contextlib.ExitStack() as opened,
     ):
@@ -98,8 +463,8 @@ class _Run:
 
     def __init__(
         self,
-        task: Task,
-        hooks: Hooks,
+        task: TrainingData,
+        hooks: Callbacks,
         resume: Checkpoint | None,
         ranks: Ranks,
         should_stop: Callable[[], bool],
@@ -126,20 +491,20 @@ class _Run:
             self.forward.share_gradients()
         if config.compile:
             self.forward.compile()
-        self.clips = ClipInputs(task, self.forward)
-        self.inputs: Inputs = self.clips
+        self.clips = ClipLoader(task, self.forward)
+        self.inputs: Loader = self.clips
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=self.precision.name == "fp16")
         self.stopping = EarlyStopping(config.min_delta, config.patience, config.min_epochs)
         self.results: list[EpochResult] = []
-        self.sums = EpochSums()
+        self.sums = RunningMetrics()
         if resume:
             with _usable():
                 load_optimizer(self.optimizer, resume.training["optimizer"])
                 self.scaler.load_state_dict(resume.training["scaler"])
             self.stopping = EarlyStopping(**resume.training["stopping"])
             self.results = [EpochResult(**fields) for fields in resume.training["results"]]
-            self.sums = EpochSums(**resume.training["sums"])
+            self.sums = RunningMetrics(**resume.training["sums"])
         elif ranks.is_first:
             hooks.on_begin(self.checkpoint(True))
         self.stepper = self._make_stepper()
@@ -163,7 +528,7 @@ class _Run:
         if not self.ranks.of_first(compute):
             raise InterruptedRunError("train: stopped while features were computed; those that are done are kept")
         features = FeatureReader(path)
-        self.inputs = FeatureInputs(features, entries, self.task)
+        self.inputs = FeatureLoader(features, entries, self.task)
         self.stepper = self._make_stepper()
         return features
 
@@ -201,7 +566,7 @@ class _Run:
                 is_best = self.stopping.update(epoch, validated.mean_loss)
                 seconds = self.sums.seconds + time.perf_counter() - start
                 self.results.append(_result(epoch, self.sums, lr, validated.mean_loss, metrics, seconds, is_best))
-                self.sums = EpochSums()
+                self.sums = RunningMetrics()
                 self.hooks.on_validation(epoch, metrics)
                 self.hooks.on_epoch(self.results[-1], self.checkpoint)
             if self.ranks.any(self.should_stop()) and not self.is_over():
@@ -328,7 +693,7 @@ def _check_agreement(ranks: Ranks, reader: Reader, config: TrainConfig, resume: 
                 )
 
 
-def _setup(task: Task, ranks: Ranks, num_epochs_done: int) -> Setup:
+def _setup(task: TrainingData, ranks: Ranks, num_epochs_done: int) -> Setup:
     reader, config = task.reader, task.config
     return Setup(
         device=str(task.device),
@@ -347,7 +712,7 @@ def _setup(task: Task, ranks: Ranks, num_epochs_done: int) -> Setup:
 
 
 def _result(
-    epoch: int, sums: EpochSums, lr: float, val_loss: float, metrics: Metrics, seconds: float, is_best: bool
+    epoch: int, sums: RunningMetrics, lr: float, val_loss: float, metrics: Metrics, seconds: float, is_best: bool
 ) -> EpochResult:
     return EpochResult(
         epoch=epoch,

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from vidcache.model import R3D18
-from vidcache.train.forward import PRECISIONS, Forward
-from vidcache.train.inputs import ClipInputs
-from vidcache.train.task import Task
+from vidcache.train.backbone import PRECISIONS, Forward
+from vidcache.train.data import ClipLoader, TrainingData
 
 AMPS = ("auto", *PRECISIONS)
 MAX_GRADIENT_ERROR = 0.05
@@ -26,7 +25,7 @@ class Choice:
     """A precision, and why.
 
     Attributes:
-        name: One of `vidcache.train.forward.PRECISIONS`.
+        name: One of `vidcache.train.backbone.PRECISIONS`.
         reason: One line for people.
     """
 
@@ -35,7 +34,7 @@ class Choice:
 
 
 def try_precision(
-    task: Task, model: R3D18, loss: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor], num_clips: int
+    task: TrainingData, model: R3D18, loss: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor], num_clips: int
 ) -> Choice:
     """Choose the precision of a run, with its first clips as they are.
 
@@ -49,7 +48,7 @@ def try_precision(
         ValueError: As `choose_precision`.
         CacheError: A clip cannot be read.
     """
-    clips, sample = ClipInputs(task, Forward(model, "off")), task.rows[:num_clips]
+    clips, sample = ClipLoader(task, Forward(model, "off")), task.rows[:num_clips]
     with contextlib.closing(clips.stream([sample], None)) as stream:
         batch = next(stream)
         labels, inputs = batch.labels.clone(), clips.pixels(batch, None)

@@ -12,22 +12,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vidcache.cache.joined import open_caches
-from vidcache.cache.leaks import find_leaks
-from vidcache.cache.reader import Reader
+from vidcache.cache.leakage import find_leaks
+from vidcache.cache.reader import Reader, open_caches
 from vidcache.cache.stream import Batch
-from vidcache.checkpoint import Checkpoint
-from vidcache.errors import InputError, MismatchError
-from vidcache.eval.curves import draw_curves
-from vidcache.eval.loading import check_match
-from vidcache.files import read_json, write_text_atomically
-from vidcache.filmstrip import draw_filmstrips
+from vidcache.checkpoint import Checkpoint, hash_file
+from vidcache.errors import InputError, MismatchError, VidcacheError
+from vidcache.eval.inference import check_match
+from vidcache.eval.report.plots import draw_curves
+from vidcache.files import read_json, sync_folder, write_text_atomically
+from vidcache.plotting import draw_filmstrips
 from vidcache.text import printable
-from vidcache.train.best import Best
-from vidcache.train.board import board
+from vidcache.train.callbacks import SILENT, Callbacks, EpochResult, RunResult, batch_strips, board
 from vidcache.train.config import TrainConfig
-from vidcache.train.loop import train
-from vidcache.train.place import (
+from vidcache.train.data import check_config
+from vidcache.train.distributed import Ranks
+from vidcache.train.loop import check_state, train
+from vidcache.train.run_dir import (
     CONFIG,
     CURVES,
     LAST,
@@ -40,11 +40,97 @@ from vidcache.train.place import (
     inputs_of,
     run_folder,
 )
-from vidcache.train.preview import batch_strips
-from vidcache.train.ranks import Ranks
-from vidcache.train.results import SILENT, EpochResult, Hooks, RunResult
-from vidcache.train.resumable import check_state
-from vidcache.train.task import check_config
+
+
+class Best:
+    """The checkpoint of the best epoch so far.
+
+    A better one is written beside it, last.pt is given its hash, and then it takes the place: whenever a run is
+    killed, the hash in last.pt is that of one of the two.
+
+    Args:
+        out: The file; written through a link.
+        last: last.pt, for messages.
+
+    Attributes:
+        digest: Of the file, or of the one that is to take its place; empty where none was written.
+    """
+
+    def __init__(self, out: Path, last: Path) -> None:
+        self.digest = ""
+        self._out, self._last = out, last
+        self._target = out.resolve()
+        self._next = self._target.with_name(f".{self._target.name}.next")
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Write a better one beside it.
+
+        Raises:
+            OSError: The disk is full or not writable.
+        """
+        self.digest = checkpoint.save(self._next)
+
+    def publish(self) -> None:
+        """Put what was written in its place."""
+        self._next.replace(self._target)
+        sync_folder(self._target.parent)
+
+    def take_up(self, checkpoint: Checkpoint) -> None:
+        """Go on with the one of the run that a resumable checkpoint is of.
+
+        Raises:
+            InputError: It is not there.
+            MismatchError: It is damaged, or another file.
+        """
+        results = [EpochResult(**fields) for fields in checkpoint.training["results"]]
+        self.digest = checkpoint.training.get("best", "")
+        if self.digest and _hash_or_none(self._next) == self.digest:  # killed before it took its place
+            self.publish()
+        self._next.unlink(missing_ok=True)
+        if results:
+            self.check(results, checkpoint.training["stopping"]["best_epoch"], may_be_newer=True)
+
+    def check(self, results: list[EpochResult], best_epoch: int, *, may_be_newer: bool = False) -> None:
+        """Compare the file with what was written.
+
+        Args:
+            results: Of all epochs.
+            best_epoch: The one that it is of.
+            may_be_newer: Accept one of the epoch that comes next, where no hash is known: older versions of vidcache
+                wrote best.pt first, and such an epoch is done again.
+
+        Raises:
+            InputError: It is not there.
+            MismatchError: It is damaged, or another file.
+        """
+        found = _hash_or_none(self._out)
+        is_it = found == self.digest if self.digest else self._is_of(results, best_epoch, may_be_newer)
+        if is_it:
+            return
+        is_there = os.path.lexists(self._out)
+        error, what = (MismatchError, "damaged, or another file") if is_there else (InputError, "not there")
+        last = printable(self._last)
+        raise error(
+            f"{printable(self._out)}: {what}, expected what was written for epoch {best_epoch}, the best one. Put it "
+            f"back; or begin a new run with the weights of epoch {len(results)}: --init {last} --out OTHER.pt"
+        )
+
+    def _is_of(self, results: list[EpochResult], best_epoch: int, may_be_newer: bool) -> bool:
+        try:
+            found = Checkpoint.load(self._out)
+        except VidcacheError:
+            return False
+        if may_be_newer and found.epoch == len(results) + 1:
+            return True
+        return found.metrics == results[best_epoch - 1].as_numbers()
+
+
+def _hash_or_none(path: Path) -> str | None:
+    try:
+        return hash_file(path)
+    except OSError:
+        return None
+
 
 # What a resumed run may do otherwise; on another device it is not the same bit for bit.
 FREE = {"reader_threads", "verify", "device", "feature_file"}
@@ -55,7 +141,7 @@ def run_training(
     caches: Sequence[Path],
     out: Path,
     config: TrainConfig,
-    hooks: Hooks,
+    hooks: Callbacks,
     *,
     strict_splits: bool = False,
     resume: bool = False,
@@ -146,17 +232,17 @@ def _first_command(folder: Path) -> str:
     return command if type(command) is str else ""
 
 
-def _check_splits(reader: Reader, hooks: Hooks, strict_splits: bool) -> None:
+def _check_splits(reader: Reader, hooks: Callbacks, strict_splits: bool) -> None:
     leaks = find_leaks(reader)
     hooks.on_leaks(leaks)
     if strict_splits and len(leaks.pairs):
         raise InputError(
-            f"{reader.name}: {leaks.in_words}, expected none with --strict-splits. See them: vidcache leaks CACHE; "
+            f"{reader.name}: {leaks.in_words}, expected none with --fail-on-leaks. See them: vidcache leaks CACHE; "
             "keep them together: vidcache split CACHE --near-duplicates group"
         )
 
 
-def _write_begin(hooks: Hooks, place: Place, config: str, earlier: list[Path]) -> Hooks:
+def _write_begin(hooks: Callbacks, place: Place, config: str, earlier: list[Path]) -> Callbacks:
     """Return hooks that put a new run in the place of an earlier one once its model is ready to train.
 
     Args:
@@ -180,7 +266,7 @@ def _write_begin(hooks: Hooks, place: Place, config: str, earlier: list[Path]) -
     return dataclasses.replace(hooks, on_model=on_model, on_begin=on_begin)
 
 
-def _write_files(hooks: Hooks, place: Place, best: Best, reader: Reader, last: Checkpoint | None) -> Hooks:
+def _write_files(hooks: Callbacks, place: Place, best: Best, reader: Reader, last: Checkpoint | None) -> Callbacks:
     """Return hooks that write the files of a run before they report."""
     folder = place.folder
     results = [EpochResult(**fields) for fields in last.training["results"]] if last else []

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import epoch_order
-from vidcache.pixels import MEAN, STD, Workspace, normalise
+from vidcache.normalize import MEAN, STD, Workspace, normalise
 from vidcache.train.augment import Strength, augment, draw
 
 

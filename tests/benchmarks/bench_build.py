@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vidcache.cache.layout import RECORD, clip_hash_of
+from vidcache.cache.format import RECORD, clip_hash_of
 from vidcache.cache.writer import CacheWriter
-from vidcache.preprocess.decode import Limits, decode_video
-from vidcache.preprocess.ffmpeg import Children, find_tools
-from vidcache.preprocess.planning import make_plan
-from vidcache.preprocess.rule import SplitRule
-from vidcache.preprocess.sources import find_videos
-from vidcache.preprocess.split import assign_splits
+from vidcache.preprocess.build import make_plan
+from vidcache.preprocess.split.assign import assign_splits
+from vidcache.preprocess.split.config import SplitConfig
+from vidcache.preprocess.video.decode import DecodeLimits, decode_video
+from vidcache.preprocess.video.ffmpeg import SubprocessGroup, find_tools
+from vidcache.preprocess.video.find import find_videos
 from vidcache.spec import Spec
 
 TOOLS = find_tools()
@@ -134,7 +134,7 @@ def bench_up_to_date(scratch: Path, num_files: int, runs: int) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"x" * (index % 50 + 1))
     if not cache.exists():
-        rule = SplitRule()
+        rule = SplitConfig()
         plan = make_plan(find_videos(raw), spec, rule, TOOLS, [])
         with CacheWriter(cache, plan) as writer:
             record = np.zeros((), RECORD)
@@ -223,11 +223,11 @@ def bench_keyed(scratch: Path, minutes: float, pairs: int) -> None:
         part.rename(video)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     clips = {}
-    with Children() as children:
+    with SubprocessGroup() as children:
         for _ in range(pairs):
             for keyed, runs in seconds.items():
                 start = time.perf_counter()
-                decoded = decode_video(video, Spec(), [TOOLS], children, Limits(keyed=keyed))
+                decoded = decode_video(video, Spec(), [TOOLS], children, DecodeLimits(keyed=keyed))
                 runs.append(time.perf_counter() - start)
                 clips[keyed], skipped = decoded.clip, decoded.ledger.num_skipped
                 assert keyed == (skipped > 0)

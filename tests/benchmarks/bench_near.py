@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tests.helpers import TOOLS, run_ffmpeg
 from vidcache.cache.reader import CacheReader
-from vidcache.near import NEAR, find_near_pairs
+from vidcache.near_duplicates import NEAR, find_near_pairs
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.demo import render_demo
 from vidcache.preprocess.options import BuildOptions

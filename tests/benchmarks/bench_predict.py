@@ -21,7 +21,7 @@ import torch
 from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
 from vidcache.model import R3D18
-from vidcache.preprocess.sources import find_videos
+from vidcache.preprocess.video.find import find_videos
 
 BIN = Path(sys.executable).parent
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--num-frames-used", type=int, default=8)
+    parser.add_argument("--num-frames", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     arguments.scratch.mkdir(parents=True, exist_ok=True)

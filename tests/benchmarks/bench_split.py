@@ -12,21 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from vidcache.cache.layout import Split
-from vidcache.cache.leaks import find_leaks
+from vidcache.cache.format import Split
+from vidcache.cache.leakage import find_leaks
 from vidcache.cache.reader import CacheReader
-from vidcache.eval.uncertainty import wilson_interval
+from vidcache.eval.intervals import wilson_interval
 from vidcache.preprocess.build import build_cache
-from vidcache.preprocess.groups import Grouping
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.resplit import split_cache
-from vidcache.preprocess.rule import SplitChoice
+from vidcache.preprocess.split.config import SplitOverrides
+from vidcache.preprocess.split.groups import GroupBy
+from vidcache.preprocess.split.resplit import split_cache
 
 RECORDING = r"/(\d+_\d+)_"
 RULES = {
-    "by video, near-duplicates off": SplitChoice(grouping=Grouping("video"), near_duplicates="off"),
-    "by video (default)": SplitChoice(grouping=Grouping("video"), near_duplicates="group"),
-    "by recording": SplitChoice(grouping=Grouping("regex", RECORDING), near_duplicates="group"),
+    "by video, near-duplicates off": SplitOverrides(grouping=GroupBy("video"), near_duplicates="off"),
+    "by video (default)": SplitOverrides(grouping=GroupBy("video"), near_duplicates="group"),
+    "by recording": SplitOverrides(grouping=GroupBy("regex", RECORDING), near_duplicates="group"),
 }
 
 
@@ -65,7 +65,7 @@ def main() -> None:
         sums = np.zeros(5, int)
         accuracies = []
         for seed in range(arguments.seeds):
-            split_cache(cache, SplitChoice(grouping=rule.grouping, near_duplicates=rule.near_duplicates, seed=seed))
+            split_cache(cache, SplitOverrides(grouping=rule.grouping, near_duplicates=rule.near_duplicates, seed=seed))
             result = measure(cache)
             sums += result
             accuracies.append(result[3] / result[4])

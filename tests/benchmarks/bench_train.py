@@ -23,15 +23,13 @@ from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import Batch, epoch_order
 from vidcache.checkpoint import Checkpoint
 from vidcache.model import R3D18
-from vidcache.train.batching import plan_steps
+from vidcache.train.backbone import Forward
 from vidcache.train.config import TrainConfig
+from vidcache.train.data import ClipLoader, FeatureLoader, TrainingData, plan_steps
+from vidcache.train.distributed import Ranks
 from vidcache.train.features import compute_features, open_features, plan_features
-from vidcache.train.forward import Forward
-from vidcache.train.inputs import ClipInputs, FeatureInputs
+from vidcache.train.loop import Loss, RunningMetrics, Stepper
 from vidcache.train.precision import MAX_SLOWDOWN, _error, conv_slowdown
-from vidcache.train.ranks import Ranks
-from vidcache.train.step import EpochSums, Loss, Stepper
-from vidcache.train.task import Task
 
 
 def make_model(reader: CacheReader, init: Path | None, device: str, *, channels_last: bool = True) -> R3D18:
@@ -72,12 +70,12 @@ class Bench:
         self.config = TrainConfig(
             weights="none", batch_size=arguments.batch_size, num_frames_used=num_frames, epochs=10**6, feature_views=1
         )
-        self.task = Task.of(reader, self.config, arguments.device)
+        self.task = TrainingData.of(reader, self.config, arguments.device)
         self.order = epoch_order(reader.rows("train"), 0, 1)[: arguments.batch_size * arguments.steps]
 
-    def clips(self, forward: Forward) -> ClipInputs:
+    def clips(self, forward: Forward) -> ClipLoader:
         """The inputs of `vidtrain`."""
-        return ClipInputs(self.task, forward)
+        return ClipLoader(self.task, forward)
 
     def resident(self) -> tuple[torch.Tensor, torch.Tensor]:
         """An augmented batch, and its labels."""
@@ -105,7 +103,7 @@ class Bench:
         def whole() -> None:
             chunks = [part for plan in plans for part in plan.parts]
             with contextlib.closing(inputs.stream(chunks, 1)) as stream:
-                stepper.epoch(1, plans, stream, EpochSums(), lambda _: None, lambda: False)
+                stepper.epoch(1, plans, stream, RunningMetrics(), lambda _: None, lambda: False)
 
         ratios = []
         for round_ in range(self.arguments.rounds + 1):
@@ -186,7 +184,7 @@ class Bench:
         )
         found = open_features(path, plan)
         assert found
-        inputs = {"plain": clips, "features": FeatureInputs(found, entries, self.task)}
+        inputs = {"plain": clips, "features": FeatureLoader(found, entries, self.task)}
         plans = plan_steps(self.order, self.reader.labels, None, self.config.batch_size)
         optimizer, scaler = make_optimizer(model), torch.amp.GradScaler(self.device, enabled=False)
         seconds: dict[str, list[float]] = {name: [] for name in inputs}
@@ -197,7 +195,7 @@ class Bench:
                 )
                 chunks = [part for step in plans for part in step.parts]
                 with contextlib.closing(source.stream(chunks, 1)) as stream:
-                    arguments = (1, plans, stream, EpochSums(), lambda _: None, lambda: False)
+                    arguments = (1, plans, stream, RunningMetrics(), lambda _: None, lambda: False)
                     taken = seconds_of(lambda call=stepper.epoch, given=arguments: call(*given), self.device)  # type: ignore[misc]
                 if round_:
                     seconds[name].append(taken)

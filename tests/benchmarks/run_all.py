@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from vidcache.preprocess.ffmpeg import find_tools
+from vidcache.preprocess.video.ffmpeg import find_tools
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PACKAGES = "vidcache torch torchvision numpy h5py opencv-python-headless torchcodec webdataset kornia".split()

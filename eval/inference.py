@@ -1,0 +1,270 @@
+"""Run a model over clips of a cache: a function in, numbers out."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vidcache.cache.reader import Reader
+from vidcache.cache.stream import Batch
+from vidcache.checkpoint import Checkpoint
+from vidcache.errors import MismatchError
+from vidcache.model import R3D18, load_weights
+from vidcache.normalize import MEAN, STD, Workspace, normalise
+from vidcache.text import difference
+
+
+def check_match(
+    checkpoint: Checkpoint, reader: Reader, where: str, *, allow_mismatch: bool = False, advice: str = ""
+) -> None:
+    """Refuse a checkpoint that does not belong to a cache.
+
+    Args:
+        checkpoint: Of a run.
+        reader: The cache to evaluate it on.
+        where: Name of the checkpoint's file, for messages.
+        advice: What to do, where there is no --allow-mismatch; empty is that of an evaluation.
+        allow_mismatch: Accept other content or another split; never another spec or class list.
+
+    Raises:
+        MismatchError: Names both sides.
+    """
+    cache = reader.name
+    if checkpoint.spec != reader.spec:
+        raise MismatchError(
+            f"{where}: trained on {_spec(checkpoint.spec, reader.spec)}, but {cache} has "
+            f"{_spec(reader.spec, checkpoint.spec)}. "
+            f"{advice or 'Evaluate with its own cache, or build one with the same options'}"
+        )
+    if checkpoint.classes != reader.classes:
+        raise MismatchError(
+            f"{where}: trained on {len(checkpoint.classes)} classes, but {cache} has {len(reader.classes)} "
+            f"({difference(reader.classes, checkpoint.classes)}). "
+            f"{advice or 'Evaluate with its own cache, or train again'}"
+        )
+    if allow_mismatch:
+        return
+    for noun, trained, found in (
+        ("cache", checkpoint.fingerprint, reader.fingerprint),
+        ("split", checkpoint.split_hash, reader.split_hash),
+    ):
+        if trained != found:
+            raise MismatchError(
+                f"{where}: trained on {noun} {trained}, but {cache} is {found}: clips of its test split may have been "
+                f"trained on. {advice or 'Evaluate with its own cache, or accept it with --allow-mismatch'}"
+            )
+
+
+def is_of(checkpoint: Checkpoint, reader: Reader) -> bool:
+    """Whether a checkpoint was trained on this cache, divided as it is."""
+    return (checkpoint.fingerprint, checkpoint.split_hash) == (reader.fingerprint, reader.split_hash)
+
+
+def load_model(checkpoint: Checkpoint, where: str, device: str | torch.device) -> R3D18:
+    """Build the model of a checkpoint, in evaluation mode.
+
+    Raises:
+        MismatchError: Its weights are not those of an R3D-18 with these classes, or it normalises otherwise.
+    """
+    if (checkpoint.mean, checkpoint.std) != (MEAN, STD):
+        raise MismatchError(
+            f"{where}: trained on clips with mean {checkpoint.mean} and deviation {checkpoint.std}, but this vidcache "
+            f"normalises with {MEAN} and {STD}. Use the vidcache that made it, or train again"
+        )
+    bias = checkpoint.weights.get("fc.bias")
+    num_outputs = len(bias) if bias is not None and bias.dim() == 1 else 0
+    if num_outputs != len(checkpoint.classes):  # before a model of so many outputs is made
+        raise MismatchError(f"{where}: {num_outputs} outputs for {len(checkpoint.classes)} classes. Train again")
+    model = R3D18(num_outputs)
+    try:
+        load_weights(model, checkpoint.weights)
+    except ValueError as error:
+        raise MismatchError(f"{where}: weights do not fit an R3D-18 ({error}). Train again") from None
+    model.to(device, memory_format=torch.channels_last_3d)
+    model.eval()
+    return model
+
+
+def _spec(spec: object, other: object) -> str:
+    """Show a spec; all of its fields when the short form would look equal."""
+    return str(spec) if str(spec) != str(other) else repr(spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What a model says of clips, in the order in which they came.
+
+    Attributes:
+        rows: (n,) rows of the cache.
+        labels: (n,) true classes.
+        probabilities: (n, K) float32; each row sums to 1.
+        losses: (n,) float32, cross-entropy of each clip.
+    """
+
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+    losses: npt.NDArray[np.float32]
+
+    @property
+    def mean_loss(self) -> float:
+        """Cross-entropy, averaged over the clips: exact, not a mean of batch means."""
+        return float(self.losses.mean(dtype=np.float64))
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of clips whose most probable class is the true one."""
+        return float((self.probabilities.argmax(axis=1) == self.labels).mean())
+
+
+def to_input(clips_BTHWC: torch.Tensor, workspace: Workspace | None = None) -> torch.Tensor:
+    """Normalise clips without augmentation.
+
+    Args:
+        clips_BTHWC: (B, T, H, W, 3) uint8 RGB on any device.
+        workspace: Holds the result; None makes a new one.
+
+    Returns:
+        (B, 3, T, H, W) float32, contiguous as `channels_last_3d`.
+    """
+    return normalise(clips_BTHWC, workspace or Workspace())
+
+
+def predict(
+    model: Callable[[torch.Tensor], torch.Tensor],
+    batches: Iterable[Batch],
+    prepare: Callable[[Batch], torch.Tensor] | None = None,
+) -> Predictions:
+    """Run a model over batches.
+
+    Args:
+        model: From what `prepare` gives to (B, K) logits; in evaluation mode.
+        batches: At least one.
+        prepare: From a batch to what the model takes; None gives (B, 3, T', H, W) float32, normalised.
+
+    Raises:
+        ValueError: There are no batches.
+    """
+    rows, labels, logits, workspace = [], [], [], Workspace()
+    prepare = prepare or (lambda batch: to_input(batch.clips, workspace))
+    for batch in batches:
+        # Not around the loop, nor around `prepare`: memory that is used again is made there, and what is made in
+        # inference mode cannot be written to outside of it.
+        with torch.no_grad():
+            prepared = prepare(batch)
+        with torch.inference_mode():
+            logits.append(model(prepared).to(torch.float32))
+        labels.append(batch.labels.clone())
+        rows.append(batch.rows)
+    if not rows:
+        raise ValueError("no clips to evaluate, expected at least one")
+    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+    losses = torch.nn.functional.cross_entropy(all_logits, all_labels, reduction="none")
+    return Predictions(
+        rows=np.concatenate(rows),
+        labels=all_labels.cpu().numpy(),
+        probabilities=all_logits.softmax(1).cpu().numpy(),
+        losses=losses.cpu().numpy(),
+    )
+
+
+def join_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """Put predictions of different clips together, in the order of their rows.
+
+    Args:
+        parts: At least one.
+    """
+    order = np.concatenate([part.rows for part in parts]).argsort(kind="stable")
+    values = {
+        field.name: np.concatenate([getattr(part, field.name) for part in parts])[order]
+        for field in dataclasses.fields(Predictions)
+    }
+    return Predictions(**values)
+
+
+class Views:
+    """A function from clips to logits: those of the mean probability over the views of each clip.
+
+    Args:
+        model: (B, 3, T', H, W) float32 to logits (B, K), in evaluation mode.
+        num_frames: Frames of a clip (T).
+        num_frames_used: Frames that the model is shown (T').
+        num_views: How many evenly shifted choices of T' of the T frames; see `view_frames`.
+        flip: Show each view mirrored as well.
+
+    Attributes:
+        frames: Which frames of a clip are to be read: those of all views, ascending.
+
+    Raises:
+        ValueError: There are not so many different views.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[torch.Tensor], torch.Tensor],
+        num_frames: int,
+        num_frames_used: int,
+        *,
+        num_views: int = 1,
+        flip: bool = False,
+    ) -> None:
+        views = view_frames(num_frames, num_frames_used, num_views)
+        self.frames = np.unique(views)
+        self._model, self._flip = model, flip
+        self._places = [torch.from_numpy(np.searchsorted(self.frames, view)) for view in views]
+        self._workspace = Workspace()
+
+    def __call__(self, clips_BTHWC: torch.Tensor) -> torch.Tensor:
+        """From uint8 RGB clips of the frames `frames`, on any device, to float32 logits (B, K)."""
+        if len(self._places) == 1 and not self._flip:
+            return self._model(to_input(clips_BTHWC, self._workspace)).to(torch.float32)
+        if self._places[0].device != clips_BTHWC.device:
+            self._places = [places.to(clips_BTHWC.device) for places in self._places]  # once, not for every batch
+        said: list[torch.Tensor] = []
+        for places in self._places:
+            view = clips_BTHWC if len(self._places) == 1 else clips_BTHWC[:, places]
+            inputs = to_input(view, self._workspace)
+            said += [self._model(inputs)] + ([self._model(inputs.flip(-1))] if self._flip else [])
+        # The logarithm of the mean probability, also where a probability is too small for a float.
+        return torch.stack([logits.to(torch.float32).log_softmax(1) for logits in said]).logsumexp(0) - math.log(
+            len(said)
+        )
+
+
+def view_frames(num_frames: int, num_used: int, num_views: int) -> npt.NDArray[np.int64]:
+    """Choose frames for each view: the first is what the model was trained on, the others are shifted evenly.
+
+    With the distance s = (T - 1) / (T' - 1) between two frames, frame i of view v is floor((i + v / V) * s), in exact
+    integers, or the last frame where that is beyond it.
+
+    Returns:
+        (V, T') frame numbers, no view twice.
+
+    Raises:
+        ValueError: More views than there are different ones.
+
+    >>> view_frames(9, 3, 2).tolist()
+    [[0, 4, 8], [2, 6, 8]]
+    """
+    views = _shifted(num_frames, num_used, num_views)
+    if len(np.unique(views, axis=0)) < num_views:
+        most = next(
+            n
+            for n in range(min(num_views, 2 * num_frames), 0, -1)
+            if len(np.unique(_shifted(num_frames, num_used, n), axis=0)) == n
+        )
+        raise ValueError(
+            f"{num_views} views of {num_used} of {num_frames} frames, expected at most {most}: the others are the same"
+        )
+    return views
+
+
+def _shifted(num_frames: int, num_used: int, num_views: int) -> npt.NDArray[np.int64]:
+    slot, view = np.arange(num_used), np.arange(num_views)[:, None]
+    if num_used == 1:
+        return np.asarray(view * num_frames // num_views)
+    shifted = (slot * num_views + view) * (num_frames - 1) // (num_views * (num_used - 1))
+    return np.asarray(np.minimum(shifted, num_frames - 1))

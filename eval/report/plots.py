@@ -1,0 +1,293 @@
+"""Pictures of an evaluation: confusion matrix, accuracy by class, reliability, strips of frames."""
+
+import dataclasses
+import io
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from vidcache.cache.reader import Reader
+from vidcache.checkpoint import Checkpoint
+from vidcache.eval.gradcam import grad_cam, overlay
+from vidcache.eval.inference import Predictions, to_input
+from vidcache.eval.metrics import Calibration, ClassResult, Metrics
+from vidcache.model import R3D18
+from vidcache.plotting import name_style, write_png
+from vidcache.sampling import sample_indices
+from vidcache.text import printable
+
+_INK = "#0a0b0c"  # stands for the colour of the page's text
+_STYLE: dict[Any, Any] = {
+    "axes.edgecolor": _INK,
+    "axes.facecolor": "none",
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": _INK,
+    "axes.titlesize": 11,
+    "figure.facecolor": "none",
+    "legend.framealpha": 0,
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vidcache",  # the same figure, the same bytes
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+
+
+def to_svg(draw: Callable[[], Figure]) -> str:
+    """Draw a figure in the colours of a page.
+
+    Args:
+        draw: Makes the figure; called with the style set.
+
+    Returns:
+        An `<svg>` element. Names in it are escaped by matplotlib.
+    """
+    with mpl.rc_context(_STYLE):
+        file = io.StringIO()
+        draw().savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = file.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    used = set(re.findall(r"#([\w-]+)", text))
+    # Several figures share a page: names that nothing refers to would be there twice.
+    return re.sub(r' id="([\w-]+)"', lambda found: found[0] if found[1] in used else "", text)
+
+
+MAX_LABELLED = 60  # more class names than this cannot be read at any size
+
+
+def draw_confusion(metrics: Metrics, title: str, path: Path) -> None:
+    """Write the confusion matrix as PNG."""
+    figure = confusion_figure(metrics, title)
+    write_png(figure, path, 110)
+
+
+def confusion_figure(metrics: Metrics, title: str) -> Figure:
+    """Draw the confusion matrix: rows are true classes and sum to 1, numbers are clips."""
+    names = [_short(result.class_name) for result in metrics.per_class]
+    counts = metrics.confusion
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    side = min(3.5 + 0.32 * len(names), 24)
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, fraction=0.04, label="share of the true class")
+    if len(names) <= MAX_LABELLED:
+        ticks = range(len(names))
+        axes.set_xticks(ticks, names, rotation=90, fontsize=8, **name_style())
+        axes.set_yticks(ticks, names, fontsize=8, **name_style())
+        for row, column in np.argwhere(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(title, fontsize=10, **name_style())
+    return figure
+
+
+def draw_per_class(per_class: Sequence[ClassResult], title: str, path: Path) -> None:
+    """Write accuracy with its 95 % Wilson interval for every class that has clips, worst first."""
+    results = sorted((r for r in per_class if r.num_clips), key=lambda r: (-r.accuracy, r.class_name))
+    figure = Figure(figsize=(7, min(1.2 + 0.26 * len(results), 60)), layout="constrained")
+    axes = figure.subplots()
+    values = np.array([r.accuracy for r in results])
+    spans = np.abs(np.array([[r.accuracy - r.low, r.high - r.accuracy] for r in results]).T)
+    axes.errorbar(values, range(len(results)), xerr=spans, fmt="o", markersize=4, capsize=2, linewidth=1)
+    labels = [
+        f"{_short(r.class_name)}  ({r.num_correct}/{r.num_clips}{', too few' if r.is_too_few else ''})" for r in results
+    ]
+    axes.set_yticks(range(len(results)), labels, fontsize=8, **name_style())
+    axes.set(xlim=(-0.02, 1.02), xlabel="accuracy, 95 % Wilson interval", ylim=(-0.7, len(results) - 0.3))
+    axes.set_title(title, fontsize=10, **name_style())
+    axes.grid(axis="x", alpha=0.3)
+    write_png(figure, path, 110)
+
+
+def _short(name: str) -> str:
+    text = printable(name)
+    return text if len(text) <= 28 else f"{text[:27]}…"
+
+
+def reliability_figure(calibration: Calibration, size: tuple[float, float] = (5.2, 4.4)) -> Figure:
+    """Draw how often the model is right against how sure it is; the area of a point is its clips."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    bins = [b for b in calibration.bins if b.num_clips]
+    sure, right = np.array([b.confidence for b in bins]), np.array([b.accuracy for b in bins])
+    spans = np.array([[b.accuracy - b.accuracy_low, b.accuracy_high - b.accuracy] for b in bins]).T.clip(0)
+    axes.plot([0, 1], [0, 1], "--", color="0.6", linewidth=1)
+    axes.errorbar(sure, right, yerr=spans, fmt="none", ecolor="0.6", elinewidth=1, capsize=2)
+    most = max(b.num_clips for b in bins)
+    axes.scatter(sure, right, s=[20 + 130 * b.num_clips / most for b in bins], zorder=3)
+    for b in bins:
+        axes.annotate(str(b.num_clips), (b.confidence, b.accuracy), (7, -11), textcoords="offset points", fontsize=8)
+    axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.03), xlabel="probability that it gives", ylabel="how often it is right")
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def matrix_png(values: npt.NDArray[np.float64]) -> bytes:
+    """Draw a matrix of values from 0 to 1 as a PNG with one pixel per cell, or several where it is small."""
+    shades = colormaps["Blues"](values, bytes=True)[..., :3]
+    scale = max(1, 400 // len(values))
+    return png_of(shades.repeat(scale, 0).repeat(scale, 1))
+
+
+def strip_png(frames: npt.NDArray[np.uint8], side: int) -> bytes:
+    """Draw frames (F, H, W, 3) side by side, the longer side of each at most `side` pixels."""
+    _, height, width, _ = frames.shape
+    scale = min(1.0, side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    shown = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames]
+    return png_of(np.concatenate(shown, axis=1))
+
+
+def png_of(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Encode (H, W, 3) RGB as PNG."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def draw_curves(epochs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the curves as PNG, the epoch with the lowest validation loss marked; see `curves_figure`."""
+    best = min(epochs, key=lambda row: row["val_loss"])["epoch"]
+    figure = curves_figure(epochs, best)
+    write_png(figure, path, 120)
+
+
+def curves_figure(epochs: Sequence[Mapping[str, Any]], chosen: int, size: tuple[float, float] = (9, 3.6)) -> Figure:
+    """Draw training and validation, loss beside accuracy, or above it where the figure is higher than wide.
+
+    Args:
+        epochs: Rows of metrics.csv, at least one.
+        chosen: The epoch to mark.
+        size: Width and height in inches.
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    loss, accuracy = figure.subplots(1, 2) if size[0] > size[1] else figure.subplots(2, 1)
+    numbers = [int(row["epoch"]) for row in epochs]
+    for axes, name, label in (
+        (loss, "train_loss", "train (as minimised)"),
+        (loss, "val_loss", "validation"),
+        (accuracy, "train_accuracy", "train (augmented)"),
+        (accuracy, "val_accuracy", "validation"),
+        (accuracy, "val_balanced_accuracy", "validation, balanced"),
+    ):
+        style = "o--" if "balanced" in name else "o-"
+        axes.plot(numbers, [row[name] for row in epochs], style, markersize=3, label=label)
+    # An early epoch can be off by a factor of 20 (BatchNorm has seen little): it must not flatten the rest.
+    usual = max(max(row["train_loss"] for row in epochs), statistics.median(row["val_loss"] for row in epochs))
+    loss.set(title="cross-entropy per clip", ylim=(0, 1.5 * usual))
+    accuracy.set(title="accuracy", ylim=(0, 1.02))
+    for axes in (loss, accuracy):
+        axes.axvline(chosen, color="0.6", linewidth=1, zorder=0)
+        side = "right" if chosen > (numbers[0] + numbers[-1]) / 2 else "left"
+        axes.annotate(f" epoch {chosen} ", (chosen, 0.02), xycoords=("data", "axes fraction"), ha=side, fontsize=8)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+    return figure
+
+
+NUM_MISTAKES, NUM_HITS = 8, 6
+# Noise compresses worst: 22 strips of 6 frames of 88 x 88 are 4.1 MB of base64 then, and the report stays below 5 MB.
+_FRAMES, _SIDE = 6, 88
+
+# From a clip (T, H, W, 3) and the class that was said of it to the clip with what speaks for the class made visible.
+Explain = Callable[[npt.NDArray[np.uint8], int], npt.NDArray[np.uint8]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A clip with what the model says of it.
+
+    Attributes:
+        path: Of the video, printable.
+        true: Its class, printable.
+        predicted: The class that the model gives it.
+        probability: Of that class.
+        true_probability: Of the true class.
+        png: 6 of its frames side by side.
+        explained_png: The same frames with what speaks for the predicted class; empty if it was not asked for.
+    """
+
+    path: str
+    true: str
+    predicted: str
+    probability: float
+    true_probability: float
+    png: bytes
+    explained_png: bytes = b""
+
+
+def mistakes_and_hits(
+    reader: Reader, predictions: Predictions, explain: Explain | None = None
+) -> tuple[list[Example], list[Example]]:
+    """Choose clips and draw them.
+
+    Args:
+        reader: The cache.
+        predictions: Of some of its clips.
+        explain: Draws what speaks for the predicted class, for the mistakes; None leaves that out.
+
+    Returns:
+        At most 8 mistakes, the most confident first, and at most 6 hits, the least confident first.
+    """
+    guesses = predictions.probabilities.argmax(axis=1)
+    sure = predictions.probabilities.max(axis=1)
+    right = guesses == predictions.labels
+    wrong = np.flatnonzero(~right)
+    hits = np.flatnonzero(right)
+    chosen = wrong[np.argsort(-sure[wrong], kind="stable")][:NUM_MISTAKES]
+    weakest = hits[np.argsort(sure[hits], kind="stable")][:NUM_HITS]
+
+    def example(n: int, explain: Explain | None) -> Example:
+        row, label, guess = int(predictions.rows[n]), int(predictions.labels[n]), int(guesses[n])
+        clip = reader.read([row])[0]
+        frames = sample_indices(max(int(reader.columns["num_real"][row]), 1), _FRAMES)
+        return Example(
+            path=printable(reader.path_of(row)),
+            true=printable(reader.classes[label]),
+            predicted=printable(reader.classes[guess]),
+            probability=float(sure[n]),
+            true_probability=float(predictions.probabilities[n, label]),
+            png=strip_png(clip[frames], _SIDE),
+            explained_png=strip_png(explain(clip, guess)[frames], _SIDE) if explain else b"",
+        )
+
+    return [example(n, explain) for n in chosen.tolist()], [example(n, None) for n in weakest.tolist()]
+
+
+def explainer(model: R3D18, checkpoint: Checkpoint, device: str) -> Explain:
+    """Return what draws, into a clip, what speaks for a class; see `vidcache.eval.gradcam`.
+
+    Args:
+        model: Of the checkpoint, in evaluation mode, on the device.
+        checkpoint: Says which frames the model is shown; another frame has the heat of the last one before it that is.
+        device: Where the model is.
+    """
+    num_frames = checkpoint.spec.num_frames
+    frames = sample_indices(num_frames, checkpoint.num_frames_used)
+    shown = np.searchsorted(frames, np.arange(num_frames), side="right") - 1
+
+    def explain(clip: npt.NDArray[np.uint8], label: int) -> npt.NDArray[np.uint8]:
+        inputs = to_input(torch.from_numpy(clip[frames])[None].to(device))
+        _, heat = grad_cam(model, inputs, torch.tensor([label]))
+        return overlay(clip, heat[0].cpu().numpy()[shown])
+
+    return explain
