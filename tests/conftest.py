@@ -1,6 +1,8 @@
 """Checkout guard, and the fixtures that more than one file needs."""
 
+import importlib.metadata
 import os
+import shutil
 import signal
 import site
 import sys
@@ -9,10 +11,9 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
-import torch
 
 import vidcache
-from tests.helpers import make_cache, make_raw
+from tests.helpers import blank_png, make_cache, make_raw, tiny_models
 
 CHECKOUT = Path(__file__).parents[1]
 hypothesis.settings.register_profile("vidcache", deadline=None)  # a busy machine is no defect
@@ -29,19 +30,33 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip GPU tests without a GPU, unless a GPU runner asks for them."""
-    if not torch.cuda.is_available() and os.environ.get("VIDCACHE_REQUIRE_GPU") != "1":
-        for item in items:
-            if item.get_closest_marker("gpu"):
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and os.environ.get("VIDCACHE_REQUIRE_GPU") != "1":
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in on_gpu:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device; VIDCACHE_REQUIRE_GPU=1 makes this fail"))
 
 
 @pytest.fixture(autouse=True)
 def _restore_random_state() -> object:
-    """Each test begins with the same random state and leaves none behind."""
-    state = torch.random.get_rng_state()
-    torch.manual_seed(0)
+    """Each test begins with the same random state and leaves none behind; one that has no torch gets none."""
+    torch = sys.modules.get("torch")
+    state = torch.random.get_rng_state() if torch else None
+    if torch:
+        torch.manual_seed(0)
     yield
-    torch.random.set_rng_state(state)
+    if torch and state is not None:
+        torch.random.set_rng_state(state)
+
+
+@pytest.fixture(autouse=True)
+def _draw_blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib takes 96 % of a small run: it draws only in tests that look, `@pytest.mark.pictures`."""
+    plotting = sys.modules.get("vidcache.plotting")
+    if plotting and not request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr(plotting, "to_png", lambda *_: blank_png())
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +86,29 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@pytest.fixture(scope="session")
+def learnable_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 clips of 2 classes, 4 frames of 16x16, that differ in where a stripe moves: a model can learn them."""
+    return make_cache(tmp_path_factory.mktemp("data") / "learnable.h5", {"a": 16, "b": 16}, learnable=True)
+
+
+@pytest.fixture(scope="session")
+def trained_folder(learnable_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with cache.h5, best.pt and best.run of two epochs of `TinyModel`. Not to be changed: copy it."""
+    from click.testing import CliRunner
+
+    from vidcache.train.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copy(learnable_cache, folder / "cache.h5")
+    options = "--weights none --epochs 2 --batch-size 8 --lr 1e-2 --device cpu".split()
+    with tiny_models():
+        result = CliRunner().invoke(main, [str(folder / "cache.h5"), *options, "--out", str(folder / "best.pt")])
+    assert 0 == result.exit_code, result.stderr
+    return folder
+
+
 def pytest_report_header() -> str:
     """Say what is being tested."""
-    return f"vidcache from {Path(vidcache.__file__).parent}, torch {torch.__version__}, Python {sys.version.split()[0]}"
+    version = importlib.metadata.version("torch")
+    return f"vidcache from {Path(vidcache.__file__).parent}, torch {version}, Python {sys.version.split()[0]}"

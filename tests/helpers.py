@@ -1,29 +1,27 @@
 """Test data is made here, not stored: videos whose brightness is the frame number, caches without ffmpeg."""
 
 import contextlib
+import functools
+import io
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
-from torch import nn
 
 from vidcache.cache.format import RECORD, Plan, Split, Status, clip_hash_of
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
-from vidcache.eval import inference as loading
 from vidcache.near_duplicates import perceptual_hash
 from vidcache.preprocess.build import plan_attributes
 from vidcache.preprocess.split.assign import assign_splits
 from vidcache.preprocess.split.config import SplitConfig
 from vidcache.preprocess.video.ffmpeg import find_tools
 from vidcache.spec import Spec
-from vidcache.train import loop
 
 TOOLS = find_tools()
 CHECKOUT = Path(__file__).parents[1]
@@ -140,47 +138,30 @@ def make_clip(spec: Spec, row: int, seed: int = 0, label: int | None = None) -> 
     return clip
 
 
-class TinyModel(nn.Module):
-    """Stands in for R3D-18 where only the loop around it is tested: the same interface, 1/10,000 of the work."""
-
-    def __init__(self, num_classes: int, freeze: str = "none") -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv3d(3, 4, (2, 3, 3)), nn.BatchNorm3d(4), nn.ReLU())
-        self.fc = nn.Linear(4 * 8, num_classes)
-        self.is_frozen = freeze != "none"
-        self.stem.requires_grad_(not self.is_frozen)
-
-    def train(self, mode: bool = True) -> Self:
-        """As R3D-18: what is frozen stays in evaluation mode."""
-        super().train(mode)
-        if self.is_frozen:
-            self.stem.train(False)
-        return self
-
-    def split(self) -> tuple[nn.Sequential, nn.Sequential]:
-        """What is frozen, and the rest."""
-        head = (nn.AdaptiveAvgPool3d((2, 2, 2)), nn.Flatten(1), self.fc)
-        return (
-            (nn.Sequential(self.stem), nn.Sequential(*head))
-            if self.is_frozen
-            else (nn.Sequential(), nn.Sequential(self.stem, *head))
-        )
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """From (B, 3, T, H, W) to (B, K)."""
-        first, second = self.split()
-        logits: torch.Tensor = second(first(inputs))
-        return logits
-
-
 @contextlib.contextmanager
 def tiny_models() -> Iterator[None]:
     """Train and load `TinyModel` instead of R3D-18."""
+    from tests.tiny_model import TinyModel
+    from vidcache.eval import inference
+    from vidcache.train import loop
+
     with (
         mock.patch.object(loop, "build_model", lambda num_classes, _, freeze: TinyModel(num_classes, freeze)),
-        mock.patch.object(loading, "R3D18", TinyModel),
+        mock.patch.object(inference, "R3D18", TinyModel),
     ):
         yield
+
+
+@functools.cache
+def blank_png() -> bytes:
+    """One white pixel, with the mark of a picture that vidcache drew."""
+    from PIL import Image, PngImagePlugin
+
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Software", "vidcache")
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1), "white").save(file, "png", pnginfo=mark)
+    return file.getvalue()
 
 
 def read_split(path: Path, split: Split) -> list[bytes]:

@@ -17,7 +17,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from tests.helpers import TinyModel, make_cache, tiny_models
+from tests.helpers import make_cache, tiny_models
+from tests.tiny_model import TinyModel
 from vidcache import cli
 from vidcache.cache.format import Split
 from vidcache.cache.reader import CacheReader, JoinedReader, Reader

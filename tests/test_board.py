@@ -16,6 +16,8 @@ from vidcache.train.callbacks import Callbacks, EpochResult
 from vidcache.train.config import TrainConfig
 from vidcache.train.run import run_training
 
+pytestmark = pytest.mark.pictures
+
 CONFIG = TrainConfig(weights="none", freeze="none", epochs=3, batch_size=6, amp="off", patience=9)
 
 

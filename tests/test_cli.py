@@ -505,6 +505,7 @@ def test_without_weights_the_way_out_is_named(built: Path, tmp_path: Path, monke
 # --- videval ----------------------------------------------------------------------------------
 
 
+@pytest.mark.pictures
 def test_eval_writes_numbers_and_pictures_that_agree(built: Path, checkpoint: Path, tmp_path: Path) -> None:
     with tiny_models():
         text = call(videval, built, "--ckpt", checkpoint, "--out", tmp_path / "x.eval")
@@ -616,7 +617,7 @@ def test_a_missing_checkpoint_and_an_empty_split_are_errors(built: Path, tmp_pat
     path = make_cache(tmp_path / "c.h5", {"a": 2})
     with tiny_models():
         with CacheReader(path) as reader:
-            from tests.helpers import TinyModel
+            from tests.tiny_model import TinyModel
 
             saved = Checkpoint(
                 TinyModel(1).state_dict(),

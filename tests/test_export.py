@@ -15,7 +15,8 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
-from tests.helpers import TinyModel, make_cache, tiny_models
+from tests.helpers import make_cache, tiny_models
+from tests.tiny_model import TinyModel
 from vidcache import cli
 from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint

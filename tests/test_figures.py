@@ -15,6 +15,8 @@ from vidcache.eval.report.plots import draw_confusion, draw_per_class
 from vidcache.plotting import Filmstrip, draw_filmstrips
 from vidcache.preprocess.analysis.charts import draw_bars
 
+pytestmark = pytest.mark.pictures
+
 NAMES = ("日本語", r"$\no{such$ mark_up^", "plain")
 
 

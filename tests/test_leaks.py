@@ -171,6 +171,7 @@ def test_two_caches_leak_into_each_other(clean: Path, tmp_path: Path) -> None:
         assert [[2, 20]] == find_leaks(reader).pairs.tolist()
 
 
+@pytest.mark.pictures
 def test_leaks_lists_pairs_and_draws_them(leaky: Path, clean: Path, tmp_path: Path) -> None:
     result = vidcache("leaks", leaky, "--out", tmp_path / "pairs.png")
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from tests.helpers import TOOLS, TinyModel, make_cache, make_raw, tiny_models
+from tests.helpers import TOOLS, make_cache, make_raw, tiny_models
+from tests.tiny_model import TinyModel
 from vidcache import cli, outputs
 from vidcache.cache.lock import build_folder
 from vidcache.cache.reader import CacheReader
@@ -243,6 +244,7 @@ def test_no_advice_to_replace_a_file_that_is_no_cache(place_: Path, command: str
         assert word not in result.stderr
 
 
+@pytest.mark.pictures
 def test_a_cut_checkpoint_is_still_one_and_a_picture_of_another_program_is_none(place_: Path) -> None:
     os.truncate(place_ / "best.pt", 3000)
     from matplotlib.figure import Figure

@@ -16,6 +16,8 @@ from vidcache.spec import Spec
 from vidcache.train.augment import Strength
 from vidcache.train.callbacks import augmented_strips, to_pictures
 
+pytestmark = pytest.mark.pictures
+
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:

@@ -23,8 +23,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from tests.helpers import TinyModel, make_cache, tiny_models
+from tests.helpers import make_cache, tiny_models
 from tests.test_cache import _forge
+from tests.tiny_model import TinyModel
 from vidcache import cli
 from vidcache.cache import format as layout
 from vidcache.cache.reader import CacheReader
