@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo install test test-wheel mutants torture lint docs bench clean
+.PHONY: demo install develop test test-all test-wheel mutants torture lint docs bench clean
 
 # Renders motion videos, then the three commands. The flags make R3D-18 learn from nothing in three
 # minutes on two CPU cores: small pictures, 8 frames, no colour jitter.
@@ -26,17 +26,28 @@ install: .venv/installed
 	$(BIN)/pip install --quiet $(PIP_ARGS) -e . --config-settings editable_mode=strict
 	touch $@
 
-# Reinstalls every time: an editable install only links the files that were there. One thread for each of JOBS
-# processes: two OpenMP teams on two cores wait for each other most of the time.
-JOBS ?= 2
+# What a contributor runs: lint, types and every test that takes less than a second, and one of each slow family.
+# One thread for each of JOBS processes: two OpenMP teams on two cores wait for each other most of the time.
 # In a random order; SEED=... is the one of an earlier run.
+JOBS ?= 2
 SEED ?= $(shell date +%s)
-test:
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+test: develop
+	$(MAKE) lint
+	$(PYTEST) --dist worksteal --randomly-seed=$(SEED) -m "not slow"
+
+# Everything: the slow tests too (kills, power losses, several processes, real networks, a browser), coverage of at
+# least 95 %, and the commands from a wheel that has nothing else of the checkout beside it.
+test-all: develop
+	$(MAKE) lint
+	$(PYTEST) --dist loadfile --randomly-seed=$(SEED) --cov
+	$(MAKE) test-wheel WHEEL_TESTS="tests/test_wheel.py tests/test_cli.py"
+
+# Every time: an editable install only links the files that were there.
+develop:
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[dev,docs]' --config-settings editable_mode=strict
 	touch .venv/installed
-	$(MAKE) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --randomly-seed=$(SEED) --cov
 
 # The tests against the wheel, in a folder that has nothing else of the checkout, in a venv without the extras.
 WHEEL ?= /tmp/vidcache-wheel

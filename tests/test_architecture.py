@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "eval.report": {"eval", "eval.report", "cache"},
     "train": {"train", "cache", "eval", "eval.report"},
 }
+TEXTS = {".py", ".html", ".css", ".js"}
+MAX_LINES, MAX_FILES, MAX_FILE_LINES, MAX_ARGUMENTS = 24_000, 101, 1_100, 20
 FILES = sorted(path for folder in MAY_IMPORT for path in (CHECKOUT / folder.replace(".", "/")).glob("*.py"))
 
 
@@ -76,6 +78,35 @@ def test_preprocess_does_not_load_torch() -> None:
     code = "import sys, vidcache.preprocess.cli; assert 'torch' not in sys.modules"
 
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_helpers_of_the_tests_do_not_load_torch() -> None:
+    """A test of pure arithmetic starts in a second, not in ten."""
+    code = "import sys, tests.conftest, tests.helpers; assert 'torch' not in sys.modules"
+
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=CHECKOUT)
+
+
+def test_the_house_stays_small() -> None:
+    """A budget: what does not earn its lines for a user is left out (CONTRIBUTING)."""
+    skip_without_checkout()
+    folders = [folder.replace(".", "/") for folder in MAY_IMPORT]
+    files = [path for folder in folders for path in (CHECKOUT / folder).iterdir() if path.suffix in TEXTS]
+    num_lines = {path: len(path.read_text().splitlines()) for path in files}
+
+    assert sum(num_lines.values()) <= MAX_LINES
+    assert len(files) <= MAX_FILES
+    assert not [path for path in files if num_lines[path] > MAX_FILE_LINES]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{folder_of(path)}/{path.name}")
+def test_functions_take_a_handful_of_arguments(path: Path) -> None:
+    """A command takes an argument for each of its options; everything else takes at most 6, or a dataclass."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and not any("option" in ast.unparse(line) for line in node.decorator_list):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            names = [argument.arg for argument in arguments if argument.arg not in ("self", "cls")]
+            assert len(names) <= MAX_ARGUMENTS, f"{node.name}({', '.join(names)})"
 
 
 def test_every_folder_says_what_it_is_for() -> None:
