@@ -12,7 +12,7 @@ from vidcache.cache.format import Split
 from vidcache.errors import InputError
 from vidcache.preprocess.split.config import SplitConfig, SplitOverrides
 from vidcache.preprocess.split.groups import GroupBy
-from vidcache.preprocess.split.predefined import (
+from vidcache.preprocess.video.lists import (
     SPLIT_WORDS,
     UNNAMED,
     PredefinedSplit,

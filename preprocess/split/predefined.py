@@ -21,6 +21,7 @@ from vidcache.preprocess.video.lists import (
     plain_label,
     read_lines,
     read_table,
+    split_of_folder,
     split_of_word,
 )
 from vidcache.text import plural, printable
@@ -73,11 +74,6 @@ def read_entries(file: Path) -> tuple[str, list[Entry]]:
     if len(words) == 1:
         return "UCF101", _read_list(file, SPLIT_WORDS[words.pop()], lines)
     raise InputError(f"{printable(file)}: unknown format, expected {_EXPECTED}. Rename the list, or name its columns")
-
-
-def split_of_folder(name: bytes) -> Split | None:
-    """Return the split that a folder is named after, None if it is named after none."""
-    return SPLIT_WORDS.get(os.fsdecode(name).strip().lower())
 
 
 def _where(file: Path, line: int) -> str:

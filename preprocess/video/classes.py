@@ -12,8 +12,7 @@ from pathlib import Path
 
 from vidcache.cache.format import Split
 from vidcache.errors import InputError
-from vidcache.preprocess.split.predefined import split_of_folder
-from vidcache.preprocess.video.lists import VideoIndex, path_names, read_table, split_of_word
+from vidcache.preprocess.video.lists import VideoIndex, path_names, read_table, split_of_folder, split_of_word
 from vidcache.text import plural, printable
 
 

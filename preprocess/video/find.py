@@ -16,7 +16,6 @@ import click
 from vidcache.cli import option
 from vidcache.errors import InputError
 from vidcache.files import modification_time_ns
-from vidcache.preprocess.split.predefined import split_of_folder
 from vidcache.preprocess.video.classes import (
     LISTED,
     Labels,
@@ -26,6 +25,7 @@ from vidcache.preprocess.video.classes import (
     shown,
     top_folders,
 )
+from vidcache.preprocess.video.lists import split_of_folder
 from vidcache.text import plural, printable
 
 # Text and pictures that lie beside videos in real data sets. Everything else is tried: a video is

@@ -206,3 +206,8 @@ def split_of_word(word: str, where: str) -> Split:
 def plain_label(text: str) -> str:
     """Return a Kinetics class without what varies: "riding_a_bike" is "riding a bike"."""
     return text.replace("_", " ").lower()
+
+
+def split_of_folder(name: bytes) -> Split | None:
+    """Return the split that a folder is named after, None if it is named after none."""
+    return SPLIT_WORDS.get(os.fsdecode(name).strip().lower())
