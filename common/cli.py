@@ -1,7 +1,6 @@
-"""The `vidcache` command, and what every command of the house has in common.
+"""The `vidcache` command, and what all commands share: options, error messages, exit codes and Ctrl-C.
 
-Each sub-command lives in the folder that does its work and is imported only when it is called, so
-that `vidcache --help` is instant.
+Each sub-command is imported only when it is called, so that `vidcache --help` is instant.
 """
 
 import difflib
@@ -31,18 +30,18 @@ _TYPED, _VERBOSITY = "vidcache.typed", "vidcache.verbosity"
 
 # Sub-command: (where it lives, one line for --help).
 COMMANDS = {
-    "analyze": ("vidcache.preprocess.analysis.cli:analyze", "Say what is odd about a cache or a folder of videos."),
-    "bench": ("vidcache.train.bench_cli:bench", "Time a training step and name what bounds it."),
+    "analyze": ("vidcache.preprocess.analysis.cli:analyze", "Check a dataset: duplicates, imbalance, damage."),
+    "bench": ("vidcache.train.bench_cli:bench", "Profile a training step: data or compute bound?"),
     "build": ("vidcache.preprocess.cli:build", "Decode a folder of videos into a cache."),
     "demo": ("vidcache.preprocess.cli:demo", "Render a small labelled set of motion videos."),
     "doctor": ("vidcache.eval.doctor_cli:doctor", "Check this machine: packages, GPU, ffmpeg, weights, disk."),
     "eval": ("vidcache.eval.cli:main", "The same as videval: evaluate a checkpoint on the test clips."),
-    "export": ("vidcache.eval.export_cli:export", "Make a file of a checkpoint that runs without vidcache."),
+    "export": ("vidcache.eval.export_cli:export", "Export a checkpoint to a file that runs without vidcache."),
     "info": ("vidcache.cache.cli:info", "Show what is in a cache."),
     "leaks": ("vidcache.cache.cli:leaks", "List clips of different splits that look alike."),
-    "predict": ("vidcache.eval.predict_cli:main", "The same as vidpredict: say what is in video files."),
+    "predict": ("vidcache.eval.predict_cli:main", "The same as vidpredict: classify video files."),
     "preview": ("vidcache.train.cli:preview", "Show clips before and after augmentation."),
-    "split": ("vidcache.preprocess.split.cli:split", "Divide a cache into train, val and test again."),
+    "split": ("vidcache.preprocess.split.cli:split", "Split a cache into train, val and test again."),
     "train": ("vidcache.train.cli:main", "The same as vidtrain: fine-tune a model on a cache."),
     "verify": ("vidcache.cache.cli:verify", "Check every structure and every clip of a cache."),
 }
@@ -51,19 +50,19 @@ COMMANDS = {
 class _Program(click.Command):
     def main(self, *args: Any, **settings: Any) -> Any:
         """Run; Ctrl-C ends it at once while a command is imported and its options are read."""
-        _on_signals(signal.SIG_DFL)
+        _handle_signals(signal.SIG_DFL)
         open_standard_streams()
         try:
             return super().main(*args, **settings)
-        except OSError as error:  # what --help says went to a full disk
+        except OSError as error:  # what --help prints went to a full disk
             sys.exit(f"Error: {error.strerror}")
 
     def make_context(self, *args: Any, **settings: Any) -> click.Context:
-        """Read the options; a name that was typed may be a stranger's."""
+        """Read the options; a mistyped name is escaped in the error."""
         try:
             return super().make_context(*args, **settings)
         except click.UsageError as error:
-            raise _harmless(error) from None
+            raise _escaped(error) from None
 
 
 class LazyGroup(_Program, click.Group):
@@ -84,12 +83,12 @@ class LazyGroup(_Program, click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a command; a mistyped name is answered with those that it resembles."""
+        """Find a command; for a mistyped name, suggest similar ones."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             close = difflib.get_close_matches(name, COMMANDS)
-            meant = f" Did you mean {' or '.join(close)}?" if close else ""
-            ctx.fail(f"No such command '{printable(name)}'.{meant}")
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            ctx.fail(f"No such command '{printable(name)}'.{hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -102,7 +101,7 @@ class Command(_Program):
     """A command whose expected errors are one line on stderr and an exit code.
 
     Args:
-        kept: What to do after an interruption, where something is kept.
+        kept: What an interruption leaves behind and how to continue: "; run the same command again to resume".
     """
 
     def __init__(self, *args: Any, kept: str = "", **settings: Any) -> None:
@@ -114,35 +113,41 @@ class Command(_Program):
         ctx.meta[_TYPED] = shlex.join([*ctx.command_path.split(), *args])
         return super().parse_args(ctx, args)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run it; `VIDCACHE_DEBUG=1` shows tracebacks of expected errors too.
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the options by their `group`, in order of appearance; those without a group come last."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                groups.setdefault(getattr(param, "group", "") or "Run", []).append(record)
+        run = groups.pop("Run", [])
+        for title, records in (*groups.items(), ("Run" if groups else "Options", run)):
+            with formatter.section(title):
+                formatter.write_dl(records)
 
-        SIGINT and SIGTERM interrupt what it does. Once that is over they end the process at once: nothing that
-        comes later can make a failure of a success.
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; SIGINT and SIGTERM interrupt the work with exit code 130, and end the process once that is over.
+
+        `VIDCACHE_DEBUG=1` shows the tracebacks of expected errors too.
         """
-        interrupted = over = False
+        interrupted = False
 
         def interrupt(number: int, frame: object) -> None:  # noqa: ARG001 -- signal's signature
             nonlocal interrupted
-            if over:  # it came while the handlers were being changed
-                signal.signal(number, signal.SIG_DFL)
-                signal.raise_signal(number)
             interrupted = True
             raise KeyboardInterrupt
 
         try:
             try:
-                _on_signals(interrupt)
+                _handle_signals(interrupt)
                 return super().invoke(ctx)
             finally:
-                over = True
-                _on_signals(signal.SIG_DFL)
+                _handle_signals(signal.SIG_DFL)
         except click.exceptions.Exit:
             raise
         except click.UsageError as error:
-            raise _harmless(error) from None
+            raise _escaped(error) from None
         except (Exception, KeyboardInterrupt) as error:
-            # It may come out as anything: NumPy makes a TypeError of it, a lock that is being taken a RuntimeError.
+            # NumPy makes a TypeError of a KeyboardInterrupt, a lock that is being taken a RuntimeError.
             if interrupted or isinstance(error, KeyboardInterrupt):
                 _fail(ctx, f"interrupted{self._kept}", 130)
             if isinstance(error, VidcacheError):
@@ -154,26 +159,26 @@ class Command(_Program):
 
 
 def command_line() -> str:
-    """Return what was typed, as a shell would take it, with the names of files printable.
+    """Return the running command as typed in a shell, with names of files printable.
 
-    What the environment said comes first, as one would type it: `VIDCACHE_SEED=3 vidtrain c.h5`.
+    Options from the environment come first, as one would type them: `VIDCACHE_SEED=3 vidtrain c.h5`.
     """
     ctx = click.get_current_context()
-    said = [
+    variables = [
         f"{param.envvar}={shlex.quote(os.environ[param.envvar])}"
         for param in ctx.command.params
         if isinstance(param.envvar, str)
         and ctx.get_parameter_source(param.name or "") == click.core.ParameterSource.ENVIRONMENT
     ]
-    return printable(" ".join([*said, ctx.meta[_TYPED]]))
+    return printable(" ".join([*variables, ctx.meta[_TYPED]]))
 
 
-def _harmless(error: click.UsageError) -> click.UsageError:
+def _escaped(error: click.UsageError) -> click.UsageError:
     message = error.format_message()
     return error if harmless(message) == message else click.UsageError(harmless(message), error.ctx)
 
 
-def _on_signals(handler: Any) -> None:
+def _handle_signals(handler: Any) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background jobs ignore SIGINT
             signal.signal(number, handler)
@@ -186,36 +191,83 @@ def _fail(ctx: click.Context, message: str, code: int) -> None:
     ctx.exit(code)
 
 
-def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """A click option that can also be set as `VIDCACHE_<NAME>` and shows its default."""
+# --- options ------------------------------------------------------------------------------------
+
+
+class _Option(click.Option):
+    def __init__(self, *args: Any, group: str = "", **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.group = group
+
+
+def option(*names: str, group: str = "", **settings: Any) -> Callable[[Any], Any]:
+    """A click option that can also be set as `VIDCACHE_<NAME>` and shows its default.
+
+    Args:
+        names: As for `click.option`.
+        group: Section of `--help`: "Model", "Data", "Optimisation", ...; "" is the last one, "Run".
+        settings: As for `click.option`; `envvar=None` for an option without a variable.
+    """
     long = next(name for name in names if name.startswith("--")).split("/")[0]
     variable = "VIDCACHE_" + long.lstrip("-").replace("-", "_").upper()
-    return click.option(*names, **{"envvar": variable, "show_default": True, **settings})
+    return click.option(
+        *names, **{"cls": _Option, "group": group, "envvar": variable, "show_default": True, **settings}
+    )
 
 
 class FiniteRange(click.FloatRange):
-    """A range of numbers: not the infinity and "nan" that a `click.FloatRange` takes, and no file keeps."""
+    """A range of numbers without infinity and NaN, which `click.FloatRange` accepts."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read a number.
 
         Raises:
-            click.BadParameter: It is none, or outside of the range.
+            click.BadParameter: It is no number, or outside of the range.
         """
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
-            self.fail(f"{number} is no finite number.", param, ctx)
+            self.fail(f"{number} is not a finite number.", param, ctx)
         return number
 
 
+def num_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+# Options that several commands share: `@device_option()`, or with other words `@device_option(help="...")`.
+_SEED = click.IntRange(0, 2**63 - 1)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_SECONDS = FiniteRange(min=0, min_open=True)
+device_option = functools.partial(
+    option, "--device", default=None, show_default="cuda if available, else cpu", help="cpu, cuda, cuda:1, ..."
+)
+seed_option = functools.partial(option, "--seed", type=_SEED, default=0, help="Random seed.")
+workers_option = functools.partial(
+    option, "--workers", type=click.IntRange(1), default=num_cpus, show_default="all CPUs", help="Videos in parallel."
+)
+ffmpeg_dir_option = functools.partial(option, "--ffmpeg-dir", type=_FOLDER, help="Folder of ffmpeg and ffprobe.")
+timeout_option = functools.partial(option, "--timeout", type=_SECONDS, default=900.0, help="Seconds for one video.")
+max_pixels_option = functools.partial(
+    option, "--max-pixels", type=click.IntRange(1), default=8192 * 8192, help="Largest width * height of a video."
+)
+keyed_option = functools.partial(
+    option,
+    "--keyed/--no-keyed",
+    default=True,
+    help="Seek to key frames in long videos. Same clip, faster; errors in skipped parts are not reported.",
+)
 json_option = functools.partial(
     click.option, "--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout."
 )
+version_option = functools.partial(click.version_option, package_name="vidcache")
 
 
-def _set_verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and ctx.meta.setdefault(_VERBOSITY, param.name) != param.name:
-        raise click.UsageError("--quiet: means nothing with --verbose; choose one of them")
+def decode_options(command: Any) -> Any:
+    """Add `--ffmpeg-dir`, `--timeout`, `--max-pixels` and `--keyed`, in the group "Decoding"."""
+    for add in (keyed_option, max_pixels_option, timeout_option, ffmpeg_dir_option):
+        command = add(group="Decoding")(command)
+    return command
 
 
 def verbosity_options(details: str = "") -> Callable[[Any], Any]:
@@ -224,24 +276,24 @@ def verbosity_options(details: str = "") -> Callable[[Any], Any]:
     Args:
         details: What `--verbose` shows besides the time of each phase: "every failed video".
     """
-    more = f"Show more: {f'{details}, and ' if details else ''}the time of each phase."
+
+    def store(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value and ctx.meta.setdefault(_VERBOSITY, param.name) != param.name:
+            raise click.UsageError("--quiet cannot be combined with --verbose")
 
     def add(command: Any) -> Any:
+        more = f"Show more: {f'{details}, and ' if details else ''}the time of each phase."
         for names, text in ((("--verbose", "-v"), more), (("--quiet", "-q"), "Show only results and errors.")):
-            add_option = click.option(*names, is_flag=True, expose_value=False, callback=_set_verbosity, help=text)
-            command = add_option(command)
+            command = click.option(*names, is_flag=True, expose_value=False, callback=store, help=text)(command)
         return command
 
     return add
 
 
 def progress_console() -> SafeConsole:
-    """Return the console of stderr for progress and notes of this command, as loud as its options say."""
+    """Return the console on stderr for progress and notes of this command, as loud as its options say."""
     verbosity = click.get_current_context().meta.get(_VERBOSITY)
     return SafeConsole(stderr=True, quiet=verbosity == "quiet", is_verbose=verbosity == "verbose")
-
-
-version_option = functools.partial(click.version_option, package_name="vidcache")
 
 
 def echo_json(value: dict[str, Any]) -> None:
@@ -250,23 +302,23 @@ def echo_json(value: dict[str, Any]) -> None:
 
 
 def check_png(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
-    """Refuse a name that is none of a picture: nobody wants a cache or a checkpoint replaced by one.
+    """Refuse an output name that is not a picture's, so that no cache or checkpoint is replaced by one.
 
     Raises:
         click.BadParameter: It does not end in .png.
     """
     if value is not None and value.suffix.lower() != ".png":
-        raise click.BadParameter(f"{value}: a picture is written there, expected a name that ends in .png")
+        raise click.BadParameter(f"{value}: the name of a picture must end in .png")
     return value
 
 
 def beside(path: Path, ending: str) -> Path:
-    """Return where something that is made of a cache goes: cache.h5 -> cache<ending>."""
+    """Return the default output beside a cache: cache.h5 -> cache<ending>."""
     return path.with_name((path.stem if path.suffix == ".h5" else path.name) + ending)
 
 
 def choose_device(name: str | None) -> str:
-    """Check the value of `--device`; None is cuda where there is one, else cpu.
+    """Check the value of `--device`; None is cuda where available, else cpu.
 
     Raises:
         click.BadParameter: There is no such device, here or anywhere.
@@ -282,11 +334,6 @@ def choose_device(name: str | None) -> str:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise click.BadParameter(f"{device}, but torch {torch.__version__} sees no GPU", param_hint="--device")
     return name
-
-
-def num_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

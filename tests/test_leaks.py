@@ -250,7 +250,7 @@ def test_leaks_json_and_max_distance(leaky: Path, tmp_path: Path) -> None:
     for out in (leaky, tmp_path / "best.pt"):
         refused = vidcache("leaks", leaky, "--out", out)
         assert 2 == refused.exit_code
-        assert "a picture is written there, expected a name that ends in .png" in refused.stderr.replace("\n", " ")
+        assert "the name of a picture must end in .png" in refused.stderr.replace("\n", " ")
     wide = json.loads(vidcache("leaks", leaky, "--out", tmp_path / "p.png", "--json", "--max-distance", 0.1).stdout)
     assert wide["num_pairs"] >= 2
     assert all(pair["distance"] <= 0.1 for pair in wide["pairs"])

@@ -192,4 +192,4 @@ def test_quiet_and_verbose_exclude_each_other(folder: Path) -> None:
     result = CliRunner().invoke(main, ["verify", str(folder / "c.h5"), "-q", "-v"])
 
     assert 2 == result.exit_code
-    assert "Error: --quiet: means nothing with --verbose; choose one of them" in result.stderr
+    assert "Error: --quiet cannot be combined with --verbose" in result.stderr

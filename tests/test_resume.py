@@ -405,7 +405,7 @@ def test_a_number_that_is_not_finite_is_refused(cache: Path, tmp_path: Path, opt
     result = call(cache, tmp_path / "best.pt", option, value)
 
     assert 2 == result.exit_code
-    assert f"{value} is no finite number." in result.stderr
+    assert f"{value} is not a finite number." in result.stderr
 
 
 def test_nothing_can_be_resumed_where_nothing_was_begun(cache: Path, tmp_path: Path) -> None:
