@@ -12,16 +12,15 @@ from vidcache.cache.format import Split
 from vidcache.errors import InputError
 from vidcache.preprocess.split.config import SplitConfig, SplitOverrides
 from vidcache.preprocess.split.groups import GroupBy
-from vidcache.preprocess.video.lists import (
-    SPLIT_WORDS,
+from vidcache.preprocess.split.predefined import (
     UNNAMED,
     PredefinedSplit,
     expand,
     fill_missing_splits,
     folder_splits,
     read_split_files,
-    split_of_folder,
 )
+from vidcache.preprocess.video.lists import SPLIT_WORDS, split_of_folder
 
 DEFAULT = (0.70, 0.15, 0.15)
 PATHS = [b"Run/v_a_g01.avi", b"Run/v_b_g01.avi", b"Walk/sub/v_a_g02.mp4", b"Walk/v c 1.avi"]
