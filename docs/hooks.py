@@ -42,7 +42,7 @@ def link_package(folder: Path) -> None:
     """Link every file of the package into a folder, laid out as it is imported."""
     for name, source in sorted(_PROJECT["tool"]["setuptools"]["package-dir"].items()):
         target = folder.joinpath(*name.split("."))
-        target.mkdir()
+        target.mkdir(exist_ok=True)  # of a sub-package
         for path in (CHECKOUT / source).iterdir():
             if path.is_file():
                 (target / path.name).symlink_to(path)

@@ -1,79 +1,27 @@
-"""Everything that is known of a checkpoint on one split of a cache."""
+"""Evaluate a checkpoint on one split of a cache."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from vidcache.cache.format import Split
 from vidcache.cache.leakage import find_leaks
-from vidcache.cache.reader import Reader
+from vidcache.cache.reader import Reader, open_caches
 from vidcache.cache.stream import Batch, stream_batches
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, MismatchError
-from vidcache.eval.inference import Predictions, Views, predict, view_frames
+from vidcache.eval.inference import Predictions, Views, check_match, load_model, predict, view_frames
 from vidcache.eval.intervals import bootstrap_intervals, wilson_interval
-from vidcache.eval.metrics import Calibration, Metrics, calibrate, compute_metrics
-from vidcache.text import plural
+from vidcache.eval.metrics import TOP, ClassResult, Metrics, calibrate, compute_metrics
+from vidcache.text import plural, printable
 
-
-@dataclasses.dataclass(frozen=True)
-class LeakageReport:
-    """What the leak guard says of the evaluated split.
-
-    Attributes:
-        num_leaked: Evaluated clips that look like a clip of another split.
-        num_clean: The others.
-        num_clean_correct: Of these, how many were recognised.
-        clean_accuracy: Their ratio; None without clean clips.
-        clean_low: Lower end of its 95 % Wilson interval; None without clean clips.
-        clean_high: Upper end.
-    """
-
-    num_leaked: int
-    num_clean: int
-    num_clean_correct: int
-    clean_accuracy: float | None
-    clean_low: float | None
-    clean_high: float | None
-
-    @property
-    def in_words(self) -> str:
-        """One line."""
-        if not self.num_leaked:
-            return "none: no evaluated clip looks like a clip of another split"
-        verb = "looks" if self.num_leaked == 1 else "look"
-        said = f"{plural(self.num_leaked, 'clip')} {verb} like clips of another split (vidcache leaks)"
-        if self.clean_accuracy is None:
-            return f"{said}, and no clip is left without them"
-        return (
-            f"{said}; without them {self.num_clean_correct} of {self.num_clean} right = {self.clean_accuracy:.1%} "
-            f"({self.clean_low:.1%} to {self.clean_high:.1%})"
-        )
-
-
-def check_split(reader: Reader, split: str, predictions: Predictions) -> LeakageReport:
-    """Look for evaluated clips that the model may have seen in another guise.
-
-    Args:
-        reader: The cache.
-        split: The evaluated one.
-        predictions: Of its clips.
-    """
-    clean = ~np.isin(predictions.rows, find_leaks(reader).rows_of(Split[split.upper()]))
-    right = predictions.probabilities.argmax(axis=1) == predictions.labels
-    num_clean, num_right = int(clean.sum()), int((right & clean).sum())
-    low, high = wilson_interval(num_right, num_clean) if num_clean else (None, None)
-    return LeakageReport(
-        num_leaked=len(clean) - num_clean,
-        num_clean=num_clean,
-        num_clean_correct=num_right,
-        clean_accuracy=num_right / num_clean if num_clean else None,
-        clean_low=low,
-        clean_high=high,
-    )
+TOP_MISTAKES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +30,12 @@ class EvalOptions:
 
     Attributes:
         split: "train", "val" or "test".
-        device: Where the model is.
-        batch_size: Clips at a time.
-        num_views: Choices of frames of each clip to average.
-        flip: Average each with its mirror image.
+        device: Device of the model, as torch names it.
+        batch_size: Clips per batch.
+        num_views: Temporal views of each clip to average.
+        flip: Average each view with its mirror image.
         verify: Compare each clip with its hash.
-        seed: Of the bootstrap and of the simulation behind the calibration.
+        seed: Seed of the bootstrap and of the simulation behind the calibration.
     """
 
     split: str = "test"
@@ -101,27 +49,66 @@ class EvalOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of the clips of a split, and what that is worth.
+    """The result of an evaluation.
 
     Attributes:
-        options: How it was asked.
+        options: How it was done.
         predictions: Clip by clip.
-        metrics: Of them.
-        balanced_interval: 95 % interval of the balanced accuracy.
-        macro_f1_interval: 95 % interval of the macro F1.
-        calibration: Whether the model is as often right as it says.
-        cleanliness: Whether clips look like clips of another split.
-        seconds: What reading and predicting all clips took.
+        metrics: Computed from them.
+        summary: All numbers, JSON-ready, as metrics.json has them; docs/reference.md lists its keys.
+        seconds: Time to read and predict all clips.
     """
 
     options: EvalOptions
     predictions: Predictions
     metrics: Metrics
-    balanced_interval: tuple[float, float]
-    macro_f1_interval: tuple[float, float]
-    calibration: Calibration
-    cleanliness: LeakageReport
+    summary: dict[str, Any]
     seconds: float
+
+
+def evaluate(
+    cache: Reader | str | Path,
+    checkpoint: Checkpoint | str | Path,
+    options: EvalOptions = EvalOptions(),
+    model: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    where: str = "",
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Evaluation:
+    """Evaluate a checkpoint on a split of the cache that it was trained on.
+
+    Args:
+        cache: Path of a cache, or an open reader.
+        checkpoint: Path of a checkpoint, or a loaded one.
+        options: Which clips, and how.
+        model: (B, 3, T', H, W) float32, normalised, to (B, K) logits, in evaluation mode on the device; by default the
+            checkpoint's, which then has to be of this cache and split.
+        where: Name of the checkpoint, for messages.
+        progress: Called before every batch and at the end, with the clips done and their total.
+
+    Raises:
+        InputError: There are no clips in the split, or fewer different views.
+        CacheError: The cache cannot be read, or a clip is damaged, with `verify`.
+        MismatchError: The checkpoint does not belong to the cache, or a prediction is not finite.
+
+    >>> from vidcache import evaluate
+    >>> evaluate("cache.h5", "best.pt").metrics.accuracy  # doctest: +SKIP
+    0.9489795918367347
+    """
+    with contextlib.ExitStack() as stack:
+        reader = cache if isinstance(cache, Reader) else stack.enter_context(open_caches([Path(cache)]))
+        if not isinstance(checkpoint, Checkpoint):
+            where = where or printable(checkpoint)
+            checkpoint = Checkpoint.load(Path(checkpoint))
+        where = where or "checkpoint"
+        if model is None:
+            check_match(checkpoint, reader, where)
+            model = load_model(checkpoint, where, options.device)
+        start = time.perf_counter()
+        predictions = predict_split(reader, checkpoint, model, options, where, progress)
+        seconds = time.perf_counter() - start
+        metrics = compute_metrics(predictions.labels, predictions.probabilities, reader.classes)
+        summary = _summarise(reader, options, predictions, metrics, seconds)
+        return Evaluation(options, predictions, metrics, summary, seconds)
 
 
 def predict_split(
@@ -132,24 +119,10 @@ def predict_split(
     where: str = "checkpoint",
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Predictions:
-    """Predict all clips of a split.
-
-    Args:
-        reader: The cache.
-        checkpoint: Says how many frames the model is shown.
-        model: Of the checkpoint, in evaluation mode, on the device.
-        options: Which clips, and how.
-        where: Name of the checkpoint, for messages.
-        progress: Called before every batch and in the end, with clips done and in all.
-
-    Raises:
-        InputError: There are no such clips, or not so many different views.
-        CacheError: A clip is not what it was, with `verify`.
-        MismatchError: A prediction is not finite.
-    """
+    """Predict all clips of a split; arguments and errors as of `evaluate`."""
     rows = reader.rows(options.split)
     if not len(rows):
-        raise InputError(f"{reader.name}: no {options.split} clips, expected at least one. Choose another --split")
+        raise InputError(f"{reader.name}: no {options.split} clips. Choose another --split")
     check_views(checkpoint, options, where)
     views = Views(
         model, reader.spec.num_frames, checkpoint.num_frames_used, num_views=options.num_views, flip=options.flip
@@ -157,21 +130,21 @@ def predict_split(
     batches = stream_batches(
         reader, rows, options.batch_size, frames=views.frames, device=options.device, verify=options.verify
     )
-    done = 0
+    num_done = 0
 
     def show(batch: Batch) -> torch.Tensor:
-        nonlocal done
-        progress(done, len(rows))
-        done += len(batch.rows)
+        nonlocal num_done
+        progress(num_done, len(rows))
+        num_done += len(batch.rows)
         return batch.clips
 
     predictions = predict(views, batches, show)
-    progress(done, len(rows))
-    wrong = int((~np.isfinite(predictions.probabilities)).any(axis=1).sum())
-    if wrong:  # argmax would call them the first class
+    progress(num_done, len(rows))
+    num_bad = int((~np.isfinite(predictions.probabilities)).any(axis=1).sum())
+    if num_bad:  # argmax would call them the first class
         raise MismatchError(
-            f"{where}: says nothing finite of {wrong} of {plural(len(rows), 'clip')}, expected probabilities. Its "
-            "weights have diverged or are damaged: train again"
+            f"{where}: NaN or inf outputs for {num_bad} of {plural(len(rows), 'clip')}. Its weights have diverged or "
+            "are damaged: train again"
         )
     return predictions
 
@@ -188,27 +161,72 @@ def check_views(checkpoint: Checkpoint, options: EvalOptions, where: str = "chec
         raise InputError(f"--views: {error} ({where}). Lower it, or train with a lower vidtrain --num-frames") from None
 
 
-def evaluate(
-    reader: Reader,
-    checkpoint: Checkpoint,
-    model: Callable[[torch.Tensor], torch.Tensor],
-    options: EvalOptions,
-    where: str = "checkpoint",
-    progress: Callable[[int, int], None] = lambda *_: None,
-) -> Evaluation:
-    """Predict all clips of a split and say what that is worth; arguments and errors of `predict_split`."""
-    start = time.perf_counter()
-    predictions = predict_split(reader, checkpoint, model, options, where, progress)
-    seconds = time.perf_counter() - start
-    metrics = compute_metrics(predictions.labels, predictions.probabilities, reader.classes)
-    balanced, macro_f1 = bootstrap_intervals(metrics.confusion, seed=options.seed)
-    return Evaluation(
-        options=options,
-        predictions=predictions,
-        metrics=metrics,
-        balanced_interval=balanced,
-        macro_f1_interval=macro_f1,
-        calibration=calibrate(predictions.labels, predictions.probabilities, seed=options.seed),
-        cleanliness=check_split(reader, options.split, predictions),
-        seconds=seconds,
+def describe_leaks(summary: dict[str, Any]) -> str:
+    """Return one line about evaluated clips with a near-duplicate in another split."""
+    num_leaked = summary["num_leaked"]
+    if not num_leaked:
+        return "none: no evaluated clip has a near-duplicate in another split"
+    verb = "has" if num_leaked == 1 else "have"
+    text = f"{plural(num_leaked, 'clip')} {verb} a near-duplicate in another split (vidcache leaks)"
+    if summary["clean_accuracy"] is None:
+        return f"{text}: all evaluated clips"
+    return (
+        f"{text}; without them {summary['num_clean_correct']:,} of {summary['num_clean']:,} correct = "
+        f"{summary['clean_accuracy']:.1%} ({summary['clean_low']:.1%} to {summary['clean_high']:.1%})"
     )
+
+
+def _summarise(
+    reader: Reader, options: EvalOptions, predictions: Predictions, metrics: Metrics, seconds: float
+) -> dict[str, Any]:
+    """Return all numbers as JSON-ready values; those of a class without clips are None."""
+    # Among 5 of 5 classes every clip is correct by definition: nothing is uncertain.
+    has_top5 = len(metrics.per_class) > TOP
+    top5_low, top5_high = wilson_interval(metrics.num_top5, metrics.num_clips) if has_top5 else (None, None)
+    balanced, macro_f1 = bootstrap_intervals(metrics.confusion, seed=options.seed)
+    unleaked = ~np.isin(predictions.rows, find_leaks(reader).rows_of(Split[options.split.upper()]))
+    num_clean, num_clean_correct = int(unleaked.sum()), int((predictions.correct & unleaked).sum())
+    clean_low, clean_high = wilson_interval(num_clean_correct, num_clean) if num_clean else (None, None)
+    return {
+        "split": options.split,
+        "num_views": options.num_views,
+        "flip": options.flip,
+        "num_clips": metrics.num_clips,
+        "num_correct": metrics.num_correct,
+        "accuracy": metrics.accuracy,
+        "accuracy_low": metrics.accuracy_low,
+        "accuracy_high": metrics.accuracy_high,
+        "top5_accuracy": metrics.top5_accuracy,
+        "top5_low": top5_low,
+        "top5_high": top5_high,
+        "balanced_accuracy": metrics.balanced_accuracy,
+        "balanced_low": balanced[0],
+        "balanced_high": balanced[1],
+        "macro_f1": metrics.macro_f1,
+        "macro_f1_low": macro_f1[0],
+        "macro_f1_high": macro_f1[1],
+        "majority_fraction": metrics.majority_fraction,
+        "mean_loss": predictions.mean_loss,
+        "calibration": calibrate(predictions.labels, predictions.probabilities, seed=options.seed),
+        "per_class": [_class_values(result) for result in metrics.per_class],
+        "top_mistakes": metrics.top_confusions(TOP_MISTAKES),
+        "num_leaked": len(unleaked) - num_clean,
+        "num_clean": num_clean,
+        "num_clean_correct": num_clean_correct,
+        "clean_accuracy": num_clean_correct / num_clean if num_clean else None,
+        "clean_low": clean_low,
+        "clean_high": clean_high,
+        "clips_per_second": metrics.num_clips / seconds,
+    }
+
+
+def _class_values(result: ClassResult) -> dict[str, Any]:
+    return {
+        "class": printable(result.class_name),
+        "num_clips": result.num_clips,
+        "num_correct": result.num_correct,
+        "accuracy": result.accuracy if result.num_clips else None,
+        "low": result.low if result.num_clips else None,
+        "high": result.high if result.num_clips else None,
+        "too_few_to_claim": result.is_too_few,
+    }

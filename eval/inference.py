@@ -23,43 +23,45 @@ def check_match(
     """Refuse a checkpoint that does not belong to a cache.
 
     Args:
-        checkpoint: Of a run.
-        reader: The cache to evaluate it on.
+        checkpoint: The checkpoint of a run.
+        reader: The cache to use it on.
         where: Name of the checkpoint's file, for messages.
-        advice: What to do, where there is no --allow-mismatch; empty is that of an evaluation.
         allow_mismatch: Accept other content or another split; never another spec or class list.
+        advice: What to do instead; empty gives the advice for an evaluation.
 
     Raises:
         MismatchError: Names both sides.
     """
-    cache = reader.name
-    if checkpoint.spec != reader.spec:
-        raise MismatchError(
-            f"{where}: trained on {_spec(checkpoint.spec, reader.spec)}, but {cache} has "
-            f"{_spec(reader.spec, checkpoint.spec)}. "
-            f"{advice or 'Evaluate with its own cache, or build one with the same options'}"
-        )
+
+    def refuse(trained_on: str, other: str, remedy: str) -> None:
+        raise MismatchError(f"{where}: trained on {trained_on}, but {reader.name} {other}. {advice or remedy}")
+
+    ours, theirs = checkpoint.spec, reader.spec
+    if ours != theirs:
+        names = map(
+            repr if str(ours) == str(theirs) else str, (ours, theirs)
+        )  # all fields where the short form is equal
+        refuse(next(names), f"has {next(names)}", "Evaluate with its own cache, or build one with the same options")
     if checkpoint.classes != reader.classes:
-        raise MismatchError(
-            f"{where}: trained on {len(checkpoint.classes)} classes, but {cache} has {len(reader.classes)} "
-            f"({difference(reader.classes, checkpoint.classes)}). "
-            f"{advice or 'Evaluate with its own cache, or train again'}"
+        refuse(
+            f"{len(checkpoint.classes)} classes",
+            f"has {len(reader.classes)} ({difference(reader.classes, checkpoint.classes)})",
+            "Evaluate with its own cache, or train again",
         )
-    if allow_mismatch:
-        return
-    for noun, trained, found in (
+    for noun, trained, current in (
         ("cache", checkpoint.fingerprint, reader.fingerprint),
         ("split", checkpoint.split_hash, reader.split_hash),
     ):
-        if trained != found:
-            raise MismatchError(
-                f"{where}: trained on {noun} {trained}, but {cache} is {found}: clips of its test split may have been "
-                f"trained on. {advice or 'Evaluate with its own cache, or accept it with --allow-mismatch'}"
+        if trained != current and not allow_mismatch:
+            refuse(
+                f"{noun} {trained}",
+                f"is {current}: clips of its test split may have been trained on",
+                "Evaluate with its own cache, or accept it with --allow-mismatch",
             )
 
 
 def is_of(checkpoint: Checkpoint, reader: Reader) -> bool:
-    """Whether a checkpoint was trained on this cache, divided as it is."""
+    """Whether a checkpoint was trained on this cache with this split."""
     return (checkpoint.fingerprint, checkpoint.split_hash) == (reader.fingerprint, reader.split_hash)
 
 
@@ -76,7 +78,7 @@ def load_model(checkpoint: Checkpoint, where: str, device: str | torch.device) -
         )
     bias = checkpoint.weights.get("fc.bias")
     num_outputs = len(bias) if bias is not None and bias.dim() == 1 else 0
-    if num_outputs != len(checkpoint.classes):  # before a model of so many outputs is made
+    if num_outputs != len(checkpoint.classes):  # before a model with that many outputs is made
         raise MismatchError(f"{where}: {num_outputs} outputs for {len(checkpoint.classes)} classes. Train again")
     model = R3D18(num_outputs)
     try:
@@ -88,14 +90,9 @@ def load_model(checkpoint: Checkpoint, where: str, device: str | torch.device) -
     return model
 
 
-def _spec(spec: object, other: object) -> str:
-    """Show a spec; all of its fields when the short form would look equal."""
-    return str(spec) if str(spec) != str(other) else repr(spec)
-
-
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a model says of clips, in the order in which they came.
+    """A model's output for clips, in the order in which they came.
 
     Attributes:
         rows: (n,) rows of the cache.
@@ -115,48 +112,47 @@ class Predictions:
         return float(self.losses.mean(dtype=np.float64))
 
     @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """(n,) whether the most probable class is the true one."""
+        return np.asarray(self.probabilities.argmax(axis=1) == self.labels)
+
+    @property
     def accuracy(self) -> float:
         """Fraction of clips whose most probable class is the true one."""
-        return float((self.probabilities.argmax(axis=1) == self.labels).mean())
+        return float(self.correct.mean())
 
 
-def to_input(clips_BTHWC: torch.Tensor, workspace: Workspace | None = None) -> torch.Tensor:
+def to_input(clips_BTHWC: torch.Tensor, _: object = None) -> torch.Tensor:
     """Normalise clips without augmentation.
 
     Args:
         clips_BTHWC: (B, T, H, W, 3) uint8 RGB on any device.
-        workspace: Holds the result; None makes a new one.
 
     Returns:
         (B, 3, T, H, W) float32, contiguous as `channels_last_3d`.
     """
-    return normalise(clips_BTHWC, workspace or Workspace())
+    return normalise(clips_BTHWC, Workspace())
 
 
 def predict(
     model: Callable[[torch.Tensor], torch.Tensor],
     batches: Iterable[Batch],
-    prepare: Callable[[Batch], torch.Tensor] | None = None,
+    prepare: Callable[[Batch], torch.Tensor] = lambda batch: to_input(batch.clips),
 ) -> Predictions:
     """Run a model over batches.
 
     Args:
-        model: From what `prepare` gives to (B, K) logits; in evaluation mode.
+        model: From what `prepare` returns to (B, K) logits; in evaluation mode.
         batches: At least one.
-        prepare: From a batch to what the model takes; None gives (B, 3, T', H, W) float32, normalised.
+        prepare: From a batch to the model's input; by default (B, 3, T', H, W) float32, normalised.
 
     Raises:
         ValueError: There are no batches.
     """
-    rows, labels, logits, workspace = [], [], [], Workspace()
-    prepare = prepare or (lambda batch: to_input(batch.clips, workspace))
+    rows, labels, logits = [], [], []
     for batch in batches:
-        # Not around the loop, nor around `prepare`: memory that is used again is made there, and what is made in
-        # inference mode cannot be written to outside of it.
-        with torch.no_grad():
-            prepared = prepare(batch)
-        with torch.inference_mode():
-            logits.append(model(prepared).to(torch.float32))
+        with torch.inference_mode():  # not around the loop: the stream's buffers are made there and used elsewhere
+            logits.append(model(prepare(batch)).to(torch.float32))
         labels.append(batch.labels.clone())
         rows.append(batch.rows)
     if not rows:
@@ -172,21 +168,14 @@ def predict(
 
 
 def join_predictions(parts: Sequence[Predictions]) -> Predictions:
-    """Put predictions of different clips together, in the order of their rows.
-
-    Args:
-        parts: At least one.
-    """
+    """Put predictions of different clips together, in the order of their rows; at least one part."""
     order = np.concatenate([part.rows for part in parts]).argsort(kind="stable")
-    values = {
-        field.name: np.concatenate([getattr(part, field.name) for part in parts])[order]
-        for field in dataclasses.fields(Predictions)
-    }
-    return Predictions(**values)
+    names = [field.name for field in dataclasses.fields(Predictions)]
+    return Predictions(**{name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names})
 
 
 class Views:
-    """A function from clips to logits: those of the mean probability over the views of each clip.
+    """A function from clips to logits: the logarithm of the mean probability over the views of each clip.
 
     Args:
         model: (B, 3, T', H, W) float32 to logits (B, K), in evaluation mode.
@@ -196,10 +185,10 @@ class Views:
         flip: Show each view mirrored as well.
 
     Attributes:
-        frames: Which frames of a clip are to be read: those of all views, ascending.
+        frames: Frames of a clip that have to be read: those of all views, ascending.
 
     Raises:
-        ValueError: There are not so many different views.
+        ValueError: There are fewer different views.
     """
 
     def __init__(
@@ -215,23 +204,19 @@ class Views:
         self.frames = np.unique(views)
         self._model, self._flip = model, flip
         self._places = [torch.from_numpy(np.searchsorted(self.frames, view)) for view in views]
-        self._workspace = Workspace()
 
     def __call__(self, clips_BTHWC: torch.Tensor) -> torch.Tensor:
         """From uint8 RGB clips of the frames `frames`, on any device, to float32 logits (B, K)."""
         if len(self._places) == 1 and not self._flip:
-            return self._model(to_input(clips_BTHWC, self._workspace)).to(torch.float32)
-        if self._places[0].device != clips_BTHWC.device:
-            self._places = [places.to(clips_BTHWC.device) for places in self._places]  # once, not for every batch
-        said: list[torch.Tensor] = []
+            return self._model(to_input(clips_BTHWC)).to(torch.float32)
+        self._places = [places.to(clips_BTHWC.device) for places in self._places]
+        logits: list[torch.Tensor] = []
         for places in self._places:
-            view = clips_BTHWC if len(self._places) == 1 else clips_BTHWC[:, places]
-            inputs = to_input(view, self._workspace)
-            said += [self._model(inputs)] + ([self._model(inputs.flip(-1))] if self._flip else [])
-        # The logarithm of the mean probability, also where a probability is too small for a float.
-        return torch.stack([logits.to(torch.float32).log_softmax(1) for logits in said]).logsumexp(0) - math.log(
-            len(said)
-        )
+            inputs = to_input(clips_BTHWC[:, places])
+            logits += [self._model(inputs)] + ([self._model(inputs.flip(-1))] if self._flip else [])
+        # In logarithms, since a probability can be too small for a float.
+        log_probabilities = torch.stack([values.to(torch.float32).log_softmax(1) for values in logits])
+        return log_probabilities.logsumexp(0) - math.log(len(logits))
 
 
 def view_frames(num_frames: int, num_used: int, num_views: int) -> npt.NDArray[np.int64]:

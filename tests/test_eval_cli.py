@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from tests.helpers import make_cache, tiny_models
 from vidcache.checkpoint import Checkpoint
 from vidcache.eval.cli import main as videval
-from vidcache.eval.report.build import History, read_history
+from vidcache.eval.report.files import RunLog, read_run_log
 from vidcache.spec import Spec
 from vidcache.train.cli import main as vidtrain
 
@@ -80,11 +80,11 @@ def test_every_number_has_its_interval_and_few_clips_are_marked(cache: Path, fir
     assert len(few) == text.count("too few to claim")
     for name in ("accuracy", "balanced"):
         number = said[{"accuracy": "accuracy", "balanced": "balanced_accuracy"}[name]]
-        assert f"{name:9} {number:.1%} ({said[f'{name}_low']:.1%} to {said[f'{name}_high']:.1%})" in text
-    assert f"macro F1  {said['macro_f1']:.3f} ({said['macro_f1_low']:.3f} to {said['macro_f1_high']:.3f})" in text
-    assert re.search(r"sureness  \d+.\d% sure on average, \d+.\d% right; expected calibration error 0.\d\d\d, ", text)
-    assert f"confused  {'; '.join(said['top_mistakes'][:3])}" in text
-    assert re.fullmatch(r"\d+ of \d+ clips? of . (is|are) taken for .", said["top_mistakes"][0])
+        assert f"{name:11} {number:.1%} ({said[f'{name}_low']:.1%} to {said[f'{name}_high']:.1%})" in text
+    assert f"macro F1    {said['macro_f1']:.3f} ({said['macro_f1_low']:.3f} to {said['macro_f1_high']:.3f})" in text
+    assert re.search(r"calibration mean confidence \d+.\d%, accuracy \d+.\d%, ECE 0.\d\d\d \(", text)
+    assert f"confusions  {'; '.join(said['top_mistakes'][:3])}" in text
+    assert re.fullmatch(r". -> .: \d+ of \d+ clips?", said["top_mistakes"][0])
     assert said["num_clips"] == sum(b["num_clips"] for b in said["calibration"]["bins"])
 
 
@@ -161,7 +161,7 @@ def test_a_model_that_says_nothing_finite_is_an_error(cache: Path, first: Path, 
 
     assert 5 == result.exit_code
     assert re.search(
-        r"nan.pt: says nothing finite of (\d+) of \1 clips, expected probabilities. Its weights have diverged or are "
+        r"nan.pt: NaN or inf outputs for (\d+) of \1 clips. Its weights have diverged or are "
         "damaged: train again",
         result.stderr,
     )
@@ -201,9 +201,9 @@ def test_two_checkpoints_are_compared_clip_by_clip(cache: Path, first: Path, sec
         row["path"] for row in changed
     }
     assert found["num_changed"] == len(changed) > 0
-    assert f"compared  {found['conclusion']}" in text
+    assert f"compared    {found['conclusion']}" in text
     assert found["second_accuracy"] == right[1].mean()
-    assert f"other     second.pt: {found['second_accuracy']:.1%} ({found['second_low']:.1%} to" in text
+    assert f"other       second.pt: {found['second_accuracy']:.1%} ({found['second_low']:.1%} to" in text
     assert "may have been trained" not in found["conclusion"]
     assert "first.pt" in found["conclusion"]
     assert "Compared with second.pt" in (tmp_path / "a" / "report.html").read_text()
@@ -220,7 +220,7 @@ def test_checkpoints_of_one_name_are_told_apart_by_their_folders(cache: Path, fi
     said = evaluated(cache, "--ckpt", first, "--compare", copy, "--out", tmp_path / "e")["comparison"]
 
     assert (str(first), str(copy)) == (said["first"], said["second"])
-    assert f"{first} and {copy} have the same" in said["conclusion"]
+    assert f"{first} and {copy} are correct on the same" in said["conclusion"]
 
 
 def test_a_checkpoint_of_another_cache_is_not_compared(cache: Path, first: Path, tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ def test_a_checkpoint_of_another_cache_is_not_compared(cache: Path, first: Path,
         )
     assert "But stranger.pt may have been trained on these clips." in turned.stdout
     page = (tmp_path / "e" / "report.html").read_text()
-    assert 2 == page.count("The checkpoint was trained on another cache or split, of which nothing is known here.")
+    assert 2 == page.count("The checkpoint was trained on another cache or split, about which nothing is known here.")
     assert "Within this cache: No evaluated clip" in page
-    assert "Training had from" not in page
+    assert "Training clips per class" not in page
 
 
 def test_explain_draws_into_the_report(cache: Path, tmp_path: Path) -> None:
@@ -268,20 +268,20 @@ def test_the_report_tells_of_the_run_beside_the_checkpoint(cache: Path, first: P
 
     page = " ".join((tmp_path / "e" / "report.html").read_text().split())
     best = Checkpoint.load(first).epoch
-    assert f"The weights are those of epoch {best} of 2. It ended because all 2 epochs are done." in page
+    assert f"The weights are those of epoch {best} of 2. The run ended because all 2 epochs are done." in page
     assert re.search(
         r"main \S*/cache.h5 --weights none --freeze none --epochs 2 .* --out \S*/first.pt main \S*/cache", page
     )
-    assert "Training took " in page
+    assert "Training: " in page
     assert best == said["epoch"]
 
 
 def test_the_run_of_another_checkpoint_is_not_believed(first: Path, second: Path, tmp_path: Path) -> None:
     mine, other = Checkpoint.load(first), Checkpoint.load(second)
-    assert 2 == len(read_history(first, mine).epochs)
+    assert 2 == len(read_run_log(first, mine).epochs)
 
-    assert History() == read_history(first, other)
-    assert History() == read_history(tmp_path / "lonely.pt", mine)
+    assert RunLog() == read_run_log(first, other)
+    assert RunLog() == read_run_log(tmp_path / "lonely.pt", mine)
 
     folder = tmp_path / "x.run"
     folder.mkdir()
@@ -291,11 +291,11 @@ def test_the_run_of_another_checkpoint_is_not_believed(first: Path, second: Path
     no_number = "\n".join([lines[0], ",".join([lines[1].split(",")[0], "nan", *lines[1].split(",")[2:]]), *lines[2:]])
     for text in ("epoch,val_loss\n1,what\n", without, no_number, whole + "\x00" * 3, '"' + "x" * 200_000):
         (folder / "metrics.csv").write_text(text)
-        assert History() == read_history(tmp_path / "x.pt", mine), text[:100]
+        assert RunLog() == read_run_log(tmp_path / "x.pt", mine), text[:100]
     (folder / "metrics.csv").write_bytes((first.with_suffix(".run") / "metrics.csv").read_bytes())
     (folder / "config.json").write_text("[]")
     (folder / "result.json").write_text("{")
     assert ("", "") == (
-        read_history(tmp_path / "x.pt", mine).command,
-        read_history(tmp_path / "x.pt", mine).stopped_because,
+        read_run_log(tmp_path / "x.pt", mine).command,
+        read_run_log(tmp_path / "x.pt", mine).stopped_because,
     )

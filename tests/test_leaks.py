@@ -343,7 +343,7 @@ def test_videval_says_whether_the_test_split_is_clean(leaky: Path, clean: Path, 
                 result.stdout,
             )
         else:
-            assert "leaks     none: no evaluated clip looks like a clip of another split" in result.stdout
+            assert "duplicates  none: no evaluated clip has a near-duplicate in another split" in result.stdout
             assert said["num_clean_correct"] == sum(row["num_correct"] for row in said["per_class"])
 
 

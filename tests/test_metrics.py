@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, r
 
 from vidcache.eval.inference import Predictions
 from vidcache.eval.intervals import bootstrap_intervals, compare, mcnemar, wilson_interval
-from vidcache.eval.metrics import calibrate, compute_metrics
+from vidcache.eval.metrics import calibrate, compute_metrics, describe_calibration
 
 
 def predictions(
@@ -82,7 +82,7 @@ def test_a_prediction_that_is_no_number_is_refused() -> None:
     probabilities = np.full((4, 3), np.nan, np.float32)
     probabilities[0] = 0.1
 
-    with pytest.raises(ValueError, match="3 of 4 predictions are not finite, expected all"):
+    with pytest.raises(ValueError, match="3 of 4 predictions are not finite"):
         compute_metrics(np.zeros(4, np.int64), probabilities, ["a", "b", "c"])
 
 
@@ -159,75 +159,79 @@ def test_classes_without_clips_take_no_part_in_the_bootstrap() -> None:
 @given(st.integers(1, 80), st.integers(2, 9), st.integers(0, 10**6))
 def test_bins_equal_those_of_scikit_learn(n: int, k: int, seed: int) -> None:
     labels, probabilities = predictions(n, k, seed)
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
 
-    found = calibrate(labels, probabilities)
+    result = calibrate(labels, probabilities)
 
-    filled = [b for b in found.bins if b.num_clips]
-    if 0 < right.sum() < n:  # scikit-learn wants both outcomes
-        accuracy, mean = calibration_curve(right, confidence, n_bins=10, strategy="uniform")
-        assert pytest.approx(accuracy) == [b.accuracy for b in filled]
-        assert pytest.approx(mean, rel=1e-5) == [b.confidence for b in filled]
-    assert n == sum(b.num_clips for b in found.bins)
-    expected = sum(b.num_clips * abs(b.accuracy - b.confidence) for b in filled) / n
-    assert pytest.approx(expected) == found.error
-    assert 10 == len(found.bins)
+    filled = [b for b in result["bins"] if b["num_clips"]]
+    if 0 < correct.sum() < n:  # scikit-learn wants both outcomes
+        accuracy, mean = calibration_curve(correct, confidence, n_bins=10, strategy="uniform")
+        assert pytest.approx(accuracy) == [b["accuracy"] for b in filled]
+        assert pytest.approx(mean, rel=1e-5) == [b["confidence"] for b in filled]
+    assert n == sum(b["num_clips"] for b in result["bins"])
+    expected = sum(b["num_clips"] * abs(b["accuracy"] - b["confidence"]) for b in filled) / n
+    assert pytest.approx(expected) == result["error"]
+    assert 10 == len(result["bins"])
     for b in filled:
-        assert b.low - 1e-6 <= b.confidence <= b.high + 1e-6
-        assert wilson_interval(round(b.accuracy * b.num_clips), b.num_clips) == (b.accuracy_low, b.accuracy_high)
+        assert b["low"] - 1e-6 <= b["confidence"] <= b["high"] + 1e-6
+        interval = wilson_interval(round(b["accuracy"] * b["num_clips"]), b["num_clips"])
+        assert interval == (b["accuracy_low"], b["accuracy_high"])
 
 
-def test_a_model_that_is_too_sure_is_told_from_one_that_had_few_clips() -> None:
-    sure = np.tile(np.array([[0.95, 0.05]], np.float32), (400, 1))
-    rng = np.random.default_rng(0)
-    as_said, too_sure = (rng.random(400) < 0.05).astype(np.int64), (rng.random(400) < 0.4).astype(np.int64)
-    shy = np.tile(np.array([[0.55, 0.45]], np.float32), (400, 1))
+@pytest.mark.parametrize(
+    ("confidence", "error_rate", "verdict"),
+    [
+        (0.95, 0.05, "within chance for 400 clips, < 0.0"),
+        (0.95, 0.4, "overconfident"),
+        (0.55, 0.05, "underconfident"),
+    ],
+)
+def test_a_miscalibrated_model_is_told_from_one_that_had_few_clips(
+    confidence: float, error_rate: float, verdict: str
+) -> None:
+    probabilities = np.tile(np.array([[confidence, 1 - confidence]], np.float32), (400, 1))
+    labels = (np.random.default_rng(0).random(400) < error_rate).astype(np.int64)
 
-    honest, wrong, timid = calibrate(as_said, sure), calibrate(too_sure, sure), calibrate(as_said, shy)
+    result = calibrate(labels, probabilities)
 
-    assert re.fullmatch(
-        r"95.0% sure on average, 9\d.\d% right; expected calibration error 0.0\d\d, as a calibrated model may have "
-        r"with [\d,]+ clips \(up to 0.02\d\)",
-        honest.in_words,
-    )
-    assert re.fullmatch(
-        r"95.0% sure on average, \d\d.\d% right; expected calibration error 0.3\d\d, more than chance explains "
-        r"\(0.02\d\): too sure",
-        wrong.in_words,
-    )
-    assert timid.in_words.endswith(": not sure enough")
-    assert calibrate(as_said, sure, seed=1).error_by_chance != honest.error_by_chance
+    text = describe_calibration(result)
+    assert text.startswith(f"mean confidence {confidence:.1%}, accuracy {result['accuracy']:.1%}, ECE 0.")
+    assert verdict in text
 
 
-def test_errors_of_both_kinds_that_cancel_are_said() -> None:
+def test_the_seed_of_the_calibration_moves_only_the_simulation() -> None:
+    first, second = (calibrate(*predictions(60, 4, 0), seed=seed) for seed in (0, 1))
+
+    assert first["error_by_chance"] != second["error_by_chance"]
+    assert first["error"] == second["error"]
+
+
+def test_errors_of_both_kinds_that_cancel_are_named() -> None:
     probabilities = np.repeat(np.array([[0.6, 0.4], [0.95, 0.05]], np.float32), 500, axis=0)
-    labels = np.concatenate([np.arange(500) >= 400, np.arange(500) >= 375]).astype(np.int64)  # 80 and 75 % right
+    labels = np.concatenate([np.arange(500) >= 400, np.arange(500) >= 375]).astype(np.int64)  # 80 and 75 % correct
 
-    found = calibrate(labels, probabilities)
+    result = calibrate(labels, probabilities)
 
-    assert pytest.approx(0.2, abs=0.01) == found.error
-    assert found.in_words.endswith(": too sure of some clips, not sure enough of others")
+    assert pytest.approx(0.2, abs=0.01) == result["error"]
+    assert describe_calibration(result).endswith(": overconfident on some clips, underconfident on others")
 
 
-def test_the_most_frequent_confusions_come_in_words() -> None:
+def test_the_most_frequent_confusions_are_named() -> None:
     names = ["a", "b\x1b", "c"]
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     guesses = np.eye(3, dtype=np.float32)[[0, 1, 1, 2, 0, 1, 2, 2]]
-    found = compute_metrics(labels, guesses, names)
+    metrics = compute_metrics(labels, guesses, names)
 
-    assert [
-        r"2 of 4 clips of a are taken for b\x1b",
-        r"1 of 2 clips of b\x1b is taken for a",
-        "1 of 4 clips of a is taken for c",
-    ] == [mistake.in_words(names) for mistake in found.mistakes(9)]
-    assert 1 == len(found.mistakes(1))
+    expected = [r"a -> b\x1b: 2 of 4 clips", r"b\x1b -> a: 1 of 2 clips", "a -> c: 1 of 4 clips"]
+    assert expected == metrics.top_confusions(9)
+    assert expected[:1] == metrics.top_confusions(1)
 
 
 def test_classes_with_fewer_than_5_clips_are_too_few() -> None:
     labels = np.repeat([0, 1], [4, 5])
-    found = compute_metrics(labels, np.eye(3, dtype=np.float32)[labels], ["a", "b", "c"])
+    metrics = compute_metrics(labels, np.eye(3, dtype=np.float32)[labels], ["a", "b", "c"])
 
-    assert [True, False, False] == [result.is_too_few for result in found.per_class]
+    assert [True, False, False] == [result.is_too_few for result in metrics.per_class]
 
 
 # --- two models on the same clips ---------------------------------------------------------------
@@ -240,7 +244,7 @@ def test_mcnemar_is_the_binomial_test_of_the_clips_they_differ_on(lost: int, won
     assert pytest.approx(expected) == mcnemar(lost, won)
 
 
-def found_by(labels: list[int], guesses: list[int], rows: list[int] | None = None) -> Predictions:
+def predicted(labels: list[int], guesses: list[int], rows: list[int] | None = None) -> Predictions:
     probabilities = np.eye(3, dtype=np.float32)[guesses]
     return Predictions(
         np.array(rows or range(len(labels))), np.array(labels), probabilities, np.zeros(len(labels), np.float32)
@@ -250,19 +254,14 @@ def found_by(labels: list[int], guesses: list[int], rows: list[int] | None = Non
 def test_a_comparison_counts_clips_in_pairs() -> None:
     labels = [0, 0, 1, 1, 2, 2]
 
-    found = compare(found_by(labels, [0, 1, 1, 0, 0, 0]), found_by(labels, [0, 0, 1, 1, 1, 2]))
+    result = compare(predicted(labels, [0, 1, 1, 0, 0, 0]), predicted(labels, [0, 0, 1, 1, 1, 2]))
 
-    assert (6, 2, 0, 3, 1, 4) == (
-        found.num_clips,
-        found.num_both,
-        found.num_only_first,
-        found.num_only_second,
-        found.num_neither,
-        found.num_changed,
-    )
-    assert 0.5 == found.difference
-    assert found.difference_low < 0.5 < found.difference_high
-    assert pytest.approx(0.25) == found.p_value
+    names = "num_clips num_both num_only_first num_only_second num_neither num_changed".split()
+    assert [6, 2, 0, 3, 1, 4] == [result[name] for name in names]
+    assert 0.5 == result["difference"]
+    assert result["difference_low"] < 0.5 < result["difference_high"]
+    assert pytest.approx(0.25) == result["p_value"]
+    assert (5 / 6, *wilson_interval(5, 6)) == tuple(result[f"second_{name}"] for name in ("accuracy", "low", "high"))
 
 
 def test_the_interval_of_a_difference_is_that_of_drawing_pairs() -> None:
@@ -275,43 +274,36 @@ def test_the_interval_of_a_difference_is_that_of_drawing_pairs() -> None:
         rows = np.concatenate([rng.choice(own, len(own)) for own in (np.flatnonzero(labels == c) for c in range(3))])
         drawn.append(gain[rows].mean())
 
-    found = compare(found_by(labels.tolist(), first.tolist()), found_by(labels.tolist(), second.tolist()))
+    result = compare(predicted(labels.tolist(), first.tolist()), predicted(labels.tolist(), second.tolist()))
 
     assert pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.02) == np.array(
-        [found.difference_low, found.difference_high]
+        [result["difference_low"], result["difference_high"]]
     )
 
 
 @pytest.mark.parametrize(
     ("lost", "won", "sentence"),
     [
-        (0, 0, "A and B have the same 17 of 20 clips right: nothing here tells them apart."),
+        (0, 0, "A and B are correct on the same 17 of 20 clips: no difference."),
         (
             2,
             4,
-            "These 20 clips do not tell A and B apart: 4 that only B has right, 2 that only A has, a difference of "
-            r"\+10.0 points \(95 % interval -\d+.\d to \+\d+.\d\) that two equally good models would reach or exceed with a "
-            "probability of 0.69; that is no proof that they are equally good.",
+            r"No significant difference between A and B on 20 clips \(\+10.0 points, 95 % CI -\d+.\d to \+\d+.\d, "
+            r"McNemar p = 0.69\): 4 correct only by B, 2 only by A.",
         ),
-        (
-            1,
-            10,
-            "B is the better of the two on clips like these 20: 10 that only B has right, 1 that only A has, a "
-            r"difference of \+45.0 points \(95 % interval \+\d+.\d to \+\d+.\d\) that two equally good models would reach or exceed "
-            "with a probability of 0.012; of other seeds and other data it says nothing.",
-        ),
-        (10, 1, "A is the better of the two on clips like these 20: 1 that only B has right, 10 that only A has, .*"),
+        (1, 10, r"B is better than A on 20 clips \(\+45.0 points, .* p = 0.012\): 10 correct only by B, 1 only by A."),
+        (10, 1, r"A is better than B on 20 clips \(-45.0 points, .*\): 1 correct only by B, 10 only by A."),
     ],
 )
 def test_the_conclusion_claims_what_the_clips_show(lost: int, won: int, sentence: str) -> None:
     first = [0] * lost + [1] * won + [2] * 3 + [0] * (17 - lost - won)
     second = [1] * lost + [0] * won + [1] * 3 + [0] * (17 - lost - won)
 
-    found = compare(found_by([0] * 20, first), found_by([0] * 20, second))
+    result = compare(predicted([0] * 20, first), predicted([0] * 20, second), ("A", "B"))
 
-    assert re.fullmatch(sentence, found.conclude("A", "B"))
+    assert re.fullmatch(sentence, result["conclusion"])
 
 
 def test_predictions_of_other_clips_are_not_compared() -> None:
-    with pytest.raises(ValueError, match="predictions of 2 and 2 clips, expected of the same ones"):
-        compare(found_by([0, 1], [0, 1]), found_by([0, 1], [0, 1], rows=[1, 2]))
+    with pytest.raises(ValueError, match="predictions of 2 and 2 clips, expected of the same clips"):
+        compare(predicted([0, 1], [0, 1]), predicted([0, 1], [0, 1], rows=[1, 2]))

@@ -611,7 +611,7 @@ def test_videval_prints_its_numbers_where_the_report_cannot_be_written(place_: P
 
 
 def test_a_disk_that_fills_up_in_the_report_costs_no_number(place_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vidcache.eval.report.build import files as results
+    from vidcache.eval.report import files as results
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

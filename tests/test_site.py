@@ -231,7 +231,7 @@ def test_the_columns_are_as_the_page_says() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_and_test_that_is_named_is_there(page: str) -> None:
-    for path in re.findall(r"\b((?:cache|common|docs|eval|preprocess|tests|train)/[\w/]+\.\w+)", PAGES[page]):
+    for path in re.findall(r"(?<![\w.])((?:cache|common|docs|eval|preprocess|tests|train)/[\w/]+\.\w+)", PAGES[page]):
         assert (CHECKOUT / path).exists(), path
     for path, name in re.findall(r"(tests/\w+\.py)::(\w+)", PAGES[page]):
         assert f"\ndef {name}(" in (CHECKOUT / path).read_text(), f"{path}::{name}"
@@ -267,7 +267,7 @@ def test_the_package_is_read_from_this_checkout(tmp_path: Path) -> None:
     assert CHECKOUT / "common" / "spec.py" == linked["vidcache/spec.py"]
     assert CHECKOUT / "cache" / "reader.py" == linked["vidcache/cache/reader.py"]
     folders = ("common", "cache", "eval", "preprocess", "train")
-    assert sum(len(list((CHECKOUT / folder).glob("*.py"))) for folder in folders) == len(linked)
+    assert sum(len(list((CHECKOUT / folder).rglob("*.py"))) for folder in folders) == len(linked)
 
 
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from vidcache.errors import CacheError, InterruptedRunError, MismatchError
 from vidcache.eval.cli import main as videval
 from vidcache.eval.inference import load_model
 from vidcache.eval.predict_cli import main as vidpredict
-from vidcache.eval.report.build import read_history
+from vidcache.eval.report.files import read_run_log
 from vidcache.spec import Spec
 from vidcache.train.callbacks import SILENT
 from vidcache.train.cli import main as vidtrain
@@ -617,7 +617,7 @@ def test_the_weights_of_another_model_begin_and_go_on_with_nothing(
 
 def test_a_run_folder_of_a_stranger_is_not_believed(finished: Path) -> None:
     checkpoint, folder = Checkpoint.load(finished), finished.with_suffix(".run")
-    assert len(read_history(finished, checkpoint).epochs) >= 1
+    assert len(read_run_log(finished, checkpoint).epochs) >= 1
     before = {name: (folder / name).read_bytes() for name in ("config.json", "metrics.csv")}
     try:
         for content in (
@@ -628,12 +628,12 @@ def test_a_run_folder_of_a_stranger_is_not_believed(finished: Path) -> None:
             b'{"command": "x", "fingerprint": "other"}',
         ):
             (folder / "config.json").write_bytes(content)
-            assert not read_history(finished, checkpoint).command
+            assert not read_run_log(finished, checkpoint).command
         (folder / "metrics.csv").write_bytes(b"epoch,val_loss\n" + b"1,0.5,7\n" * 10)
-        assert not read_history(finished, checkpoint).epochs
+        assert not read_run_log(finished, checkpoint).epochs
         (folder / "metrics.csv").unlink()
         os.mkfifo(folder / "metrics.csv")
-        assert not read_history(finished, checkpoint).epochs
+        assert not read_run_log(finished, checkpoint).epochs
     finally:
         (folder / "metrics.csv").unlink()
         for name, content in before.items():

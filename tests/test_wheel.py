@@ -15,8 +15,7 @@ pytestmark = pytest.mark.skipif(os.environ.get("VIDCACHE_WHEEL") != "1", reason=
 DATA = {
     "vidcache/page.css",
     "vidcache/py.typed",
-    "vidcache/eval/report.html",
-    "vidcache/eval/report.js",
+    "vidcache/eval/report/report.html",
     "vidcache/preprocess/analysis.html",
 }
 EXTRAS = ("accelerate", "dask", "onnx", "playwright", "ray", "tensorboard")

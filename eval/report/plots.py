@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: confusion matrix, accuracy by class, reliability, strips of frames."""
+"""Plots of an evaluation: confusion matrix, accuracy by class, reliability, training curves, frames of clips."""
 
 import dataclasses
 import io
@@ -21,30 +21,30 @@ from vidcache.cache.reader import Reader
 from vidcache.checkpoint import Checkpoint
 from vidcache.eval.gradcam import grad_cam, overlay
 from vidcache.eval.inference import Predictions, to_input
-from vidcache.eval.metrics import Calibration, ClassResult, Metrics
+from vidcache.eval.metrics import ClassResult, Metrics
 from vidcache.model import R3D18
 from vidcache.plotting import name_style, write_png
 from vidcache.sampling import sample_indices
 from vidcache.text import printable
 
+MAX_LABELLED = 60  # more class names than this cannot be read at any size
+NUM_MISTAKES, NUM_CORRECT = 8, 6
+# Noise compresses worst: 22 strips of 6 frames of 88 x 88 are 4.1 MB of base64 then, and the report stays below 5 MB.
+_FRAMES, _SIDE = 6, 88
 _INK = "#0a0b0c"  # stands for the colour of the page's text
 _STYLE: dict[Any, Any] = {
-    "axes.edgecolor": _INK,
-    "axes.facecolor": "none",
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": _INK,
+    **dict.fromkeys(
+        ("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "text.color", "xtick.color", "ytick.color"), _INK
+    ),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor", "svg.fonttype"), "none"),
+    **dict.fromkeys(("axes.spines.right", "axes.spines.top"), False),
     "axes.titlesize": 11,
-    "figure.facecolor": "none",
     "legend.framealpha": 0,
-    "savefig.facecolor": "none",
-    "svg.fonttype": "none",
     "svg.hashsalt": "vidcache",  # the same figure, the same bytes
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
 }
+
+# From a clip (T, H, W, 3) and a label to the clip with the evidence for that class made visible.
+Explain = Callable[[npt.NDArray[np.uint8], int], npt.NDArray[np.uint8]]
 
 
 def to_svg(draw: Callable[[], Figure]) -> str:
@@ -62,17 +62,13 @@ def to_svg(draw: Callable[[], Figure]) -> str:
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     used = set(re.findall(r"#([\w-]+)", text))
-    # Several figures share a page: names that nothing refers to would be there twice.
-    return re.sub(r' id="([\w-]+)"', lambda found: found[0] if found[1] in used else "", text)
-
-
-MAX_LABELLED = 60  # more class names than this cannot be read at any size
+    # Several figures share a page: an id that nothing refers to would occur twice.
+    return re.sub(r' id="([\w-]+)"', lambda match: match[0] if match[1] in used else "", text)
 
 
 def draw_confusion(metrics: Metrics, title: str, path: Path) -> None:
     """Write the confusion matrix as PNG."""
-    figure = confusion_figure(metrics, title)
-    write_png(figure, path, 110)
+    write_png(confusion_figure(metrics, title), path, 110)
 
 
 def confusion_figure(metrics: Metrics, title: str) -> Figure:
@@ -121,20 +117,22 @@ def _short(name: str) -> str:
     return text if len(text) <= 28 else f"{text[:27]}…"
 
 
-def reliability_figure(calibration: Calibration, size: tuple[float, float] = (5.2, 4.4)) -> Figure:
-    """Draw how often the model is right against how sure it is; the area of a point is its clips."""
+def reliability_figure(calibration: dict[str, Any], size: tuple[float, float] = (5.2, 4.4)) -> Figure:
+    """Draw accuracy against confidence, of `vidcache.eval.metrics.calibrate`; the area of a point is its clips."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    bins = [b for b in calibration.bins if b.num_clips]
-    sure, right = np.array([b.confidence for b in bins]), np.array([b.accuracy for b in bins])
-    spans = np.array([[b.accuracy - b.accuracy_low, b.accuracy_high - b.accuracy] for b in bins]).T.clip(0)
+    bins = [b for b in calibration["bins"] if b["num_clips"]]
+    confidence, accuracy, low, high, counts = (
+        np.array([b[name] for b in bins])
+        for name in ("confidence", "accuracy", "accuracy_low", "accuracy_high", "num_clips")
+    )
     axes.plot([0, 1], [0, 1], "--", color="0.6", linewidth=1)
-    axes.errorbar(sure, right, yerr=spans, fmt="none", ecolor="0.6", elinewidth=1, capsize=2)
-    most = max(b.num_clips for b in bins)
-    axes.scatter(sure, right, s=[20 + 130 * b.num_clips / most for b in bins], zorder=3)
-    for b in bins:
-        axes.annotate(str(b.num_clips), (b.confidence, b.accuracy), (7, -11), textcoords="offset points", fontsize=8)
-    axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.03), xlabel="probability that it gives", ylabel="how often it is right")
+    spans = np.array([accuracy - low, high - accuracy]).clip(0)
+    axes.errorbar(confidence, accuracy, yerr=spans, fmt="none", ecolor="0.6", elinewidth=1, capsize=2)
+    axes.scatter(confidence, accuracy, s=20 + 130 * counts / counts.max(), zorder=3)
+    for x, y, count in zip(confidence, accuracy, counts, strict=True):
+        axes.annotate(str(count), (x, y), (7, -11), textcoords="offset points", fontsize=8)
+    axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.03), xlabel="confidence", ylabel="accuracy")
     axes.grid(alpha=0.25)
     return figure
 
@@ -143,23 +141,7 @@ def matrix_png(values: npt.NDArray[np.float64]) -> bytes:
     """Draw a matrix of values from 0 to 1 as a PNG with one pixel per cell, or several where it is small."""
     shades = colormaps["Blues"](values, bytes=True)[..., :3]
     scale = max(1, 400 // len(values))
-    return png_of(shades.repeat(scale, 0).repeat(scale, 1))
-
-
-def strip_png(frames: npt.NDArray[np.uint8], side: int) -> bytes:
-    """Draw frames (F, H, W, 3) side by side, the longer side of each at most `side` pixels."""
-    _, height, width, _ = frames.shape
-    scale = min(1.0, side / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    shown = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames]
-    return png_of(np.concatenate(shown, axis=1))
-
-
-def png_of(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode (H, W, 3) RGB as PNG."""
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
-    return file.getvalue()
+    return _to_png(shades.repeat(scale, 0).repeat(scale, 1))
 
 
 def draw_curves(epochs: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -204,26 +186,18 @@ def curves_figure(epochs: Sequence[Mapping[str, Any]], chosen: int, size: tuple[
     return figure
 
 
-NUM_MISTAKES, NUM_HITS = 8, 6
-# Noise compresses worst: 22 strips of 6 frames of 88 x 88 are 4.1 MB of base64 then, and the report stays below 5 MB.
-_FRAMES, _SIDE = 6, 88
-
-# From a clip (T, H, W, 3) and the class that was said of it to the clip with what speaks for the class made visible.
-Explain = Callable[[npt.NDArray[np.uint8], int], npt.NDArray[np.uint8]]
-
-
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A clip with what the model says of it.
+    """A clip with its prediction.
 
     Attributes:
-        path: Of the video, printable.
+        path: Path of the video, printable.
         true: Its class, printable.
-        predicted: The class that the model gives it.
-        probability: Of that class.
-        true_probability: Of the true class.
+        predicted: The predicted class.
+        probability: Probability of the predicted class.
+        true_probability: Probability of the true class.
         png: 6 of its frames side by side.
-        explained_png: The same frames with what speaks for the predicted class; empty if it was not asked for.
+        explained_png: The same frames with the evidence for the predicted class; empty if it was not requested.
     """
 
     path: str
@@ -235,51 +209,48 @@ class Example:
     explained_png: bytes = b""
 
 
-def mistakes_and_hits(
+def mistakes_and_correct(
     reader: Reader, predictions: Predictions, explain: Explain | None = None
 ) -> tuple[list[Example], list[Example]]:
     """Choose clips and draw them.
 
     Args:
         reader: The cache.
-        predictions: Of some of its clips.
-        explain: Draws what speaks for the predicted class, for the mistakes; None leaves that out.
+        predictions: Predictions of some of its clips.
+        explain: Draws the evidence for the predicted class, for the mistakes; None leaves that out.
 
     Returns:
-        At most 8 mistakes, the most confident first, and at most 6 hits, the least confident first.
+        At most 8 mistakes, the most confident first, and at most 6 correct predictions, the least confident first.
     """
-    guesses = predictions.probabilities.argmax(axis=1)
-    sure = predictions.probabilities.max(axis=1)
-    right = guesses == predictions.labels
-    wrong = np.flatnonzero(~right)
-    hits = np.flatnonzero(right)
-    chosen = wrong[np.argsort(-sure[wrong], kind="stable")][:NUM_MISTAKES]
-    weakest = hits[np.argsort(sure[hits], kind="stable")][:NUM_HITS]
+    labels, confidence = predictions.probabilities.argmax(axis=1), predictions.probabilities.max(axis=1)
+    wrong, right = np.flatnonzero(~predictions.correct), np.flatnonzero(predictions.correct)
+    mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")][:NUM_MISTAKES]
+    correct = right[np.argsort(confidence[right], kind="stable")][:NUM_CORRECT]
 
     def example(n: int, explain: Explain | None) -> Example:
-        row, label, guess = int(predictions.rows[n]), int(predictions.labels[n]), int(guesses[n])
+        row, true, predicted = int(predictions.rows[n]), int(predictions.labels[n]), int(labels[n])
         clip = reader.read([row])[0]
         frames = sample_indices(max(int(reader.columns["num_real"][row]), 1), _FRAMES)
         return Example(
             path=printable(reader.path_of(row)),
-            true=printable(reader.classes[label]),
-            predicted=printable(reader.classes[guess]),
-            probability=float(sure[n]),
-            true_probability=float(predictions.probabilities[n, label]),
-            png=strip_png(clip[frames], _SIDE),
-            explained_png=strip_png(explain(clip, guess)[frames], _SIDE) if explain else b"",
+            true=printable(reader.classes[true]),
+            predicted=printable(reader.classes[predicted]),
+            probability=float(confidence[n]),
+            true_probability=float(predictions.probabilities[n, true]),
+            png=_strip_png(clip[frames]),
+            explained_png=_strip_png(explain(clip, predicted)[frames]) if explain else b"",
         )
 
-    return [example(n, explain) for n in chosen.tolist()], [example(n, None) for n in weakest.tolist()]
+    return [example(n, explain) for n in mistakes.tolist()], [example(n, None) for n in correct.tolist()]
 
 
 def explainer(model: R3D18, checkpoint: Checkpoint, device: str) -> Explain:
-    """Return what draws, into a clip, what speaks for a class; see `vidcache.eval.gradcam`.
+    """Return a function that draws the evidence for a class into a clip; see `vidcache.eval.gradcam`.
 
     Args:
-        model: Of the checkpoint, in evaluation mode, on the device.
-        checkpoint: Says which frames the model is shown; another frame has the heat of the last one before it that is.
-        device: Where the model is.
+        model: The checkpoint's model, in evaluation mode, on the device.
+        checkpoint: Says which frames the model sees; another frame shows the heat of the last one before it.
+        device: Device of the model.
     """
     num_frames = checkpoint.spec.num_frames
     frames = sample_indices(num_frames, checkpoint.num_frames_used)
@@ -291,3 +262,18 @@ def explainer(model: R3D18, checkpoint: Checkpoint, device: str) -> Explain:
         return overlay(clip, heat[0].cpu().numpy()[shown])
 
     return explain
+
+
+def _strip_png(frames: npt.NDArray[np.uint8]) -> bytes:
+    """Draw frames (F, H, W, 3) side by side, the longer side of each at most 88 pixels."""
+    _, height, width, _ = frames.shape
+    scale = min(1.0, _SIDE / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    resized = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames]
+    return _to_png(np.concatenate(resized, axis=1))
+
+
+def _to_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
+    return file.getvalue()
