@@ -18,7 +18,7 @@ from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, MismatchError
 from vidcache.eval.inference import Predictions, Views, check_match, load_model, predict, view_frames
 from vidcache.eval.intervals import bootstrap_intervals, wilson_interval
-from vidcache.eval.metrics import TOP, ClassResult, Metrics, calibrate, compute_metrics
+from vidcache.eval.metrics import TOP, Metrics, calibrate, compute_metrics
 from vidcache.text import plural, printable
 
 TOP_MISTAKES = 10
@@ -191,11 +191,10 @@ def _summarise(
         "split": options.split,
         "num_views": options.num_views,
         "flip": options.flip,
-        "num_clips": metrics.num_clips,
-        "num_correct": metrics.num_correct,
-        "accuracy": metrics.accuracy,
-        "accuracy_low": metrics.accuracy_low,
-        "accuracy_high": metrics.accuracy_high,
+        **{
+            name: getattr(metrics, name)
+            for name in ("num_clips", "num_correct", "accuracy", "accuracy_low", "accuracy_high")
+        },
         "top5_accuracy": metrics.top5_accuracy,
         "top5_low": top5_low,
         "top5_high": top5_high,
@@ -208,7 +207,7 @@ def _summarise(
         "majority_fraction": metrics.majority_fraction,
         "mean_loss": predictions.mean_loss,
         "calibration": calibrate(predictions.labels, predictions.probabilities, seed=options.seed),
-        "per_class": [_class_values(result) for result in metrics.per_class],
+        "per_class": list(metrics.per_class),
         "top_mistakes": metrics.top_confusions(TOP_MISTAKES),
         "num_leaked": len(unleaked) - num_clean,
         "num_clean": num_clean,
@@ -217,16 +216,4 @@ def _summarise(
         "clean_low": clean_low,
         "clean_high": clean_high,
         "clips_per_second": metrics.num_clips / seconds,
-    }
-
-
-def _class_values(result: ClassResult) -> dict[str, Any]:
-    return {
-        "class": printable(result.class_name),
-        "num_clips": result.num_clips,
-        "num_correct": result.num_correct,
-        "accuracy": result.accuracy if result.num_clips else None,
-        "low": result.low if result.num_clips else None,
-        "high": result.high if result.num_clips else None,
-        "too_few_to_claim": result.is_too_few,
     }

@@ -17,32 +17,6 @@ _SIMULATIONS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassResult:
-    """The result of one class.
-
-    Attributes:
-        class_name: Name of the class.
-        num_clips: Evaluated clips of this class.
-        num_correct: Those that were predicted correctly.
-        accuracy: Their ratio; NaN without clips.
-        low: Lower end of its 95 % Wilson interval; NaN without clips.
-        high: Upper end.
-    """
-
-    class_name: str
-    num_clips: int
-    num_correct: int
-    accuracy: float
-    low: float
-    high: float
-
-    @property
-    def is_too_few(self) -> bool:
-        """Whether there are clips, but too few to claim anything about the class."""
-        return 0 < self.num_clips < FEW_CLIPS
-
-
-@dataclasses.dataclass(frozen=True)
 class Metrics:
     """The quality of predictions.
 
@@ -57,7 +31,8 @@ class Metrics:
         balanced_accuracy: Mean accuracy over the classes that occur.
         macro_f1: Mean F1 over the classes that occur.
         majority_fraction: Accuracy of always predicting the most frequent class of these clips.
-        per_class: Results in label order.
+        per_class: Results in label order, JSON-ready: class (printable), num_clips, num_correct, accuracy, low and high
+            (95 % Wilson; all three None without clips), too_few_to_claim (fewer than 5 clips).
         confusion: (K, K) counts; row = true class, column = predicted class.
     """
 
@@ -71,7 +46,7 @@ class Metrics:
     balanced_accuracy: float
     macro_f1: float
     majority_fraction: float
-    per_class: tuple[ClassResult, ...]
+    per_class: tuple[dict[str, Any], ...]
     confusion: npt.NDArray[np.int64]
 
     def top_confusions(self, limit: int) -> list[str]:
@@ -79,7 +54,7 @@ class Metrics:
         totals = self.confusion.sum(axis=1)
         wrong = self.confusion - np.diag(self.confusion.diagonal())
         pairs = sorted(np.argwhere(wrong).tolist(), key=lambda pair: (-wrong[*pair], totals[pair[0]], *pair))
-        names = [printable(result.class_name) for result in self.per_class]
+        names = [result["class"] for result in self.per_class]
         return [f"{names[a]} -> {names[b]}: {wrong[a, b]:,} of {plural(totals[a], 'clip')}" for a, b in pairs[:limit]]
 
 
@@ -108,8 +83,6 @@ def compute_metrics(
     confusion = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
     counts, correct = confusion.sum(axis=1), confusion.diagonal()
     present = np.flatnonzero(counts)
-    accuracies = [c / n if n else math.nan for c, n in zip(correct.tolist(), counts.tolist(), strict=True)]
-    intervals = [wilson_interval(*pair) for pair in zip(correct.tolist(), counts.tolist(), strict=True)]
     low, high = wilson_interval(int(correct.sum()), len(labels))
     top = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
     num_top5 = int((top == labels[:, None]).any(axis=1).sum())
@@ -125,11 +98,23 @@ def compute_metrics(
         macro_f1=float((2 * correct / np.maximum(counts + confusion.sum(axis=0), 1))[present].mean()),
         majority_fraction=float(counts.max() / len(labels)),
         per_class=tuple(
-            ClassResult(name, int(counts[c]), int(correct[c]), accuracies[c], *intervals[c])
-            for c, name in enumerate(classes)
+            _class_result(name, *pair) for name, *pair in zip(classes, correct.tolist(), counts.tolist(), strict=True)
         ),
         confusion=confusion,
     )
+
+
+def _class_result(name: str, num_correct: int, num_clips: int) -> dict[str, Any]:
+    low, high = wilson_interval(num_correct, num_clips) if num_clips else (None, None)
+    return {
+        "class": printable(name),
+        "num_clips": num_clips,
+        "num_correct": num_correct,
+        "accuracy": num_correct / num_clips if num_clips else None,
+        "low": low,
+        "high": high,
+        "too_few_to_claim": 0 < num_clips < FEW_CLIPS,
+    }
 
 
 def calibrate(

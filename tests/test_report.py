@@ -156,7 +156,7 @@ def test_the_classes_come_worst_first(small: Case) -> None:
     section = small.html[small.html.index("<h2>Per class") : small.html.index("<h2>Confusion matrix")]
 
     shown = [row.split("<td>")[4].split("<")[0] for row in section[section.index("<tbody>") :].split("<tr>")[1:]]
-    assert [f"{accuracy:.1%}" for accuracy in sorted(r.accuracy for r in small.found.metrics.per_class)] == shown
+    assert [f"{accuracy:.1%}" for accuracy in sorted(r["accuracy"] for r in small.found.metrics.per_class)] == shown
 
 
 def test_names_of_strangers_are_text(small: Case) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from markupsafe import Markup
 
-from vidcache.cache.format import Split, Status
+from vidcache.cache.format import Status
 from vidcache.cache.reader import Reader
 from vidcache.checkpoint import Checkpoint
 from vidcache.eval.evaluate import Evaluation, describe_leaks
@@ -27,7 +27,6 @@ from vidcache.eval.report.plots import (
 from vidcache.html import data_uri, render_page
 from vidcache.text import plural, printable
 
-SPLITS = (Split.TRAIN, Split.VAL, Split.TEST)
 MAX_NAMED = 40  # classes whose names still fit beside a matrix
 MAX_CHANGED = 200
 _MAX_VALUES = 3  # frame rates and sizes that are listed
@@ -78,12 +77,12 @@ def render_report(
     """
     reader, checkpoint, log, summary = subject.reader, subject.checkpoint, subject.log, evaluation.summary
     mistakes, correct = mistakes_and_correct(reader, evaluation.predictions, explain)
-    splits, counts = [_split_facts(reader, split) for split in SPLITS], class_counts(reader)
+    trained = np.bincount(reader.labels[reader.rows("train")], minlength=len(reader.classes)).tolist()
     confusion = evaluation.metrics.confusion
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     per_class = [
-        {**row, "num_trained": "" if subject.mismatch else count["train"]}
-        for row, count in zip(summary["per_class"], counts, strict=True)
+        {**row, "num_trained": "" if subject.mismatch else count}
+        for row, count in zip(summary["per_class"], trained, strict=True)
     ]
     curves = to_svg(lambda: curves_figure(log.epochs, checkpoint.epoch, _CURVES_INCHES)) if log.epochs else ""
     leaks = describe_leaks(summary).removeprefix("none: ")
@@ -95,10 +94,9 @@ def render_report(
         evaluated=_describe(subject, evaluation),
         commands=subject.commands,
         comparison=comparison,
-        changed=(changed or [])[:MAX_CHANGED],
-        splits=splits,
+        changed=[list(row.values()) for row in (changed or [])[:MAX_CHANGED]],
+        splits=[_split_row(reader, split) for split in ("train", "val", "test")],
         num_failed=plural(int((reader.columns["status"] == Status.FAILED).sum()), "video"),
-        counts=counts,
         leaks=f"{_OTHER_CACHE + ' Within this cache: ' if subject.mismatch else ''}{leaks[:1].upper()}{leaks[1:]}.",
         curves=Markup(curves),
         num_epochs=len(log.epochs),
@@ -116,37 +114,27 @@ def render_report(
         imbalance=[_OTHER_CACHE] if subject.mismatch else _imbalance(per_class, checkpoint),
         has_views=evaluation.options.num_views > 1 or evaluation.options.flip,
         speed=_speed(evaluation, log),
-        limitations=_limitations(subject, evaluation, splits),
+        limitations=_limitations(subject, evaluation),
         data_uri=data_uri,
     )
 
 
-def class_counts(reader: Reader) -> list[dict[str, Any]]:
-    """Count the clips of each class (its printable name) by split, in label order."""
-    rows = {split.name.lower(): reader.rows(split.name.lower()) for split in SPLITS}
-    counts = {name: np.bincount(reader.labels[rows[name]], minlength=len(reader.classes)).tolist() for name in rows}
-    return [
-        {"class": printable(name), **{split: counts[split][k] for split in counts}}
-        for k, name in enumerate(reader.classes)
-    ]
-
-
-def _split_facts(reader: Reader, split: Split) -> dict[str, Any]:
-    rows, columns = reader.rows(split.name.lower()), reader.columns
+def _split_row(reader: Reader, split: str) -> list[str]:
+    """Return the table's row of a split: its clips, groups, padded and damaged clips, durations, rates and sizes."""
+    rows, columns = reader.rows(split), reader.columns
     seconds = columns["duration_seconds"][rows]
     seconds = seconds[seconds > 0]
     low, median, high = np.percentile(seconds, [0, 50, 100]) if len(seconds) else (0, 0, 0)
+    num_padded = (columns["num_real"][rows] < reader.spec.num_frames).sum()
+    num_damaged = (columns["status"][rows] == Status.DAMAGED).sum()
     sizes = zip(columns["width"][rows].tolist(), columns["height"][rows].tolist(), strict=True)
-    return {
-        "name": split.name.lower(),
-        "num_clips": len(rows),
-        "num_groups": len(np.unique(columns["group"][rows])),
-        "num_padded": int((columns["num_real"][rows] < reader.spec.num_frames).sum()),
-        "num_damaged": int((columns["status"][rows] == Status.DAMAGED).sum()),
-        "durations": f"{low:.3g} to {high:.3g} s, median {median:.3g} s" if len(seconds) else "unknown",
-        "rates": _most_frequent([f"{rate:.4g} fps" for rate in columns["fps"][rows].round(1).tolist()]),
-        "sizes": _most_frequent([f"{width} x {height}" for width, height in sizes]),
-    }
+    return [
+        split,
+        *(f"{count:,}" for count in (len(rows), len(np.unique(columns["group"][rows])), num_padded, num_damaged)),
+        f"{low:.3g} to {high:.3g} s, median {median:.3g} s" if len(seconds) else "unknown",
+        _most_frequent([f"{rate:.4g} fps" for rate in columns["fps"][rows].round(1).tolist()]),
+        _most_frequent([f"{width} x {height}" for width, height in sizes]),
+    ]
 
 
 def _most_frequent(names: list[str]) -> str:
@@ -240,12 +228,12 @@ def _speed(evaluation: Evaluation, log: RunLog) -> list[str]:
     return text
 
 
-def _limitations(subject: Subject, evaluation: Evaluation, splits: list[dict[str, Any]]) -> list[str]:
+def _limitations(subject: Subject, evaluation: Evaluation) -> list[str]:
     """List what a reader of the numbers has to know, the most important first."""
     metrics, summary, split = evaluation.metrics, evaluation.summary, evaluation.options.split
-    facts = next(facts for facts in splits if facts["name"] == split)
-    num_few = sum(result.is_too_few for result in metrics.per_class)
-    num_empty = sum(not result.num_clips for result in metrics.per_class)
+    num_groups = len(np.unique(subject.reader.columns["group"][evaluation.predictions.rows]))
+    num_few = sum(result["too_few_to_claim"] for result in metrics.per_class)
+    num_empty = sum(not result["num_clips"] for result in metrics.per_class)
     width = 100 * (metrics.accuracy_high - metrics.accuracy_low)
     return [
         text
@@ -271,8 +259,8 @@ def _limitations(subject: Subject, evaluation: Evaluation, splits: list[dict[str
             ),
             (num_empty, f"Classes without a clip here, which take no part in any mean: {num_empty}."),
             (
-                facts["num_groups"] < facts["num_clips"],
-                f"The {plural(facts['num_clips'], 'clip')} come from {plural(facts['num_groups'], 'group')}. Intervals "
+                num_groups < metrics.num_clips,
+                f"The {plural(metrics.num_clips, 'clip')} come from {plural(num_groups, 'group')}. Intervals "
                 "and p-values assume independent clips, which clips of one group are not: the true value lies outside "
                 "more often than 1 time in 20.",
             ),

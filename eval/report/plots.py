@@ -21,7 +21,7 @@ from vidcache.cache.reader import Reader
 from vidcache.checkpoint import Checkpoint
 from vidcache.eval.gradcam import grad_cam, overlay
 from vidcache.eval.inference import Predictions, to_input
-from vidcache.eval.metrics import ClassResult, Metrics
+from vidcache.eval.metrics import Metrics
 from vidcache.model import R3D18
 from vidcache.plotting import name_style, write_png
 from vidcache.sampling import sample_indices
@@ -73,7 +73,7 @@ def draw_confusion(metrics: Metrics, title: str, path: Path) -> None:
 
 def confusion_figure(metrics: Metrics, title: str) -> Figure:
     """Draw the confusion matrix: rows are true classes and sum to 1, numbers are clips."""
-    names = [_short(result.class_name) for result in metrics.per_class]
+    names = [_short(result["class"]) for result in metrics.per_class]
     counts = metrics.confusion
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
@@ -94,17 +94,16 @@ def confusion_figure(metrics: Metrics, title: str) -> Figure:
     return figure
 
 
-def draw_per_class(per_class: Sequence[ClassResult], title: str, path: Path) -> None:
+def draw_per_class(per_class: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """Write accuracy with its 95 % Wilson interval for every class that has clips, worst first."""
-    results = sorted((r for r in per_class if r.num_clips), key=lambda r: (-r.accuracy, r.class_name))
+    results = sorted((r for r in per_class if r["num_clips"]), key=lambda r: (-r["accuracy"], r["class"]))
     figure = Figure(figsize=(7, min(1.2 + 0.26 * len(results), 60)), layout="constrained")
     axes = figure.subplots()
-    values = np.array([r.accuracy for r in results])
-    spans = np.abs(np.array([[r.accuracy - r.low, r.high - r.accuracy] for r in results]).T)
-    axes.errorbar(values, range(len(results)), xerr=spans, fmt="o", markersize=4, capsize=2, linewidth=1)
-    labels = [
-        f"{_short(r.class_name)}  ({r.num_correct}/{r.num_clips}{', too few' if r.is_too_few else ''})" for r in results
-    ]
+    accuracy, low, high = (np.array([r[name] for r in results]) for name in ("accuracy", "low", "high"))
+    spans = np.abs([accuracy - low, high - accuracy])
+    axes.errorbar(accuracy, range(len(results)), xerr=spans, fmt="o", markersize=4, capsize=2, linewidth=1)
+    counts = [f"{r['num_correct']}/{r['num_clips']}{', too few' * r['too_few_to_claim']}" for r in results]
+    labels = [f"{_short(r['class'])}  ({count})" for r, count in zip(results, counts, strict=True)]
     axes.set_yticks(range(len(results)), labels, fontsize=8, **name_style())
     axes.set(xlim=(-0.02, 1.02), xlabel="accuracy, 95 % Wilson interval", ylim=(-0.7, len(results) - 0.3))
     axes.set_title(title, fontsize=10, **name_style())
@@ -113,8 +112,7 @@ def draw_per_class(per_class: Sequence[ClassResult], title: str, path: Path) -> 
 
 
 def _short(name: str) -> str:
-    text = printable(name)
-    return text if len(text) <= 28 else f"{text[:27]}…"
+    return name if len(name) <= 28 else f"{name[:27]}…"
 
 
 def reliability_figure(calibration: dict[str, Any], size: tuple[float, float] = (5.2, 4.4)) -> Figure:
