@@ -166,7 +166,9 @@ COLUMNS = (
     Column("mean_rgb", "<f4", Stage.DECODE, "mean of all pixels of the clip, 0 to 255", (3,)),
     Column("group", "<i4", Stage.FINISH, "clips that belong together: a split by fractions parts none"),
     Column("split", "|u1", Stage.FINISH, "0 train, 1 val, 2 test, 3 unused"),
+    Column("near_group", "<i8", Stage.FINISH, "first row of the near-duplicates it belongs to; -1 failed", since=2),
 )
+NEAR_GROUP = "near_group"  # the first caches of version 2 lack it
 
 
 def columns_of(format_version: int) -> tuple[Column, ...]:

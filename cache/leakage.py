@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vidcache.cache.format import Split, Status
+from vidcache.cache.format import NEAR_GROUP, Split, Status
 from vidcache.cache.reader import Reader
 from vidcache.near_duplicates import NEAR, NearPairs, find_near_pairs
 from vidcache.sampling import sample_indices
@@ -19,21 +19,55 @@ from vidcache.text import plural, printable
 Rows = npt.NDArray[np.int64]
 
 
-def find_duplicates(facts: Any, threshold: float = NEAR, splits: npt.NDArray[np.uint8] | None = None) -> NearPairs:
+def near_groups(columns: Any) -> Rows:
+    """Return (N,) the first row of the near-duplicates that each clip belongs to, directly or through others.
+
+    A clip that looks like no other is a group of its own; a failed video has -1. Read from the column where a cache has
+    it, else searched for: the time grows as N ** 2.
+
+    Args:
+        columns: Columns "status" and "perceptual_hash", and "near_group" if it is known, (N, ...) each.
+    """
+    stored = _stored(columns)
+    if stored is not None:
+        return stored
+    from scipy.sparse import coo_array  # not for `vidcache info`
+    from scipy.sparse.csgraph import connected_components
+
+    has_clip = columns["status"] != Status.FAILED
+    edges = _search(columns, np.flatnonzero(has_clip), NEAR, None).edges
+    graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(len(has_clip),) * 2)
+    _, first, group = np.unique(connected_components(graph, directed=False)[1], return_index=True, return_inverse=True)
+    return np.where(has_clip, first[group], -1).astype(np.int64)
+
+
+def find_duplicates(columns: Any, threshold: float = NEAR, splits: npt.NDArray[np.uint8] | None = None) -> NearPairs:
     """Find clips that are the same or look it.
 
     Args:
-        facts: Columns "status" and "perceptual_hash", (N, ...) each: records of dtype `RECORD`, or the columns of
-            a cache.
+        columns: As for `near_groups`; where the groups are known, only clips of one group are compared.
         threshold: Largest distance that counts.
         splits: (N,) values of `Split`: of a clip with very many look-alikes, one of each split is among the pairs.
 
     Returns:
         Pairs of rows that have a clip.
     """
-    rows = np.flatnonzero(facts["status"] != Status.FAILED)
-    near = find_near_pairs(facts["perceptual_hash"][rows], threshold, None if splits is None else splits[rows])
-    same = np.arange(len(facts["status"]))
+    group = _stored(columns) if threshold <= NEAR else None
+    rows = np.flatnonzero(columns["status"] != Status.FAILED)
+    if group is not None:
+        rows = rows[np.bincount(group[rows], minlength=len(group))[group[rows]] > 1]
+    return _search(columns, rows, threshold, splits)
+
+
+def _stored(columns: Any) -> Rows | None:
+    """Return the column `near_group`, if there is one."""
+    return columns.get(NEAR_GROUP) if isinstance(columns, dict) else None
+
+
+def _search(columns: Any, rows: Rows, threshold: float, splits: npt.NDArray[np.uint8] | None) -> NearPairs:
+    """Compare the clips of some rows."""
+    near = find_near_pairs(columns["perceptual_hash"][rows], threshold, None if splits is None else splits[rows])
+    same = np.arange(len(columns["status"]))
     same[rows] = rows[near.same]
     return NearPairs(rows[near.rows], near.distances, same)
 
@@ -76,8 +110,24 @@ def find_leaks(reader: Reader, threshold: float = NEAR) -> Leaks:
         reader: The cache, or several.
         threshold: Largest distance that counts.
     """
-    splits = reader.columns["split"]
-    return leaks_among(find_duplicates(reader.columns, threshold, splits), splits)
+    return leaks_between(reader.columns, reader.columns["split"], threshold)
+
+
+def leaks_between(columns: Any, splits: npt.NDArray[np.uint8], threshold: float = NEAR) -> Leaks:
+    """Find clips that look alike and would be in different splits.
+
+    Args:
+        columns: As for `near_groups`; where the groups are known, only those in several splits are compared.
+        splits: (N,) values of `Split`.
+        threshold: Largest distance that counts.
+    """
+    group = _stored(columns) if threshold <= NEAR else None
+    rows = np.flatnonzero(columns["status"] != Status.FAILED)
+    if group is not None:
+        is_in = np.zeros((len(group), Split.UNUSED + 1), bool)
+        is_in[group[rows], splits[rows]] = True
+        rows = rows[is_in[group[rows], : Split.UNUSED].sum(axis=1) > 1]
+    return leaks_among(_search(columns, rows, threshold, splits), splits)
 
 
 def leaks_among(found: NearPairs, splits: npt.NDArray[np.uint8]) -> Leaks:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import xxhash
 
 from vidcache.cache import format as layout
-from vidcache.cache.format import COLUMNS, Split, Status
+from vidcache.cache.format import NEAR_GROUP, Split, Status
 from vidcache.cache.validate import read_metadata
 from vidcache.errors import CacheError
 from vidcache.files import pread_all
@@ -34,7 +34,7 @@ class Reader(abc.ABC):
     Attributes:
         spec: Shape of the clips.
         classes: Class names; a label is an index into them.
-        columns: One (N, ...) array per column of `vidcache.cache.format.COLUMNS`.
+        columns: One (N, ...) array per column of `vidcache.cache.format.COLUMNS`; `near_group` only where it is known.
     """
 
     spec: Spec
@@ -294,7 +294,9 @@ class JoinedReader(Reader):
         self.spec, self.classes = first.spec, first.classes
         # Paths of different widths become one as wide as the widest.
         self.columns = {
-            column.name: np.concatenate([reader.columns[column.name] for reader in self.readers]) for column in COLUMNS
+            name: np.concatenate([reader.columns[name] for reader in self.readers])
+            for name in first.columns
+            if name != NEAR_GROUP  # near-duplicates may be in different caches
         }
         self._starts = [0, *itertools.accumulate(len(reader) for reader in self.readers)]
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidcache.cache import format as layout
-from vidcache.cache.format import COLUMNS, USER_BLOCK_BYTES, Header, Split, Status, columns_of
+from vidcache.cache.format import COLUMNS, NEAR_GROUP, USER_BLOCK_BYTES, Column, Header, Split, Status, columns_of
 from vidcache.errors import CacheError
 from vidcache.spec import Spec
 from vidcache.text import brief, one_line
@@ -122,6 +122,8 @@ def check_columns(spec: Spec, num_classes: int, columns: dict[str, npt.NDArray[A
         "mean_rgb": (0, 255),
         **_BOUNDS,
     }
+    if NEAR_GROUP in columns:
+        _check_near_groups(columns)
     for name, (lowest, highest) in bounds.items():
         values = columns[name].reshape(len(columns[name]), -1)
         good = (values >= lowest) & (values <= highest)  # NaN is not
@@ -133,6 +135,17 @@ def check_columns(spec: Spec, num_classes: int, columns: dict[str, npt.NDArray[A
             raise ValueError(
                 f"{name} of row {row} is {found[0] if len(found) == 1 else found}, expected {lowest} to {highest}"
             )
+
+
+def _check_near_groups(columns: dict[str, npt.NDArray[Any]]) -> None:
+    """Refuse groups that are not named by their first row, or of failed videos."""
+    first, rows = columns[NEAR_GROUP], np.arange(len(columns[NEAR_GROUP]))
+    expected = np.where(columns["status"] == Status.FAILED, -1, first)
+    bad = (first != expected) | (first < -1) | (first > rows)
+    bad |= ~bad & (first >= 0) & (first[np.where(bad, 0, first)] != first)
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(f"{NEAR_GROUP} of row {row} is {int(first[row])}, not the first row of a group")
 
 
 def bounded(name: str, value: Any) -> Any:
@@ -158,7 +171,7 @@ class Metadata:
         spec: Shape of the clips.
         classes: Class names; a label is an index into them.
         columns: One (N, ...) array per column of `vidcache.cache.format.COLUMNS`; zeros (empty text) where the
-            format version of the file lacks it.
+            format version of the file lacks it. Without `near_group` where the file has none.
     """
 
     header: Header
@@ -182,15 +195,16 @@ def read_metadata(descriptor: int, where: str) -> Metadata:
     try:
         # The same descriptor, so that the file that is parsed is the file that was hashed.
         with _no_plugins(), os.fdopen(os.dup(descriptor), "rb") as raw, h5py.File(raw, "r") as file:
-            _check_structure(file, header)
+            present = _check_structure(file, header)
             attributes = read_attributes(file)
             spec = Spec(header.num_frames, header.height, header.width, attributes["sampling"], attributes["scaling"])
             names = [bytes(name) for name in file["classes"][:]]
             columns = {
-                column.name: np.zeros((header.num_clips, *column.shape), column.dtype)
-                if column.since > header.format_version
-                else file["videos"][column.name][:]
+                column.name: file["videos"][column.name][:]
+                if column in present
+                else np.zeros((header.num_clips, *column.shape), column.dtype)
                 for column in COLUMNS
+                if column in present or column.name != NEAR_GROUP
             }
     except Exception as error:  # h5py raises as many kinds of it as there are ways to write a file wrongly
         reason = one_line(str(error), 300)
@@ -233,11 +247,16 @@ def _read_header(descriptor: int, where: str) -> Header:
     return header
 
 
-def _check_structure(file: Any, header: Header) -> None:
-    """Refuse everything that could make libhdf5 read other files or run filters."""
-    expected = {f"videos/{c.name}": (header.num_clips, *c.shape) for c in columns_of(header.format_version)}
+def _check_structure(file: Any, header: Header) -> tuple[Column, ...]:
+    """Refuse everything that could make libhdf5 read other files or run filters; return the columns that are there."""
+    present = columns_of(header.format_version)
+    expected = {f"videos/{column.name}": (header.num_clips, *column.shape) for column in present}
     expected["clips"] = (header.num_clips, header.num_frames, header.height, header.width, 3)
     for name, shape in {**expected, "classes": None}.items():
+        if name == f"videos/{NEAR_GROUP}" and NEAR_GROUP not in file["videos"]:  # whose other columns have been checked
+            del expected[name]
+            present = present[:-1]
+            continue
         holder, place = file, ""
         for part in name.split("/"):  # each looked at before it is followed: a link opens other files
             place += f"/{part}"
@@ -257,7 +276,7 @@ def _check_structure(file: Any, header: Header) -> None:
             raise ValueError(f"/{name} is no contiguous, unfiltered, internal dataset")
         if shape is not None and dataset.shape != shape:
             raise ValueError(f"/{name} has shape {dataset.shape}, expected {shape}")
-    for column in columns_of(header.format_version):
+    for column in present:
         found, wanted = file["videos"][column.name].dtype, layout.column_dtype(column, 0)
         if found.kind != wanted.kind or (wanted.itemsize and found != wanted):
             raise ValueError(f"/videos/{column.name} is {found}, expected {wanted}")
@@ -274,6 +293,7 @@ def _check_structure(file: Any, header: Header) -> None:
             raise ValueError(f"/{name} lies at {start}, outside the file")
         if name != "clips" and start < clips_end and end > header.clips_offset:  # where no hash was compared
             raise ValueError(f"/{name} lies at {start}, among the clips")
+    return present
 
 
 @contextlib.contextmanager

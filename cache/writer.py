@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from vidcache.cache import format as layout
 from vidcache.cache import journal
-from vidcache.cache.format import COLUMNS, RECORD, Header, Layout, Plan, Stage, Status
+from vidcache.cache.format import COLUMNS, NEAR_GROUP, RECORD, Header, Layout, Plan, Stage, Status
+from vidcache.cache.leakage import near_groups
 from vidcache.cache.lock import (
     build_folder,
     check_build_folder,
@@ -200,12 +201,18 @@ class CacheWriter:
             self._waiting.clear()
         self._last_commit = time.monotonic()
 
-    def finish(self, group: np.ndarray[Any, Any], split: np.ndarray[Any, Any]) -> Header:
+    def finish(
+        self,
+        group: np.ndarray[Any, Any],
+        split: np.ndarray[Any, Any],
+        near_group: npt.NDArray[np.int64] | None = None,
+    ) -> Header:
         """Write the columns, re-read every clip, and publish the file under its name.
 
         Args:
             group: (N,) int32.
             split: (N,) uint8, values of `Split`.
+            near_group: (N,) int64, of `vidcache.cache.leakage.near_groups`; None computes it.
 
         Returns:
             The header of the published cache.
@@ -219,7 +226,9 @@ class CacheWriter:
         if self.pending:
             raise ValueError(f"{len(self.pending)} of {self.plan.num_clips} rows are not completed")
         self.commit()
-        columns = self._columns(group, split)
+        if near_group is None:
+            near_group = near_groups(self.records)
+        columns = self._columns({"group": group, "split": split, NEAR_GROUP: near_group})
         try:
             check_columns(self.plan.spec, len(self.plan.classes), columns)
         except ValueError as error:
@@ -319,12 +328,14 @@ class CacheWriter:
             return True
         return bool(layout.clip_hash_of(self._read_slot(row)).encode() == record["clip_hash"])
 
-    def _columns(self, group: np.ndarray[Any, Any], split: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    def _columns(self, finished: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         columns = self.plan.columns()
         for column in COLUMNS:
             if column.stage is Stage.DECODE:
                 columns[column.name] = np.ascontiguousarray(self.records[column.name])
-        return {**columns, "group": np.asarray(group, "<i4"), "split": np.asarray(split, "|u1")}
+            elif column.stage is Stage.FINISH:
+                columns[column.name] = np.asarray(finished[column.name], column.dtype)
+        return columns
 
     def _clear_failed_slots(self) -> None:
         """Make the slot of a failed video zeros: an earlier, killed attempt may have written there."""

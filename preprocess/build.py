@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vidcache.cache.format import FORMAT_VERSION, Plan, Split, Status
+from vidcache.cache.leakage import near_groups
 from vidcache.cache.lock import clean_up
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.reuse import Earlier, earlier_builds, open_donors
@@ -329,8 +330,10 @@ def _build(
         problems = find_problems(plan, writer.records)
         write_failures(output, problems, writer.folder)
         _check_result(output, plan, good, problems, options)
-        assigned = splitter.assign(writer.records, good)
-        header = writer.finish(assigned.group, assigned.split)
+        columns = {name: writer.records[name] for name in ("status", "perceptual_hash")}
+        columns["near_group"] = near_groups(columns)
+        assigned = splitter.assign(columns, good)
+        header = writer.finish(assigned.group, assigned.split, columns["near_group"])
     notes = (*assigned.notes, *dropped, *_format_notes(finished), *_hdr_notes(plan.spec, writer.records))
     return _report(output, plan, writer.records, assigned.split, header.fingerprint, notes, num_decoded=len(pending))
 

@@ -58,6 +58,7 @@ def is_current(raw: Path, reader: CacheReader, plan: Plan, options: BuildOptions
     wanted = {name: value for name, value in plan.attributes.items() if name not in VERSIONS}
     if (
         not reader.is_current_format
+        or "near_group" not in reader.columns
         or len(reader) != plan.num_clips
         or reader.spec != plan.spec
         or reader.classes != tuple(os.fsdecode(name) for name in plan.classes)

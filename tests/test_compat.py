@@ -144,13 +144,22 @@ COLUMNS_2: list[tuple[str, str, Any, str]] = [
     ("group", "<i4", [0, 3, 1, 1, -2], "clips that belong together: a split by fractions parts none"),
     ("split", "|u1", [0, 1, 0, 3, 2], "0 train, 1 val, 2 test, 3 unused"),
 ]
+NEAR_GROUP = (
+    "near_group",
+    "<i8",
+    [0, 0, -1, 0, 0],
+    "first row of the near-duplicates it belongs to; -1 failed",
+)
 COLUMNS_1 = [
     (*column, meaning.removesuffix(", bars cut off"))
     for *column, meaning in COLUMNS_2
     if column[0] not in ("transfer", "primaries")
 ]
-COLUMNS = {1: COLUMNS_1, 2: COLUMNS_2}
-VALUES: dict[str, npt.NDArray[Any]] = {name: np.array(values, dtype) for name, dtype, values, _ in COLUMNS_2}
+FIRST_2 = 20  # the first caches of version 2 lack near_group
+COLUMNS = {1: COLUMNS_1, 2: [*COLUMNS_2, NEAR_GROUP], FIRST_2: COLUMNS_2}
+VALUES: dict[str, npt.NDArray[Any]] = {
+    name: np.array(values, dtype) for name, dtype, values, _ in (*COLUMNS_2, NEAR_GROUP)
+}
 CLIPS = (np.arange(N * CLIP_BYTES) * 31 % 251).astype("u1").reshape(N, T, H, W, 3)
 CLIPS[2] = 0  # the slot of the failed video
 FINGERPRINT = "72af5909cd128eba7f8bb96ed796c9ec"
@@ -186,7 +195,7 @@ def make_hdf5(target: Any, version: int) -> int:
         alignment_threshold=N * CLIP_BYTES,  # 1 MiB where the clips are more
         alignment_interval=4096,
     ) as file:
-        for name, value in {**ATTRIBUTES, "format_version": version}.items():
+        for name, value in {**ATTRIBUTES, "format_version": min(version, 2)}.items():
             file.attrs[name] = np.bytes_(value) if isinstance(value, bytes) else value
         add_dataset(file, "classes", np.array(CLASSES, "S4"))
         videos = file.create_group("videos")
@@ -205,7 +214,7 @@ def user_block(hdf5: bytes, clips_offset: int, version: int) -> bytes:
     classes = b"".join(struct.pack("<Q", len(name)) + name for name in CLASSES)
     return seal(
         USER_BLOCK.pack(
-            *(b"vidcache", version, 1),  # format, format version, complete
+            *(b"vidcache", min(version, 2), 1),  # format, format version, complete
             *(N, T, H, W, 0),  # the zero is reserved
             *(clips_offset, CLIP_BYTES, len(hdf5)),
             xxhash.xxh3_128_hexdigest(around).encode(),
@@ -225,7 +234,8 @@ def make_cache(version: int, path: Path, place: str = "memory") -> Path:
 
 
 @pytest.fixture(
-    params=[(1, "memory"), (1, "disk"), (2, "memory"), (2, "disk")], ids=lambda param: f"{param[0]}-{param[1]}"
+    params=[(1, "memory"), (1, "disk"), (2, "memory"), (2, "disk"), (FIRST_2, "memory")],
+    ids=lambda param: f"{param[0]}-{param[1]}",
 )
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[int, Path]:
     version, place = request.param
@@ -249,14 +259,17 @@ def test_an_old_cache_is_read(made: tuple[int, Path]) -> None:
         assert (FINGERPRINT, SPLIT_HASH) == (reader.fingerprint, reader.split_hash)
         assert N == len(reader)
         known = {name for name, *_ in COLUMNS[version]}
+        assert ("near_group" in known) == ("near_group" in reader.columns)
         for name, values in VALUES.items():
+            if name == "near_group" and name not in known:
+                continue
             values = values if name in known else np.zeros_like(values)
             assert values.dtype == reader.columns[name].dtype, name
             assert np.array_equal(values, reader.columns[name]), name
         assert COLUMNS[version][0][2] == [reader.path_of(row) for row in range(N)]
         assert [0, 0, 1, 1, 2] == reader.labels.tolist()
         expected = {name: value.decode() if isinstance(value, bytes) else value for name, value in ATTRIBUTES.items()}
-        assert {**expected, "format_version": version} == {name: reader.attributes[name] for name in ATTRIBUTES}
+        assert {**expected, "format_version": min(version, 2)} == {name: reader.attributes[name] for name in ATTRIBUTES}
 
 
 def test_clips_of_an_old_cache_are_read_and_a_failed_one_is_refused(cache: Path) -> None:
@@ -307,7 +320,7 @@ def test_vidcache_info_describes_an_old_cache(made: tuple[int, Path]) -> None:
         },
         "failures": {"no_frames": 1},
         "attributes": {
-            "format_version": version,
+            "format_version": min(version, 2),
             "class_depth": 0,
             "split_by": r"regex _(\d+)",
             "split_source": "fractions",
@@ -388,7 +401,7 @@ def test_a_split_makes_a_cache_of_today_of_a_cache_1(tmp_path: Path) -> None:
         assert (2, 2) == (reader.header.format_version, reader.attributes["format_version"])
         assert FINGERPRINT == reader.fingerprint
         assert np.array_equal(CLIPS[[0, 1, 3, 4]], reader.read([0, 1, 3, 4], verify=True))
-        unchanged = VALUES.keys() - {"perceptual_hash", "split", "group", "transfer", "primaries"}
+        unchanged = VALUES.keys() - {"perceptual_hash", "split", "group", "near_group", "transfer", "primaries"}
         for name in unchanged:
             assert np.array_equal(VALUES[name], reader.columns[name]), name
         for name in ("transfer", "primaries"):
@@ -396,6 +409,26 @@ def test_a_split_makes_a_cache_of_today_of_a_cache_1(tmp_path: Path) -> None:
         for row in (0, 1, 3, 4):
             real = CLIPS[row][: VALUES["num_real"][row]]
             assert np.array_equal(perceptual_hash(real), reader.columns["perceptual_hash"][row])
+
+
+def test_near_duplicates_are_added_to_a_first_cache_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a split, and by a build, that change nothing else; nothing is decoded."""
+    make_raw_of_cache_1(tmp_path / "raw", monkeypatch)
+    cache = make_cache(FIRST_2, tmp_path / "old.h5")
+    assert 0 == call(cli.main, "split", cache, "--dry-run").exit_code
+    assert 0 == call(cli.main, "split", cache).exit_code
+    with CacheReader(cache) as reader:
+        assert [0, 0, -1, 0, 0] == reader.columns["near_group"].tolist()
+    assert "nothing was written" in call(cli.main, "split", cache).stdout
+
+    make_cache(FIRST_2, cache)
+    options = BuildOptions(Spec(2, 16, 20), allow_tiny_classes=True)
+    report = build_cache(tmp_path / "raw", cache, options)
+
+    assert 5 == report.num_reused + report.num_decoded
+    with CacheReader(cache) as reader:
+        assert "near_group" in reader.columns
+    assert build_cache(tmp_path / "raw", cache, options).up_to_date
 
 
 def make_raw_of_cache_1(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,7 +442,7 @@ def make_raw_of_cache_1(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VALUES, "source_mtime_ns", np.array([stat.st_mtime_ns for stat in stats], "<i8"))
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, FIRST_2])
 def test_a_build_takes_nothing_over_from_a_cache_1_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
@@ -420,13 +453,13 @@ def test_a_build_takes_nothing_over_from_a_cache_1_and_says_so(
 
     report = build_cache(tmp_path / "raw", cache, options)
 
-    assert {1: (6, 0), 2: (1, 5)}[version] == (report.num_decoded, report.num_reused)
+    assert {1: (6, 0), 2: (1, 5)}[min(version, 2)] == (report.num_decoded, report.num_reused)
     note = "the older cache had format version 1: every video was decoded again, since version 2 keeps more of each"
     assert (note in report.notes) == (version == 1)
     with CacheReader(cache) as reader:
         assert 2 == reader.header.format_version
         ffmpeg = {1: TOOLS.version, 2: f"8.1, {TOOLS.version}"}
-        assert ffmpeg[version] == reader.attributes["ffmpeg_version"]
+        assert ffmpeg[min(version, 2)] == reader.attributes["ffmpeg_version"]
     assert build_cache(tmp_path / "raw", cache, options).up_to_date
 
 

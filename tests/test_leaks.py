@@ -263,7 +263,7 @@ def test_near_duplicates_are_kept_together_counted_or_left_alone(leaky: Path, tm
 
     grouped = split_cache(cache, SplitOverrides(seed=4))
     assert (
-        "3 pairs of clips look alike (copies, or cuts of one still scene) and stay together: 6 clips in 3 groups, the largest of 2"
+        "6 clips look alike (copies, or cuts of one still scene) and stay together in 3 groups, the largest of 2"
         in grouped.notes
     )
     assert 17 == grouped.num_groups

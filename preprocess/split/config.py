@@ -13,9 +13,8 @@ import numpy.typing as npt
 import xxhash
 
 from vidcache.cache.format import Split
-from vidcache.cache.leakage import find_duplicates, leaks_among
+from vidcache.cache.leakage import leaks_between
 from vidcache.errors import CacheError, InputError
-from vidcache.near_duplicates import NearPairs
 from vidcache.preprocess.split.assign import MIN_CLASS_CLIPS, assign_splits, audit_splits, describe_misfits
 from vidcache.preprocess.split.groups import GroupBy, group_videos, merge_groups, parse_grouping
 from vidcache.preprocess.split.predefined import (
@@ -233,16 +232,16 @@ class Splitter:
         """Split the videos.
 
         Args:
-            facts: Columns "status" and "perceptual_hash", as for `find_duplicates`.
+            facts: Columns "status", "perceptual_hash" and "near_group".
             good: (N,) which have a clip.
         """
         rule, groups, notes = self._rule, self._groups, list(self._notes)
-        near = None
         if rule.near_duplicates == "group":
-            near = find_duplicates(facts, splits=np.minimum(self._given.split, Split.UNUSED) if self._given else None)
-            if len(near.edges):
-                groups = merge_groups(groups, near.edges)
-                notes += [] if self._given else [_describe_groups(near, groups)]
+            first = facts["near_group"]
+            alike = np.flatnonzero((first >= 0) & (first != np.arange(len(first))))
+            if len(alike):
+                groups = merge_groups(groups, np.stack([first[alike], alike], axis=1))
+                notes += [] if self._given else [_describe_groups(np.union1d(first[alike], alike), groups)]
         where = (self._paths, self._labels, good, groups, rule.fractions, rule.seed)
         if self._given:
             split = fill_missing_splits(self._given, *where)
@@ -255,9 +254,7 @@ class Splitter:
             misfits = describe_misfits(self._classes, audit_splits(self._labels, good, split, rule.fractions, groups))
             notes += [misfits] if misfits else []
         notes += _describe_empty(split[good], rule, len(np.unique(groups[good])))
-        if rule.near_duplicates == "report":
-            near = find_duplicates(facts, splits=split)
-        leaks = 0 if near is None else len(leaks_among(near, split).pairs)
+        leaks = 0 if rule.near_duplicates == "off" else len(leaks_between(facts, split).pairs)
         if leaks:
             notes.append(
                 f"{plural(leaks, 'pair')} of clips that look alike {'is' if leaks == 1 else 'are'} in different "
@@ -277,10 +274,9 @@ def _describe_empty(split: npt.NDArray[np.uint8], rule: SplitConfig, num_groups:
     ]
 
 
-def _describe_groups(near: NearPairs, groups: npt.NDArray[np.int32]) -> str:
-    clips = np.unique(near.edges)
+def _describe_groups(clips: npt.NDArray[np.int64], groups: npt.NDArray[np.int32]) -> str:
     sizes = np.bincount(groups)[np.unique(groups[clips])]
     return (
-        f"{plural(len(near.edges), 'pair')} of clips look alike (copies, or cuts of one still scene) and stay "
-        f"together: {plural(len(clips), 'clip')} in {plural(len(sizes), 'group')}, the largest of {sizes.max():,}"
+        f"{plural(len(clips), 'clip')} look alike (copies, or cuts of one still scene) and stay together in "
+        f"{plural(len(sizes), 'group')}, the largest of {sizes.max():,}"
     )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vidcache.cache.format import Plan, Split, Status
+from vidcache.cache.leakage import near_groups
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.reuse import SPLIT_MARK, open_donors, partial_builds, records_of
 from vidcache.cache.writer import CacheWriter
@@ -89,23 +90,25 @@ def split_cache(
             source_mtime_ns=tuple(columns["source_mtime_ns"].tolist()),
             attributes={**attributes, **origin},
         )
+        columns["near_group"] = near_groups(columns)
         splitter = Splitter(rule, plan.paths, plan.labels, plan.classes, depth)
         assigned = splitter.assign(columns, columns["status"] != Status.FAILED)
         same = (
-            all(reader.attributes.get(name) == value for name, value in attributes.items())
+            (not reader.is_current_format or "near_group" in reader.columns)
+            and all(reader.attributes.get(name) == value for name, value in attributes.items())
             and (assigned.split == columns["split"]).all()
             and (assigned.group == columns["group"]).all()
         )
         split_hash = reader.split_hash
         if not same and not dry_run:
-            split_hash = _write(cache, reader, plan, records_of(columns), assigned, progress)
+            split_hash = _write(cache, reader, plan, columns, assigned, progress)
         return _report(reader, rule, split_hash, assigned, up_to_date=bool(same))
 
 
 def _current_columns(reader: CacheReader) -> dict[str, np.ndarray[Any, Any]]:
     """Return the columns as a cache made today has them, as far as they can be known without the videos."""
     if reader.is_current_format:
-        return reader.columns
+        return dict(reader.columns)
     hashes = reader.columns["perceptual_hash"].copy()
     for row in reader.rows().tolist():
         (clip,) = reader.read([row])
@@ -117,12 +120,12 @@ def _write(
     cache: Path,
     reader: CacheReader,
     plan: Plan,
-    records: np.ndarray[Any, Any],
+    columns: dict[str, np.ndarray[Any, Any]],
     assigned: Assignment,
     progress: Progress,
 ) -> str:
     with CacheWriter(cache, plan) as writer, open_donors(cache, reader, plan.spec, plan.identity()) as donors:
-        finished = dataclasses.replace(donors[-1], records=records)
+        finished = dataclasses.replace(donors[-1], records=records_of(columns))
         _check_alone(cache, reader, writer)
         for row in writer.pending:
             if not writer.take_over(row, finished, row):
@@ -131,7 +134,7 @@ def _write(
                     "hash, expected what was written. Decode it again: vidcache build RAW CACHE --verify-sources"
                 )
             progress(row + 1, plan.num_clips)
-        return writer.finish(assigned.group, assigned.split).split_hash
+        return writer.finish(assigned.group, assigned.split, columns["near_group"]).split_hash
 
 
 def _check_alone(cache: Path, reader: CacheReader, writer: CacheWriter) -> None:
