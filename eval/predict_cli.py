@@ -28,8 +28,9 @@ from vidcache.cli import (
 from vidcache.console import Progress, SafeConsole, echo
 from vidcache.errors import InputError, TooManyFailuresError
 from vidcache.outputs import PICTURE, claim_folder
+from vidcache.preprocess.options import follow_links_option
 from vidcache.preprocess.video.decode import DecodeLimits
-from vidcache.preprocess.video.find import follow_links_option, list_videos
+from vidcache.preprocess.video.find import list_videos
 from vidcache.text import plural, printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help

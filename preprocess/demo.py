@@ -6,7 +6,6 @@ most classes are another one played backwards. The files differ as real ones do:
 frame sizes and rates, lengths below and above 64 frames, one of them stored on its side.
 """
 
-import dataclasses
 import itertools
 import os
 import subprocess
@@ -24,20 +23,12 @@ from vidcache.files import follow
 from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, bound_workers
 from vidcache.text import one_line, printable
 
-Floats = npt.NDArray[np.float64]
+Motion = dict[str, npt.NDArray[np.float64]]  # by frame: y, angle, scale, light; lengths are in picture heights
 Progress = Callable[[int, int], None]  # videos done, videos in all
 
 # Videos per class, imbalanced on purpose.
-CLASSES = {
-    "bounce": 60,
-    "fall": 44,
-    "grow": 40,
-    "lights_off": 28,
-    "lights_on": 34,
-    "rise": 52,
-    "shrink": 36,
-    "spin": 46,
-}
+CLASSES = {"bounce": 60, "fall": 44, "grow": 40, "lights_off": 28, "lights_on": 34, "rise": 52}
+CLASSES |= {"shrink": 36, "spin": 46}
 ENCODINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("mp4", {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 20, "preset": "veryfast"}),
     ("mkv", {"vcodec": "libx264", "pix_fmt": "yuv444p", "crf": 22, "preset": "veryfast"}),
@@ -52,16 +43,6 @@ RATES = (10, 15, 24, 25, 30)
 LENGTHS = (20, 36, 48, 64, 72, 100)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Motion:
-    """Where the object is, by frame: (n,) each. Lengths are in picture heights."""
-
-    y: Floats
-    angle: Floats
-    scale: Floats
-    light: Floats
-
-
 def render_demo(
     folder: Path, tools: FFmpegBinaries, *, seed: int = 0, workers: int = 1, progress: Progress = lambda *_: None
 ) -> list[Path]:
@@ -71,7 +52,7 @@ def render_demo(
         folder: Is created; or an earlier demo, whose files are replaced.
         tools: The ffmpeg that encodes.
         seed: Another seed gives other videos.
-        workers: Videos encoded at a time.
+        workers: Videos encoded in parallel.
         progress: Called after every video, with videos done and in all.
 
     Returns:
@@ -109,47 +90,41 @@ def _refuse_others(folder: Path) -> None:
     made |= {path.with_name(f".{path.name}") for path in made}
     if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(f"{printable(folder)}: is no folder, and is not replaced. Choose another name")
-    for path in folder.rglob("*"):
-        if path not in made or path.is_symlink():
-            raise InputError(
-                f"{printable(folder)}: is a folder of other things ({printable(path)}). Choose another, or a new one"
-            )
+    others = [path for path in folder.rglob("*") if path not in made or path.is_symlink()]
+    if others:
+        what = f"a folder of other things ({printable(others[0])})"
+        raise InputError(f"{printable(folder)}: is {what}. Choose another, or a new one")
 
 
 def _file_name(name: str, number: int) -> str:
     return f"{name}_{number:03}.{ENCODINGS[number % len(ENCODINGS)][0]}"
 
 
-def motion(name: str, num_frames: int, rng: np.random.Generator) -> _Motion:
-    """Draw one motion of a class.
-
-    Args:
-        name: One of `CLASSES`.
-        num_frames: Its length (n).
-        rng: Source of its speed, place and size.
-    """
+def motion(name: str, num_frames: int, rng: np.random.Generator) -> Motion:
+    """Draw one motion of a class."""
     t = np.linspace(0, 1, num_frames)
     still, angle = np.zeros(num_frames), rng.uniform(0, 2 * np.pi)
     place, size = rng.uniform(0.35, 0.65), rng.uniform(0.8, 1.2)
-    moved = _Motion(still + place, still + angle, still + size, still + 1)
+    moved = {"y": still + place, "angle": still + angle, "scale": still + size, "light": still + 1}
     low, high = rng.uniform(0.15, 0.3), rng.uniform(0.7, 0.85)
     if name in ("rise", "fall"):
         path = high + (low - high) * t
-        return dataclasses.replace(moved, y=path if name == "rise" else path[::-1])
-    if name == "bounce":
+        moved["y"] = path if name == "rise" else path[::-1]
+    elif name == "bounce":
         hops = rng.uniform(1.2, 1.7)
-        return dataclasses.replace(moved, y=high + (low - high) * np.abs(np.sin(np.pi * hops * t + rng.uniform(0, 3))))
-    if name in ("grow", "shrink"):
+        moved["y"] = high + (low - high) * np.abs(np.sin(np.pi * hops * t + rng.uniform(0, 3)))
+    elif name in ("grow", "shrink"):
         zoom = size * np.geomspace(0.4, 1.6, num_frames)
-        return dataclasses.replace(moved, scale=zoom if name == "grow" else zoom[::-1])
-    if name == "spin":
-        turned = rng.choice((-2, 2)) * np.pi * rng.uniform(0.6, 0.9) * t
-        return dataclasses.replace(moved, angle=angle + turned)
-    lit = np.where(t > rng.uniform(0.35, 0.65), 1.0, 0.25)
-    return dataclasses.replace(moved, light=lit if name == "lights_on" else lit[::-1])
+        moved["scale"] = zoom if name == "grow" else zoom[::-1]
+    elif name == "spin":
+        moved["angle"] = angle + rng.choice((-2, 2)) * np.pi * rng.uniform(0.6, 0.9) * t
+    else:
+        lit = np.where(t > rng.uniform(0.35, 0.65), 1.0, 0.25)
+        moved["light"] = lit if name == "lights_on" else lit[::-1]
+    return moved
 
 
-def draw_frames(moved: _Motion, width: int, height: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def draw_frames(moved: Motion, width: int, height: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Draw the frames of a motion: (n, height, width, 3) uint8, RGB."""
     y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / height, indexing="ij")
     corners = rng.uniform(0.1, 0.55, (2, 2, 3))
@@ -159,17 +134,17 @@ def draw_frames(moved: _Motion, width: int, height: int, rng: np.random.Generato
     background = above * (1 - down) + below * down + rng.normal(0, 0.02, (height, width, 1))
     colour = rng.uniform(0.65, 1.0, 3)
     centre = width / height * rng.uniform(0.4, 0.6)
-    frames = np.empty((len(moved.y), height, width, 3), np.uint8)
+    frames = np.empty((len(moved["y"]), height, width, 3), np.uint8)
     for index in range(len(frames)):
-        scale = moved.scale[index] * 0.2
-        dx, dy = (x - centre) / scale, (y - moved.y[index]) / scale
-        cos, sin = np.cos(moved.angle[index]), np.sin(moved.angle[index])
+        scale = moved["scale"][index] * 0.2
+        dx, dy = (x - centre) / scale, (y - moved["y"][index]) / scale
+        cos, sin = np.cos(moved["angle"][index]), np.sin(moved["angle"][index])
         along, aside = dx * cos + dy * sin, dy * cos - dx * sin
         # A disc with one arm, so that every angle looks different; distances in units of its radius.
         disc = np.hypot(dx, dy) - 0.75
         arm = np.maximum(np.abs(along - 1.0) - 1.0, np.abs(aside) - 0.4)
         cover = np.clip(0.5 - np.minimum(disc, arm) * scale * height, 0, 1)[..., None]
-        picture = (background * (1 - cover) + colour * cover) * moved.light[index]
+        picture = (background * (1 - cover) + colour * cover) * moved["light"][index]
         frames[index] = np.clip(picture * 255, 0, 255).astype(np.uint8)
     return frames
 

@@ -1,11 +1,25 @@
-"""How to build a cache."""
+"""How to build a cache; and what is refused before anything is decoded."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from vidcache.preprocess.split.config import SplitOverrides
+import click
+
+from vidcache.cache.reader import CacheReader
+from vidcache.cache.reuse import Earlier
+from vidcache.cli import option
+from vidcache.errors import InputError
+from vidcache.preprocess.split.assign import MIN_CLASS_CLIPS
+from vidcache.preprocess.split.config import SplitConfig, SplitOverrides
+from vidcache.preprocess.split.groups import GroupBy
+from vidcache.preprocess.video.classes import LAYOUTS
 from vidcache.preprocess.video.decode import DecodeLimits
+from vidcache.preprocess.video.find import Sources
+from vidcache.preprocess.video.lists import LISTED
 from vidcache.spec import Spec
+from vidcache.text import printable
 
 BACKENDS = ("threads", "dask", "ray")
 
@@ -16,18 +30,18 @@ class BuildOptions:
 
     Attributes:
         spec: Shape of the clips.
-        workers: Videos decoded at a time by this machine.
+        workers: Videos decoded in parallel by this machine.
         backend: "threads" of this process, or the workers of a "dask" or "ray" cluster.
         scheduler: Address of the cluster; for ray, None starts one here.
         layout: "classes" (RAW/<class>/), "splits" (RAW/{train,val,test}/<class>/) or "auto".
         labels: CSV that names the videos and their classes, instead of folders.
-        split: What is asked for of the split; the rest is as in the cache, or the default.
+        split: How to split; the rest is as in an existing cache, or the default.
         allow_tiny_classes: Accept classes with fewer than 3 clips.
         ffmpeg_dir: Folder of the ffmpeg to use; None finds one.
         limits: Bounds for one video.
-        check_contents: Believe hashes of videos and clips only, not sizes and times.
+        check_contents: Compare hashes of videos and clips, not sizes and times.
         retry_failed: Decode videos again that failed before.
-        overwrite: Use nothing of an earlier cache; it may have another spec, or be damaged.
+        overwrite: Ignore an existing cache; it may have another spec, or be damaged.
     """
 
     spec: Spec = Spec()
@@ -43,3 +57,98 @@ class BuildOptions:
     check_contents: bool = False
     retry_failed: bool = False
     overwrite: bool = False
+
+
+follow_links_option = option(
+    "--follow-links", is_flag=True, show_default=False, group="Videos", help="Follow links to folders and videos."
+)
+
+
+def source_options(command: Any) -> Any:
+    """Add the options that say what the classes are, and whether links are followed."""
+    layout_help = "RAW/<class>/ (classes) or RAW/{train,val,test}/<class>/ (splits); auto goes by the folders' names."
+    labels_help = "CSV with the columns path,label[,split][,group]: the videos below RAW and their classes."
+    labels_type = click.Path(path_type=Path, dir_okay=False)
+    command = follow_links_option(command)
+    command = option("--labels", envvar=None, type=labels_type, group="Videos", help=labels_help)(command)
+    return option("--layout", type=click.Choice(LAYOUTS), default="auto", group="Videos", help=layout_help)(command)
+
+
+def check_source_options(layout: str, labels: Path | None) -> None:
+    """Refuse options that contradict each other; raises click.UsageError."""
+    if labels and layout != "auto":
+        raise click.UsageError(f"--layout {layout}: means nothing with --labels; choose one of them")
+
+
+def check_class_sizes(counts: Counter[bytes], noun: str) -> None:
+    """Refuse classes that cannot be in train, val and test; raises InputError with their names."""
+    tiny = [f"{printable(name)} ({count})" for name, count in sorted(counts.items()) if count < MIN_CLASS_CLIPS]
+    if tiny:
+        raise InputError(
+            f"classes with fewer than {MIN_CLASS_CLIPS} {noun}, one each for train, val and test: {', '.join(tiny)}. "
+            "Add videos, or accept it with --allow-tiny-classes"
+        )
+
+
+def choose_split(finished: CacheReader | None, sources: Sources, overrides: SplitOverrides) -> SplitConfig:
+    """Split as asked for; else as in the finished cache; else as lists or folders say, or by default."""
+    config = SplitConfig(source="folders" if sources.class_depth == 1 else "fractions")
+    is_kept = finished is not None and int(finished.attributes["class_depth"]) == sources.class_depth
+    if finished and is_kept:
+        config = SplitConfig.from_attributes(finished.attributes)
+    labels = sources.labels
+    # A cache keeps no lists: what it was split by is named again with the labels.
+    if labels and labels.has_split and not overrides.source and (not is_kept or config.source == "files"):
+        overrides = dataclasses.replace(overrides, source="files", files=(labels.file,))
+    if labels and labels.has_group and not overrides.grouping and (not is_kept or config.grouping.by == "file"):
+        overrides = dataclasses.replace(overrides, grouping=GroupBy("file", labels.file))
+    return overrides.applied_to(config)
+
+
+def unused_columns(config: SplitConfig, sources: Sources, overrides: SplitOverrides) -> tuple[str, ...]:
+    """Name the columns of the list of labels that do not split the cache, though nobody chose so in this command.
+
+    The cache was split before the list had them, or by `vidcache split` since: its attributes do not say which.
+    """
+    labels = sources.labels
+    if labels is None:
+        return ()
+    file, notes = printable(labels.file), []
+    unused = f"of {file} is not used: the cache is"
+    if labels.has_split and not overrides.source and config.source != "files":
+        notes.append(f"the column split {unused} split by {config.source}. Use it with --split-file {file}")
+    if labels.has_group and not overrides.grouping and config.grouping.by != "file":
+        notes.append(f"the column group {unused} grouped by {config.grouping.by}. Use it with --by file {file}")
+    return tuple(notes)
+
+
+def check_reading(output: Path, attributes: dict[str, Any], sources: Sources, options: BuildOptions) -> None:
+    """Refuse to read the folders in another way than the finished cache did, unless that was asked for.
+
+    The same videos would get other classes, or linked ones would be lost.
+    """
+    depth, where = int(attributes["class_depth"]), printable(output)
+    if depth != sources.class_depth and options.layout == "auto" and not options.labels:
+        origin, advice = {
+            LISTED: ("a list", "Name the list again with --labels"),
+            0: ("RAW/<class>/", "Choose between them with --layout classes or --layout splits"),
+        }.get(depth, ("RAW/<split>/<class>/", "Choose between them with --layout splits or --layout classes"))
+        raise InputError(
+            f"{where}: has its classes from {origin}, but the folders now read in another way. {advice}, or choose "
+            "another name for the cache"
+        )
+    if attributes.get("follow_links") and not options.limits.follow_links:
+        raise InputError(
+            f"{where}: was built with --follow-links, and without it linked videos would be lost. Name the option "
+            "again, or choose another name for the cache"
+        )
+
+
+def check_spec(output: Path, spec: Spec, earlier: list[Earlier]) -> None:
+    """Refuse earlier builds of this cache with other clips."""
+    for build in earlier:
+        if build.spec != spec:
+            state = "holds" if build.where == output else "is half built with"
+            is_same_size = str(build.spec) == str(spec)  # then the rules differ, with the version of vidcache
+            present, wanted = (repr(build.spec), repr(spec)) if is_same_size else (str(build.spec), str(spec))
+            raise InputError(f"{printable(output)}: {state} clips of {present}, not of {wanted}. Use another name")

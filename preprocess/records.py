@@ -1,4 +1,4 @@
-"""The videos that failed or are damaged: one line each in `<cache>.failures.csv`."""
+"""What the cache keeps of each video, and the list of those that failed or are damaged: `<cache>.failures.csv`."""
 
 import dataclasses
 from pathlib import Path
@@ -18,43 +18,45 @@ from vidcache.text import one_line, printable, to_csv
 
 def clip_record(decoded: DecodedClip) -> np.void:
     """Return what the cache keeps of a decoded video, a scalar of dtype `RECORD`."""
-    record = np.zeros((), RECORD)
-    probe, clip = decoded.probe, decoded.clip
-    num_frames = decoded.ledger.num_frames
+    probe, clip, num_frames = decoded.probe, decoded.clip, decoded.stats.num_frames
     seconds = probe.duration_seconds or (num_frames / probe.fps_from_header if probe.fps_from_header else 0.0)
-    values: dict[str, Any] = {
-        "status": Status.DAMAGED if decoded.damage else Status.OK,
-        "error": one_line(decoded.damage, ERROR_BYTES).encode(),
-        "source_hash": decoded.source_hash.encode(),
-        "clip_hash": clip_hash_of(clip).encode(),
-        "perceptual_hash": perceptual_hash(clip[: decoded.num_real]),
-        "width": probe.width,
-        "height": probe.height,
-        "rotation": probe.rotation,
-        "fps": round(num_frames / seconds, 6) if seconds else 0.0,
-        "duration_seconds": seconds,
-        "num_frames": num_frames,
-        "num_frames_from_header": probe.num_frames_from_header,
-        "num_real": decoded.num_real,
-        "codec": probe.codec.encode()[:24],
-        "pixel_format": probe.pixel_format.encode()[:24],
-        "transfer": probe.transfer.encode()[:16],
-        "primaries": probe.primaries.encode()[:16],
-        "mean_rgb": _mean_rgb(clip),
-    }
-    for name, value in values.items():
-        record[name] = bounded(name, value)
-    return cast(np.void, record[()])
+    return _record(
+        status=Status.DAMAGED if decoded.damage else Status.OK,
+        error=one_line(decoded.damage, ERROR_BYTES).encode(),
+        source_hash=decoded.source_hash.encode(),
+        clip_hash=clip_hash_of(clip).encode(),
+        perceptual_hash=perceptual_hash(clip[: decoded.num_real]),
+        width=probe.width,
+        height=probe.height,
+        rotation=probe.rotation,
+        fps=round(num_frames / seconds, 6) if seconds else 0.0,
+        duration_seconds=seconds,
+        num_frames=num_frames,
+        num_frames_from_header=probe.num_frames_from_header,
+        num_real=decoded.num_real,
+        codec=probe.codec.encode()[:24],
+        pixel_format=probe.pixel_format.encode()[:24],
+        transfer=probe.transfer.encode()[:16],
+        primaries=probe.primaries.encode()[:16],
+        mean_rgb=_mean_rgb(clip),
+    )
 
 
 def failure_record(failure: Failure) -> np.void:
     """Return what the cache keeps of a video that gave no clip, a scalar of dtype `RECORD`."""
+    return _record(
+        status=Status.FAILED,
+        error=one_line(str(failure), ERROR_BYTES).encode(),
+        source_hash=failure.source_hash.encode(),
+        num_frames=failure.num_frames,
+        num_frames_from_header=failure.num_frames_from_header,
+    )
+
+
+def _record(**values: Any) -> np.void:
     record = np.zeros((), RECORD)
-    record["status"] = Status.FAILED
-    record["error"] = one_line(str(failure), ERROR_BYTES).encode()
-    record["source_hash"] = failure.source_hash.encode()
-    for name in ("num_frames", "num_frames_from_header"):
-        record[name] = bounded(name, getattr(failure, name))
+    for name, value in values.items():
+        record[name] = bounded(name, value)
     return cast(np.void, record[()])
 
 
@@ -72,50 +74,31 @@ FAILURES = begins("a list of failures", ",".join(_HEADER).encode())
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A video that failed or is damaged.
+    """A video that failed or is damaged."""
 
-    Attributes:
-        path: Below the raw folder.
-        class_name: Its class.
-        status: FAILED or DAMAGED.
-        reason: The code.
-        num_frames: Frames that decoded.
-        num_frames_from_header: Frames that the file claims; -1 unknown.
-        detail: One line: what ffmpeg said last.
-    """
-
-    path: bytes
+    path: bytes  # below the raw folder
     class_name: bytes
-    status: Status
-    reason: str
-    num_frames: int
-    num_frames_from_header: int
-    detail: str
+    status: Status  # FAILED or DAMAGED
+    reason: str  # the code
+    num_frames: int  # that decoded
+    num_frames_from_header: int  # that the file claims; -1 unknown
+    detail: str  # one line for people
+
+    def __str__(self) -> str:
+        return f"{printable(self.path)}: {self.detail}"
 
 
 def find_problems(plan: Plan, facts: Any) -> tuple[Problem, ...]:
-    """Return the videos that are not `Status.OK`, by path.
-
-    Args:
-        plan: Paths and classes.
-        facts: Columns "status", "error", "num_frames" and "num_frames_from_header", (N,) each: records of
-            dtype `RECORD`, or the columns of a cache.
-    """
+    """Return the videos that are not `Status.OK`, by path; `facts`: records, or the columns of a cache."""
     return tuple(problem_of(plan, facts, row) for row in np.flatnonzero(facts["status"] != Status.OK).tolist())
 
 
 def problem_of(plan: Plan, facts: Any, row: int) -> Problem:
-    """Return what is wrong with the video of a row; arguments as those of `find_problems`."""
+    """Return what is wrong with the video of a row."""
     reason, _, detail = facts["error"][row].decode("utf-8", "replace").partition(": ")
-    return Problem(
-        plan.paths[row],
-        plan.classes[plan.labels[row]],
-        Status(facts["status"][row]),
-        reason,
-        int(facts["num_frames"][row]),
-        int(facts["num_frames_from_header"][row]),
-        detail,
-    )
+    status, class_name = Status(facts["status"][row]), plan.classes[plan.labels[row]]
+    num_frames, claimed = int(facts["num_frames"][row]), int(facts["num_frames_from_header"][row])
+    return Problem(plan.paths[row], class_name, status, reason, num_frames, claimed, detail)
 
 
 def failures_path(output: Path) -> Path:
@@ -124,12 +107,9 @@ def failures_path(output: Path) -> Path:
 
 
 def write_failures(output: Path, problems: tuple[Problem, ...], scratch: Path) -> None:
-    """Write `<output>.failures.csv`; with no problems it has only its header.
+    """Write `<output>.failures.csv`, with only its header if there are no problems.
 
-    Args:
-        output: The cache.
-        problems: What to write.
-        scratch: A folder on the same disk that is removed some day: a kill can leave half a file there.
+    A kill can leave half a file in `scratch`, a folder on the same disk that is removed some day.
     """
     rows = []
     for problem in problems:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,17 @@ import pytest
 from click.testing import CliRunner
 
 from tests.helpers import TOOLS, make_raw
+from tests.videos import fake_folder
 from vidcache.cli import main
 from vidcache.errors import InputError, VidcacheError
-from vidcache.preprocess import executors as backends
+from vidcache.preprocess import executors
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.executors import Job, decode_remotely
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.video.decode import DecodeLimits
 from vidcache.spec import Spec
 
 distributed = pytest.importorskip("distributed", reason="needs the extra `distributed`")
+pytestmark = pytest.mark.slow
 
 SPEC = Spec(4, 32, 32)
 WORKER = (
@@ -91,9 +91,12 @@ def options(cluster: Cluster, **settings: Any) -> BuildOptions:
     return BuildOptions(**{"spec": SPEC, "workers": 2, "backend": "dask", "scheduler": cluster.address, **settings})
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+quiet = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+
+@quiet
 def test_a_dask_cluster_gives_the_bytes_of_one_machine(cluster: Cluster, raw: Path, tmp_path: Path) -> None:
-    build_cache(raw, tmp_path / "here.h5", BuildOptions(spec=SPEC, workers=2))
+    build_cache(raw, tmp_path / "here.h5", spec=SPEC, workers=2)
 
     report = build_cache(raw, tmp_path / "there.h5", options(cluster))
 
@@ -102,22 +105,13 @@ def test_a_dask_cluster_gives_the_bytes_of_one_machine(cluster: Cluster, raw: Pa
     assert build_cache(raw, tmp_path / "there.h5", options(cluster)).up_to_date
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+@quiet
 def test_a_lost_worker_costs_a_retry_not_the_build(cluster: Cluster, raw: Path, tmp_path: Path) -> None:
-    slow = tmp_path / "slow"
-    slow.mkdir()
-    marks = tmp_path / "marks"
-    marks.mkdir()
     # $PPID is the worker; it dies in the middle of its first video.
-    (slow / "ffmpeg").write_text(
-        f'#!/bin/sh\ncase "$*" in *-version*) ;; *) mkdir {marks}/once 2>/dev/null && kill -9 $PPID;; esac\n'
-        f'exec {TOOLS.ffmpeg} "$@"\n'
-    )
-    (slow / "ffmpeg").chmod(0o755)
-    (slow / "ffprobe").symlink_to(TOOLS.ffprobe)
-    build_cache(raw, tmp_path / "here.h5", BuildOptions(spec=SPEC, workers=2))
+    deadly = fake_folder(tmp_path / "bin", f'mkdir {tmp_path}/once 2>/dev/null && kill -9 $PPID; exec $real "$@"')
+    build_cache(raw, tmp_path / "here.h5", spec=SPEC, workers=2)
 
-    report = build_cache(raw, tmp_path / "there.h5", options(cluster, ffmpeg_dir=slow))
+    report = build_cache(raw, tmp_path / "there.h5", options(cluster, ffmpeg_dir=deadly))
 
     died = [worker for worker in cluster.workers if worker.poll() is not None]
     assert [-signal.SIGKILL] == [worker.returncode for worker in died]
@@ -127,18 +121,10 @@ def test_a_lost_worker_costs_a_retry_not_the_build(cluster: Cluster, raw: Path, 
 
 
 def test_a_scheduler_that_does_not_answer_is_an_error_that_says_how_to_start_one(raw: Path, tmp_path: Path) -> None:
-    start = time.monotonic()
+    message = r"--scheduler tcp://127\.0\.0\.1:9: no Dask cluster answers .*dask scheduler"
+    with pytest.raises(InputError, match=message):
+        build_cache(raw, tmp_path / "c.h5", spec=SPEC, backend="dask", scheduler="tcp://127.0.0.1:9")
 
-    with pytest.raises(
-        InputError, match=r"--scheduler tcp://127\.0\.0\.1:9: no Dask scheduler answers .*dask scheduler"
-    ):
-        build_cache(
-            raw,
-            tmp_path / "c.h5",
-            BuildOptions(spec=SPEC, backend="dask", scheduler="tcp://127.0.0.1:9"),
-        )
-
-    assert time.monotonic() - start < 60
     assert not (tmp_path / "c.h5").exists()
 
 
@@ -148,27 +134,21 @@ def test_a_scheduler_without_workers_is_an_error(raw: Path, tmp_path: Path) -> N
         assert scheduler.stdout is not None
         address = scheduler.stdout.readline().strip()
         try:
-            with pytest.raises(
-                InputError, match=f"{address}: has no workers, expected some. Start `dask worker {address}`"
-            ):
-                build_cache(raw, tmp_path / "c.h5", BuildOptions(spec=SPEC, backend="dask", scheduler=address))
+            with pytest.raises(InputError, match=f"{address}: has no workers. Start some with `dask worker {address}`"):
+                build_cache(raw, tmp_path / "c.h5", spec=SPEC, backend="dask", scheduler=address)
         finally:
             scheduler.kill()
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+@quiet
 def test_an_error_of_a_worker_is_the_error_of_the_build(cluster: Cluster, raw: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"  # here it is one version, in a worker another
-    other.mkdir()
-    (other / "ffmpeg").write_text(
-        f'#!/bin/sh\n[ $PPID = {os.getpid()} ] && exec {TOOLS.ffmpeg} "$@"\n{TOOLS.ffmpeg} "$@" | sed "s/version n*[0-9]/version 1/"\n'
-    )
-    (other / "ffmpeg").chmod(0o755)
-    (other / "ffprobe").symlink_to(TOOLS.ffprobe)
+    # Here it is one version, in a worker another.
+    script = f'[ $PPID = {os.getpid()} ] && exec $real "$@"\n$real "$@" | sed "s/version n*[0-9]/version 1/"'
+    other = fake_folder(tmp_path / "bin")
+    (other / "ffmpeg").write_text(f"#!/bin/sh\nreal={TOOLS.ffmpeg}\n{script}\n")
 
-    with pytest.raises(
-        VidcacheError, match=r"worker on .*: ffmpeg 1\S*, expected .*install the same vidcache everywhere"
-    ):
+    message = r"worker on .*: has ffmpeg 1\S* instead of .*Install the same vidcache everywhere"
+    with pytest.raises(VidcacheError, match=message):
         build_cache(raw, tmp_path / "c.h5", options(cluster, ffmpeg_dir=other))
 
 
@@ -179,24 +159,23 @@ def job(raw: Path) -> Job:
 
 
 def test_a_worker_with_another_ffmpeg_is_refused(raw: Path) -> None:
-    with pytest.raises(
-        VidcacheError, match=rf"ffmpeg {TOOLS.version}, expected n0\.1\. Clips would differ: install the same"
-    ):
-        decode_remotely(job(raw), "n0.1", SPEC, DecodeLimits(), None)
+    message = rf"ffmpeg {TOOLS.version} instead of n0\.1, so clips would differ. Install the same"
+    with pytest.raises(VidcacheError, match=message):
+        decode_remotely(job(raw), "n0.1", BuildOptions(spec=SPEC))
 
 
-def test_a_worker_that_does_not_see_the_videos_is_an_error_not_a_failed_video(raw: Path) -> None:
+def test_a_worker_that_does_not_see_the_videos_is_an_error_not_a_failed_video() -> None:
     elsewhere = Job(0, b"/not/here", b"a/x.mp4", 1, 1)
 
-    with pytest.raises(VidcacheError, match=r"worker on .*: /not/here is not there, expected the raw folder"):
-        decode_remotely(elsewhere, TOOLS.version, SPEC, DecodeLimits(), None)
+    with pytest.raises(VidcacheError, match=r"worker on .*: does not see the raw folder /not/here"):
+        decode_remotely(elsewhere, TOOLS.version, BuildOptions(spec=SPEC))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--backend", "dask"], "--backend dask: needs --scheduler ADDRESS"),
-        (["--scheduler", "tcp://127.0.0.1:1"], "--scheduler: means nothing without --backend dask or ray"),
+        (["--scheduler", "tcp://127.0.0.1:1"], "--scheduler: requires --backend dask or ray"),
         (["--backend", "spark"], "'spark' is not one of 'threads', 'dask', 'ray'"),
     ],
 )
@@ -213,29 +192,22 @@ def test_a_backend_that_is_not_installed_is_named(raw: Path, tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "ray", None)
 
     with pytest.raises(InputError, match=r"--backend ray: .*pip install 'vidcache\[distributed\]'"):
-        build_cache(raw, tmp_path / "c.h5", BuildOptions(spec=SPEC, backend="ray"))
+        build_cache(raw, tmp_path / "c.h5", spec=SPEC, backend="ray")
 
 
-def test_a_cluster_that_fails_again_and_again_ends_the_build_with_what_it_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Threads stand in for the cluster: what a worker raises that is none of our errors."""
-    calls: list[int] = []
+def test_a_cluster_that_fails_ends_the_build_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads stand in for the cluster, whose worker raises none of our errors."""
 
-    def fails(job: Job, **_: Any) -> None:
-        calls.append(job.row)
+    def fails(*_: Any) -> None:
         raise OSError("its disk\nis full")
 
-    monkeypatch.setattr(backends, "_connect_dask", lambda _: joblib.parallel_config(backend="threading", n_jobs=1))
-    monkeypatch.setattr(backends, "decode_remotely", fails)
-    raw, options = make_raw(tmp_path / "raw", {"a": 3}, num_frames=4), BuildOptions(spec=SPEC, backend="dask")
+    monkeypatch.setattr(executors, "_connect", lambda _: joblib.parallel_config(backend="threading", n_jobs=1))
+    monkeypatch.setattr(executors, "decode_remotely", fails)
+    raw = make_raw(tmp_path / "raw", {"a": 3}, num_frames=4)
 
     with pytest.raises(
-        VidcacheError,
-        match=r"dask cluster: failed 4 times in a row \(OSError: its disk is full\). What was decoded is kept: "
-        "see the logs of its workers, then run the same command again",
+        VidcacheError, match=r"dask cluster: failed \(OSError: its disk is full\)\. What was decoded is"
     ):
-        build_cache(raw, tmp_path / "c.h5", options)
+        build_cache(raw, tmp_path / "c.h5", spec=SPEC, backend="dask")
 
-    assert len(calls) >= 4
     assert not (tmp_path / "c.h5").exists()

@@ -147,7 +147,7 @@ def test_json_is_one_object_and_a_problem_is_exit_1(cache_file: Path, tmp_path: 
     assert {
         "name": "ffmpeg",
         "status": "problem",
-        "found": f"{tmp_path}/ffprobe: No such file or directory, expected an ffmpeg",
+        "found": f"{tmp_path}/ffprobe: is no working ffmpeg (No such file or directory)",
         "advice": "Name another folder with --ffmpeg-dir",
     } == checks["ffmpeg"]
     assert ("problem", f"{tmp_path}/none.pth: not there") == (checks["weights"]["status"], checks["weights"]["found"])
@@ -530,7 +530,7 @@ def test_what_is_no_ffmpeg_is_a_problem(tmp_path: Path) -> None:
     found = ffmpeg_checks(tmp_path)
 
     assert ["ffmpeg"] == list(found)
-    expected = f"{tmp_path}/ffprobe: exit 3 for -version, expected an ffmpeg"
+    expected = f"{tmp_path}/ffprobe: is no working ffmpeg (exit 3 for -version)"
     assert Check("ffmpeg", PROBLEM, expected, "Name another folder with --ffmpeg-dir") == found["ffmpeg"]
 
 

@@ -1,29 +1,15 @@
 """Which stream is the video, and files that hold more of it than is decoded."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import TOOLS, make_video, run_ffmpeg
+from tests.helpers import make_video, run_ffmpeg
+from tests.videos import H264, decode
 from vidcache.cache.format import Status
 from vidcache.preprocess.analysis.facts import facts_of_folder
-from vidcache.preprocess.video.decode import DecodedClip, DecodeLimits, decode_video
-from vidcache.preprocess.video.ffmpeg import SubprocessGroup
-from vidcache.spec import Spec
 
-H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
 VP8 = ("-c:v", "libvpx", "-b:v", "200k")
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[SubprocessGroup]:
-    with SubprocessGroup() as running:
-        yield running
-
-
-def decode(path: Path, children: SubprocessGroup) -> DecodedClip:
-    return decode_video(path, Spec(8, 48, 64), [TOOLS], children, DecodeLimits())
 
 
 # --- which stream -----------------------------------------------------------------------------
@@ -47,19 +33,19 @@ BIG_PICTURE, VIDEO, COARSE = ("320x240", 1, "1"), ("64x48", 30, "1"), ("96x64", 
 
 @pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.avi", "v.ts"])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_single_picture_is_not_the_video(tmp_path: Path, children: SubprocessGroup, name: str, first: bool) -> None:
+def test_a_single_picture_is_not_the_video(tmp_path: Path, name: str, first: bool) -> None:
     path = mux(tmp_path / name, *((BIG_PICTURE, VIDEO) if first else (VIDEO, BIG_PICTURE)))
 
-    decoded = decode(path, children)
+    decoded = decode(path)
 
-    assert (30, 64, "") == (decoded.ledger.num_frames, decoded.probe.width, decoded.damage)
+    assert (30, 64, "") == (decoded.stats.num_frames, decoded.probe.width, decoded.damage)
 
 
-def test_a_single_picture_is_not_the_video_even_by_default(tmp_path: Path, children: SubprocessGroup) -> None:
+def test_a_single_picture_is_not_the_video_even_by_default(tmp_path: Path) -> None:
     dispositions = ("-disposition:v:0", "default", "-disposition:v:1", "0")
     path = mux(tmp_path / "v.mkv", BIG_PICTURE, VIDEO, options=dispositions)
 
-    assert 30 == decode(path, children).ledger.num_frames
+    assert 30 == decode(path).stats.num_frames
 
 
 @pytest.mark.parametrize(
@@ -73,12 +59,12 @@ def test_a_single_picture_is_not_the_video_even_by_default(tmp_path: Path, child
     ],
 )
 def test_the_stream_is_chosen_as_libavformat_does(
-    tmp_path: Path, children: SubprocessGroup, name: str, dispositions: tuple[str, str], width: int
+    tmp_path: Path, name: str, dispositions: tuple[str, str], width: int
 ) -> None:
     options = ("-disposition:v:0", dispositions[0], "-disposition:v:1", dispositions[1])
     path = mux(tmp_path / name, VIDEO, COARSE, options=options)
 
-    assert width == decode(path, children).probe.width
+    assert width == decode(path).probe.width
 
 
 # --- files that go on -------------------------------------------------------------------------
@@ -102,19 +88,19 @@ JOINED: dict[str, tuple[tuple[str, ...], bool]] = {
 
 
 @pytest.mark.parametrize("name", JOINED)
-def test_joined_files_are_whole_or_damaged(tmp_path: Path, children: SubprocessGroup, name: str) -> None:
+def test_joined_files_are_whole_or_damaged(tmp_path: Path, name: str) -> None:
     codec, are_both_read = JOINED[name]
     first = make_video(tmp_path / f"1{name}", 20, step=2, codec=codec)
     second = make_video(tmp_path / f"2{name}", 20, step=2, first=100, codec=codec)
-    assert "" == decode(first, children).damage
+    assert "" == decode(first).damage
     path = tmp_path / name
     path.write_bytes(first.read_bytes() + second.read_bytes())
 
-    decoded = decode(path, children)
+    decoded = decode(path)
 
     size = path.stat().st_size
     if are_both_read:
-        assert (40, "") == (decoded.ledger.num_frames, decoded.damage)
+        assert (40, "") == (decoded.stats.num_frames, decoded.damage)
         assert decoded.clip[-1].mean() > 100
         return
     assert decoded.damage.startswith("missing_frames: 20 decoded; another file begins at byte ")
@@ -138,7 +124,7 @@ def transport(path: Path, first: int, pid: int, seconds: int, *options: str) -> 
 @pytest.mark.parametrize("continues", [True, False])
 @pytest.mark.parametrize("program", [(), ("-mpegts_service_id", "2")])
 def test_a_transport_stream_whose_numbers_change_is_damaged(
-    tmp_path: Path, children: SubprocessGroup, pids: tuple[int, ...], continues: bool, program: tuple[str, ...]
+    tmp_path: Path, pids: tuple[int, ...], continues: bool, program: tuple[str, ...]
 ) -> None:
     parts = [
         transport(tmp_path / str(n), 60 * n, pid, n if continues else 0, *(program if n % 2 else ()))
@@ -147,14 +133,15 @@ def test_a_transport_stream_whose_numbers_change_is_damaged(
     path = tmp_path / "v.ts"
     path.write_bytes(b"".join(parts))
 
-    decoded = decode(path, children)
+    decoded = decode(path)
 
-    assert decoded.ledger.num_frames < 20 * len(pids)
+    assert decoded.stats.num_frames < 20 * len(pids)
     assert "another video stream, of " in decoded.damage
     assert decoded.damage.endswith("packets, has its turn before or after this one")
 
 
-def test_a_stream_that_begins_too_late_to_be_known_is_damage(tmp_path: Path, children: SubprocessGroup) -> None:
+@pytest.mark.slow
+def test_a_stream_that_begins_too_late_to_be_known_is_damage(tmp_path: Path) -> None:
     """ffprobe looks at the beginning and at the end: the second part lies between."""
     noise = "color=s=320x240:r=25,noise=alls=100:allf=t,format=yuv420p"
 
@@ -167,9 +154,9 @@ def test_a_stream_that_begins_too_late_to_be_known_is_damage(tmp_path: Path, chi
     assert len(first) > 6e6
     (tmp_path / "v.ts").write_bytes(first + part(512, 20) + first)
 
-    decoded = decode(tmp_path / "v.ts", children)
+    decoded = decode(tmp_path / "v.ts")
 
-    assert 300 == decoded.ledger.num_frames
+    assert 300 == decoded.stats.num_frames
     assert decoded.damage.startswith("decode_error: 0 packets refused, ")
     assert "New video stream with index 1 at pos:" in decoded.damage
 
@@ -193,27 +180,21 @@ SOUND: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("name", SOUND)
 @pytest.mark.parametrize("seconds", [0.5, 2.0, 2.5])
-def test_sound_that_is_a_little_longer_is_no_damage(
-    tmp_path: Path, children: SubprocessGroup, name: str, seconds: float
-) -> None:
-    decoded = decode(with_sound(tmp_path / name, seconds, *SOUND[name]), children)
+def test_sound_that_is_a_little_longer_is_no_damage(tmp_path: Path, name: str, seconds: float) -> None:
+    decoded = decode(with_sound(tmp_path / name, seconds, *SOUND[name]))
 
-    assert (50, "") == (decoded.ledger.num_frames, decoded.damage)
+    assert (50, "") == (decoded.stats.num_frames, decoded.damage)
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_a_video_that_ends_long_before_its_sound_is_damaged(
-    tmp_path: Path, children: SubprocessGroup, name: str
-) -> None:
-    decoded = decode(with_sound(tmp_path / name, 5, *SOUND[name]), children)
+def test_a_video_that_ends_long_before_its_sound_is_damaged(tmp_path: Path, name: str) -> None:
+    decoded = decode(with_sound(tmp_path / name, 5, *SOUND[name]))
 
     assert decoded.damage.startswith("missing_frames: 50 decoded; it ")
-    assert 50 == decoded.ledger.num_frames
+    assert 50 == decoded.stats.num_frames
 
 
-def test_a_video_that_ends_before_the_length_that_its_file_names_is_damaged(
-    tmp_path: Path, children: SubprocessGroup
-) -> None:
+def test_a_video_that_ends_before_the_length_that_its_file_names_is_damaged(tmp_path: Path) -> None:
     path = make_video(tmp_path / "v.flv", 40, codec=(*H264, "-g", "1"))
     data = path.read_bytes()
     tags, at = [], 13
@@ -222,19 +203,19 @@ def test_a_video_that_ends_before_the_length_that_its_file_names_is_damaged(
         at += 11 + int.from_bytes(data[at + 1 : at + 4], "big") + 4
     path.write_bytes(data[: tags[22]])
 
-    decoded = decode(path, children)
+    decoded = decode(path)
 
-    n = decoded.ledger.num_frames
+    n = decoded.stats.num_frames
     assert 15 < n < 25
     assert f"missing_frames: {n} decoded; it ends at {n / 25:.2f} s, the file at 1.60 s" == decoded.damage
 
 
-def test_a_transport_stream_in_which_much_follows_is_damaged(tmp_path: Path, children: SubprocessGroup) -> None:
+def test_a_transport_stream_in_which_much_follows_is_damaged(tmp_path: Path) -> None:
     path = make_video(tmp_path / "v.ts", 20, codec=H264)
     data = path.read_bytes()
     path.write_bytes(data + (b"\x47\x1f\xff\x10" + bytes(184)) * 500)  # empty packets
 
-    damage = decode(path, children).damage
+    damage = decode(path).damage
 
     assert damage.startswith("missing_frames: 20 decoded; its last packet is at byte ")
     assert damage.endswith(f" of {path.stat().st_size:,}")
@@ -251,24 +232,22 @@ def box(kind: bytes, num_bytes: int, *, long: bool = False) -> bytes:
 @pytest.mark.parametrize(
     "tail", [b"", box(b"free", 100_000), box(b"mdat", 100_000, long=True), bytes(50_000), b"\xff" * 50_000], ids=len
 )
-def test_what_else_lies_in_an_mp4_is_no_damage(
-    tmp_path: Path, children: SubprocessGroup, front: bool, tail: bytes
-) -> None:
+def test_what_else_lies_in_an_mp4_is_no_damage(tmp_path: Path, front: bool, tail: bytes) -> None:
     path = make_video(tmp_path / "v.mp4", 20, codec=(*H264, *(("-movflags", "+faststart") if front else ())))
     path.write_bytes(path.read_bytes() + tail)
 
-    assert (20, "") == ((decoded := decode(path, children)).ledger.num_frames, decoded.damage)
+    assert (20, "") == ((decoded := decode(path)).stats.num_frames, decoded.damage)
 
 
-def test_a_second_movie_is_found_behind_long_boxes(tmp_path: Path, children: SubprocessGroup) -> None:
+def test_a_second_movie_is_found_behind_long_boxes(tmp_path: Path) -> None:
     path = make_video(tmp_path / "v.mp4", 20, codec=H264)
     data = path.read_bytes()
     path.write_bytes(data + box(b"free", 5000, long=True) + data)
 
-    assert "another file begins at byte " in decode(path, children).damage
+    assert "another file begins at byte " in decode(path).damage
 
 
-def test_fragments_slides_and_cuts_are_no_damage(tmp_path: Path, children: SubprocessGroup) -> None:
+def test_fragments_slides_and_cuts_are_no_damage(tmp_path: Path) -> None:
     whole = with_sound(tmp_path / "whole.mp4", 2, *SOUND["v.mp4"])
     run_ffmpeg("-i", str(whole), "-c", "copy", "-movflags", "frag_keyframe+empty_moov", str(tmp_path / "fragments.mp4"))
     run_ffmpeg("-ss", "0.8", "-t", "0.5", "-i", str(whole), "-c", "copy", str(tmp_path / "cut.mp4"))
@@ -277,14 +256,14 @@ def test_fragments_slides_and_cuts_are_no_damage(tmp_path: Path, children: Subpr
         run_ffmpeg(*source("64x48", 50), "-f", "lavfi", "-i", "sine=d=2", *slides, str(tmp_path / name))
 
     for name in ("fragments.mp4", "cut.mp4", "slides.mkv", "slides.mp4", "slides.ts"):
-        assert "" == decode(tmp_path / name, children).damage, name
+        assert "" == decode(tmp_path / name).damage, name
 
 
-def test_two_programs_at_a_time_are_no_damage(tmp_path: Path, children: SubprocessGroup) -> None:
+def test_two_programs_at_a_time_are_no_damage(tmp_path: Path) -> None:
     programs = ("-program", "st=0", "-program", "st=1")
     path = mux(tmp_path / "v.ts", VIDEO, COARSE, options=programs)
 
-    assert "" == decode(path, children).damage
+    assert "" == decode(path).damage
 
 
 def test_analyze_of_a_folder_says_so_too(tmp_path: Path) -> None:

@@ -16,18 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import TOOLS, run_ffmpeg
+from tests.videos import SPEC, decode, probe
 from vidcache.cache.reader import CacheReader
 from vidcache.cli import main
-from vidcache.preprocess.video import ffmpeg
-from vidcache.preprocess.video import keyframes as keyed
-from vidcache.preprocess.video.decode import DecodedClip, DecodeLimits, decode_video
-from vidcache.preprocess.video.ffmpeg import ProcessResult, SubprocessGroup
-from vidcache.preprocess.video.keyframes import Plan, needed_packets, parts_in_two, plan_keyed, reorder_depth
-from vidcache.preprocess.video.probe import Timeline, probe_video
+from vidcache.preprocess.video import ffmpeg, keyframes
+from vidcache.preprocess.video.decode import DecodedClip
+from vidcache.preprocess.video.ffmpeg import OpenVideo, ProcessResult, SubprocessGroup
+from vidcache.preprocess.video.keyframes import SeekPlan, is_clean_cut, needed_packets, plan_seeks, reorder_depth
+from vidcache.preprocess.video.probe import Timeline
 from vidcache.sampling import sample_indices
 from vidcache.spec import Spec
 
-SPEC = Spec(8, 48, 64)
 X264 = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-g", "12", "-keyint_min", "12")
 X264_B = (*X264, "-sc_threshold", "0", "-bf", "3", "-x264-params", "b-pyramid=normal")
 X265 = ("-c:v", "libx265", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-g", "12", "-x265-params")
@@ -61,8 +60,8 @@ VIDEOS: dict[str, tuple[tuple[str, ...], bool]] = {
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small videos are worth it too."""
-    monkeypatch.setattr(keyed, "SECONDS_PER_VIDEO", 0.0)
-    monkeypatch.setattr(keyed, "SECONDS_PER_PACKET", 0.0)
+    monkeypatch.setattr(keyframes, "SECONDS_PER_VIDEO", 0.0)
+    monkeypatch.setattr(keyframes, "SECONDS_PER_PACKET", 0.0)
 
 
 def render(path: Path, codec: tuple[str, ...], num_frames: int = 240, filters: str = "null") -> Path:
@@ -74,48 +73,45 @@ def render(path: Path, codec: tuple[str, ...], num_frames: int = 240, filters: s
 
 def both_ways(path: Path, spec: Spec = SPEC) -> tuple[DecodedClip, DecodedClip]:
     """The clip of everything, and the clip by key frames where that is allowed."""
-    with SubprocessGroup() as children:
-        whole = decode_video(path, spec, [TOOLS], children, DecodeLimits(keyed=False))
-        by_keys = decode_video(path, spec, [TOOLS], children, DecodeLimits())
-    assert 0 == whole.ledger.num_skipped
+    whole, by_keys = decode(path, spec, keyed=False), decode(path, spec)
+    assert 0 == whole.stats.num_skipped
     assert (whole.clip == by_keys.clip).all()
     assert whole.num_real == by_keys.num_real
-    assert whole.ledger.num_frames == by_keys.ledger.num_frames
+    assert whole.stats.num_frames == by_keys.stats.num_frames
     assert whole.damage == by_keys.damage
     return whole, by_keys
 
 
-def plan_of(path: Path, **changes: Any) -> Plan | None:
+def plan_of(path: Path, **changes: Any) -> SeekPlan | None:
     """The plan of a video, with some things that ffprobe did not say."""
-    deadline = time.monotonic() + 60
-    with path.open("rb") as file, SubprocessGroup() as children:
-        probe = probe_video(TOOLS, children, file.fileno(), deadline=deadline, max_pixels=1 << 20)
-        probe = dataclasses.replace(probe, **changes)
-        return plan_keyed(TOOLS, children, file.fileno(), probe, SPEC.num_frames, deadline=deadline)
+    with path.open("rb") as file, SubprocessGroup() as group:
+        video = OpenVideo(file.fileno(), TOOLS, group, time.monotonic() + 60)
+        return plan_seeks(video, dataclasses.replace(probe(path), **changes), SPEC.num_frames)
 
 
-@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "b_frames.mp4" else [pytest.mark.slow]) for name in VIDEOS]
+)
 def test_the_clip_is_that_of_a_whole_decode(name: str, tmp_path: Path) -> None:
     codec, enough = VIDEOS[name]
     whole, by_keys = both_ways(render(tmp_path / name, codec))
 
-    assert 240 == whole.ledger.num_frames
+    assert 240 == whole.stats.num_frames
     assert len(np.unique(whole.clip.reshape(8, -1), axis=0)) == 8  # no frame stands for another
     # Behind the last sample there may be something to skip in any video.
-    assert enough == (by_keys.ledger.num_skipped > 60), by_keys.ledger
+    assert enough == (by_keys.stats.num_skipped > 60), by_keys.stats
     plan = plan_of(tmp_path / name)
     assert enough == bool(plan and plan.num_packets - plan.num_kept > 60)
 
 
 def test_times_that_make_no_sense_are_a_doubt(tmp_path: Path) -> None:
     path = render(tmp_path / "v.mp4", X264_B)
-    with path.open("rb") as file, SubprocessGroup() as children:
-        probe = probe_video(TOOLS, children, file.fileno(), deadline=time.monotonic() + 60, max_pixels=1 << 20)
-    timeline = probe.timeline
+    known = probe(path)
+    timeline = known.timeline
     assert timeline is not None
-    assert 2 == probe.reorder_depth_from_header
+    assert 2 == known.reorder_depth_from_header
 
-    def with_times(change: dict[int, int]) -> Plan | None:
+    def with_times(change: dict[int, int]) -> SeekPlan | None:
         times = array.array("q", timeline.pts)
         for at, value in change.items():
             times[at] = value
@@ -138,6 +134,7 @@ def test_times_that_make_no_sense_are_a_doubt(tmp_path: Path) -> None:
     assert plan_of(path, width=0) is None  # nothing to save
 
 
+@pytest.mark.slow
 def test_any_group_length_and_any_clip_length(tmp_path: Path) -> None:
     rng, skipped = random.Random(0), []
     for number in range(10):
@@ -150,18 +147,19 @@ def test_any_group_length_and_any_clip_length(tmp_path: Path) -> None:
 
         whole, by_keys = both_ways(path, Spec(rng.randint(2, 20), 48, 64))
 
-        assert num_frames == whole.ledger.num_frames
-        skipped.append(by_keys.ledger.num_skipped)
+        assert num_frames == whole.stats.num_frames
+        skipped.append(by_keys.stats.num_skipped)
     assert sum(count > 20 for count in skipped) >= 3  # the comparison is not one of a thing with itself
 
 
+@pytest.mark.slow
 def test_variable_rate(tmp_path: Path) -> None:
     irregular = "setpts='(N*40+20*random(1))/1000/TB',select='not(eq(mod(n,7),3))'"
     path = render(tmp_path / "v.mkv", (*X264_B, "-enc_time_base", "1/1000"), 200, irregular)
 
     _, by_keys = both_ways(path)
 
-    assert by_keys.ledger.num_skipped > 60
+    assert by_keys.stats.num_skipped > 60
 
 
 @pytest.mark.parametrize("start", ["0.5", "1.3"])
@@ -171,7 +169,7 @@ def test_an_edit_list_is_decoded_as_a_whole(tmp_path: Path, start: str) -> None:
 
     _, by_keys = both_ways(tmp_path / "cut.mp4")
 
-    assert 0 == by_keys.ledger.num_skipped
+    assert 0 == by_keys.stats.num_skipped
 
 
 def test_parameters_that_change_are_decoded_as_a_whole(tmp_path: Path) -> None:
@@ -184,7 +182,7 @@ def test_parameters_that_change_are_decoded_as_a_whole(tmp_path: Path) -> None:
 
     whole, by_keys = both_ways(both)
 
-    assert (480, 0) == (whole.ledger.num_frames, by_keys.ledger.num_skipped)
+    assert (480, 0) == (whole.stats.num_frames, by_keys.stats.num_skipped)
 
 
 def test_parameters_that_change_beside_the_stream_are_decoded_as_a_whole(tmp_path: Path) -> None:
@@ -209,7 +207,7 @@ def test_a_sample_entry_that_changes_is_decoded_as_a_whole(tmp_path: Path) -> No
 
     _, by_keys = both_ways(tmp_path / "both.mov")
 
-    assert 0 == by_keys.ledger.num_skipped
+    assert 0 == by_keys.stats.num_skipped
 
 
 def break_packet(path: Path, number: int) -> None:
@@ -226,13 +224,14 @@ def break_packet(path: Path, number: int) -> None:
 def test_what_is_broken_among_the_needed_is_found(tmp_path: Path) -> None:
     path = render(tmp_path / "v.mp4", X264_B)
     break_packet(path, 0)
-    with SubprocessGroup() as children:
-        by_keys = decode_video(path, SPEC, [TOOLS], children, DecodeLimits())
+
+    by_keys = decode(path)
 
     assert by_keys.damage
-    assert 0 == by_keys.ledger.num_skipped
+    assert 0 == by_keys.stats.num_skipped
 
 
+@pytest.mark.slow
 def test_no_keyed_finds_what_is_broken_elsewhere_too(tmp_path: Path) -> None:
     raw = tmp_path / "raw" / "a"
     raw.mkdir(parents=True)
@@ -256,24 +255,24 @@ def test_no_keyed_finds_what_is_broken_elsewhere_too(tmp_path: Path) -> None:
 def test_a_short_or_small_video_is_not_worth_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = render(tmp_path / "v.mp4", X264_B)
     _, by_keys = both_ways(path)
-    assert by_keys.ledger.num_skipped > 0
+    assert by_keys.stats.num_skipped > 0
 
     monkeypatch.undo()
 
     _, by_keys = both_ways(path)
-    assert 0 == by_keys.ledger.num_skipped
+    assert 0 == by_keys.stats.num_skipped
 
 
+@pytest.mark.slow
 def test_what_noise_says_of_every_packet_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = render(tmp_path / "v.mp4", X264_B, 1200)
     break_packet(path, 168)  # the key frame before the sample 171
     ran: list[ProcessResult] = []
     run = SubprocessGroup.run
     monkeypatch.setattr(SubprocessGroup, "run", lambda *args, **kwargs: ran.append(run(*args, **kwargs)) or ran[-1])
-    monkeypatch.setattr(ffmpeg, "STDERR_BYTES", 1 << 14)
+    monkeypatch.setattr(ffmpeg, "TAIL_BYTES", 1 << 14)
 
-    with SubprocessGroup() as children:
-        decode_video(path, SPEC, [TOOLS], children, DecodeLimits())
+    decode(path)
 
     probed, listed, by_keys, whole = (ended.stderr for ended in ran)
     assert "" == probed == listed
@@ -317,8 +316,8 @@ def test_a_group_parts_the_video_in_two(timeline: tuple[np.ndarray, np.ndarray])
     pts, starts = timeline
     naive = [(pts[:at] < pts[at]).all() and (pts[at + 1 :] > pts[at]).all() for at in range(len(pts))]
 
-    assert naive == parts_in_two(pts).tolist()
-    assert parts_in_two(pts)[starts].all()
+    assert naive == is_clean_cut(pts).tolist()
+    assert is_clean_cut(pts)[starts].all()
 
 
 @given(timelines())

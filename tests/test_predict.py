@@ -83,12 +83,10 @@ def test_a_file_is_tried_whatever_it_is(raw: Path) -> None:
 
 def test_a_folder_without_videos_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
-    with pytest.raises(InputError, match=r"/x: no videos found, expected at least one in it or below"):
+    with pytest.raises(InputError, match=r"/x: no videos found"):
         list_videos(tmp_path / "x")
     (tmp_path / "x" / "a.txt").write_text("")
-    with pytest.raises(
-        InputError, match=r"/x: no videos found, 1 not a video by its name, expected at least one in it or below"
-    ):
+    with pytest.raises(InputError, match=r"/x: no videos found, 1 not a video by its name"):
         list_videos(tmp_path / "x")
     with pytest.raises(InputError, match=r"/y: No such file or directory, expected a folder with videos"):
         list_videos(tmp_path / "y")
@@ -268,7 +266,7 @@ def test_limits_and_the_place_of_ffmpeg_are_options(raw: Path, checkpoint: Path,
         assert re.match(reason, said(result)[0]["error"]), said(result)
     missing = call(video, "--ckpt", checkpoint, "--ffmpeg-dir", tmp_path)
     assert 2 == missing.exit_code
-    assert f"{tmp_path}/ffprobe: No such file or directory, expected an ffmpeg" in missing.stderr
+    assert f"{tmp_path}/ffprobe: is no working ffmpeg (No such file or directory)" in missing.stderr
     (tmp_path / "ffmpeg").symlink_to(TOOLS.ffmpeg)
     (tmp_path / "ffprobe").symlink_to(TOOLS.ffprobe)
     assert 0 == call(video, "--ckpt", checkpoint, "--ffmpeg-dir", tmp_path).exit_code

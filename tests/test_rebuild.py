@@ -341,7 +341,7 @@ def test_the_published_cache_is_never_written_even_if_the_build_folder_has_a_lin
 def test_another_spec_is_an_error_that_names_both_and_overwrite_replaces(raw: Path, cache: Path) -> None:
     good = cache.read_bytes()
 
-    with pytest.raises(InputError, match=r"c\.h5: holds clips of 4 frames of 32x32, expected 8 frames of 32x48"):
+    with pytest.raises(InputError, match=r"c\.h5: holds clips of 4 frames of 32x32, not of 8 frames of 32x48"):
         build(raw, cache, spec=Spec(8, 32, 48))
 
     assert good == cache.read_bytes()

@@ -12,7 +12,7 @@ from vidcache.cli import Command, beside, echo_json, json_option, num_cpus, opti
 from vidcache.console import Progress, SafeConsole
 from vidcache.errors import CacheError
 from vidcache.outputs import PAGE, PICTURE, begins, claim_folder
-from vidcache.preprocess.video.find import check_source_options, source_options
+from vidcache.preprocess.options import check_source_options, source_options
 from vidcache.text import plural, printable
 
 if TYPE_CHECKING:  # numpy, h5py, scikit-learn and matplotlib take 2 s to import: not for --help

@@ -23,7 +23,7 @@ from vidcache.preprocess.executors import in_threads
 from vidcache.preprocess.records import failure_record
 from vidcache.preprocess.split.predefined import folder_splits, read_split_files
 from vidcache.preprocess.video.decode import DecodeLimits
-from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, SubprocessGroup, bound_workers, find_tools
+from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, OpenVideo, SubprocessGroup, bound_workers, find_tools
 from vidcache.preprocess.video.find import Sources, find_videos
 from vidcache.preprocess.video.probe import Probe, probe_video
 from vidcache.preprocess.video.source_file import Failure, Reason, hash_video, open_video
@@ -280,7 +280,7 @@ def _probe(
     """Ask ffprobe about a video; what is sure to give no clip is a failure as it would be in a build."""
     descriptor = open_video(path, follow_links=limits.follow_links)
     try:
-        probe = probe_video(tools, children, descriptor, deadline=deadline, max_pixels=limits.max_pixels)
+        probe = probe_video(OpenVideo(descriptor, tools, children, deadline), limits.max_pixels)
     finally:
         os.close(descriptor)
     if probe.encrypted:

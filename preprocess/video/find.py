@@ -7,25 +7,12 @@ import dataclasses
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import click
-
-from vidcache.cli import option
 from vidcache.errors import InputError
 from vidcache.files import modification_time_ns
-from vidcache.preprocess.video.classes import (
-    LISTED,
-    Labels,
-    find_class_depth,
-    layout_notes,
-    read_labels,
-    shown,
-    top_folders,
-)
-from vidcache.preprocess.video.lists import split_of_folder
+from vidcache.preprocess.video.classes import count_folders, find_class_depth, join_few, layout_notes
+from vidcache.preprocess.video.lists import LISTED, Labels, read_labels, split_of_folder
 from vidcache.text import plural, printable
 
 # Text and pictures that lie beside videos in real data sets. Everything else is tried: a video is
@@ -37,185 +24,27 @@ SIDECARS = frozenset(
         "sha256 jpg jpeg db ini h5 pt"
     ).split()
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Link:
-    """A symbolic link, or a folder behind one, that was not followed.
-
-    Attributes:
-        path: Below the root.
-        target: As the link says; b"" for a folder behind a link.
-        reason: Why not, where links are followed; "" where they are not.
-        is_file: It leads to something that is no folder: it is a candidate too, and will fail.
-    """
-
-    path: bytes
-    target: bytes
-    reason: str = ""
-    is_file: bool = False
-
-    def __str__(self) -> str:
-        arrow = f" -> {printable(self.target)}" if self.target else ""
-        return f"{printable(self.path)}{arrow}{f' ({self.reason})' if self.reason else ''}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Tree:
-    """What is below a folder.
-
-    Attributes:
-        files: Path below it, size (0 for what is no regular file) and modification time of the candidates, sorted.
-        folders: Paths of all folders below it that were entered.
-        links: What was not followed, sorted by path.
-        copies: Two paths of one file, where links are followed.
-        skipped: How many files are no candidates, by reason.
-    """
-
-    files: list[tuple[bytes, int, int]]
-    folders: list[bytes]
-    links: list[Link]
-    copies: list[tuple[bytes, bytes]]
-    skipped: Counter[str]
-
-
-def walk(root: bytes, *, follow_links: bool = False) -> Tree:
-    """List what is below a folder.
-
-    Hidden files and folders, text and still pictures are counted and left out. Followed, no link leads twice into
-    one folder, nor into one above it: every walk ends, and what lies below the root has its path there.
-
-    Raises:
-        OSError: A folder cannot be read; it has the name.
-    """
-    walker = _Walker(root, follow_links)
-    walker.enter(b"", own=True)
-    while walker.to_follow:
-        found, walker.to_follow = sorted(walker.to_follow), []
-        for path in found:
-            walker.follow(path)
-    tree = walker.tree
-    tree.files.sort()
-    tree.links.sort(key=lambda link: link.path)
-    return tree
-
-
-class _Walker:
-    def __init__(self, root: bytes, follow_links: bool) -> None:
-        self.root, self.follow_links = root, follow_links
-        self.tree = Tree([], [], [], [], Counter())
-        self.to_follow: list[bytes] = []
-        self._folders: dict[tuple[int, int], bytes] = {}
-        self._files: dict[tuple[int, int], bytes] = {}
-
-    def enter(self, top: bytes, *, own: bool) -> None:
-        """Walk a folder; `own`: it and all below it belong to the root, not to what a link leads to."""
-        folders = [top]
-        while folders:
-            folder = folders.pop()
-            full = os.path.join(self.root, folder) if folder else self.root
-            if self.follow_links and self._was_entered(folder, os.stat(full), own=own):
-                continue
-            if folder:
-                self.tree.folders.append(folder)
-            with os.scandir(full) as entries:
-                for entry in entries:
-                    path = folder + b"/" + entry.name if folder else entry.name
-                    if entry.name.startswith(b"."):
-                        self.tree.skipped["hidden"] += 1
-                    elif entry.is_symlink():
-                        self._meet(path, entry)
-                    elif entry.is_dir(follow_symlinks=False):
-                        folders.append(path)
-                    elif _is_sidecar(entry.name):
-                        self.tree.skipped["not a video by its name"] += 1
-                    else:
-                        self._add(path, entry.stat(follow_symlinks=False))
-
-    def follow(self, path: bytes) -> None:
-        """Walk the folder that a link leads to, unless it holds the link or the root, or was walked."""
-        full = os.path.join(self.root, path)
-        target = os.path.realpath(full)
-        inside = os.path.realpath(os.path.dirname(full)), os.path.realpath(self.root)
-        if any(os.path.commonpath([target, folder]) == target for folder in inside):
-            self.tree.links.append(Link(path, os.readlink(full), "leads to a folder above it"))
-        else:
-            self.enter(path, own=False)
-
-    def _was_entered(self, folder: bytes, facts: os.stat_result, *, own: bool) -> bool:
-        first = self._folders.setdefault((facts.st_dev, facts.st_ino), folder)
-        if own or first == folder:
-            return False
-        full = os.path.join(self.root, folder)
-        target = os.readlink(full) if os.path.islink(full) else b""
-        self.tree.links.append(Link(folder, target, f"the same folder as {printable(first)}"))
-        return True
-
-    def _meet(self, path: bytes, entry: os.DirEntry[bytes]) -> None:
-        is_folder = os.path.isdir(entry.path)
-        if not is_folder and _is_sidecar(entry.name):
-            self.tree.skipped["not a video by its name"] += 1
-        elif not self.follow_links:
-            is_file = not is_folder and os.path.exists(entry.path)
-            self.tree.links.append(Link(path, os.readlink(entry.path), is_file=is_file))
-            if not is_folder:
-                self._add(path, entry.stat(follow_symlinks=False))
-        elif is_folder:
-            self.to_follow.append(path)
-        else:
-            try:
-                self._add(path, os.stat(entry.path))
-            except OSError:
-                self.tree.links.append(Link(path, os.readlink(entry.path), "leads nowhere"))
-                self._add(path, entry.stat(follow_symlinks=False))
-
-    def _add(self, path: bytes, facts: os.stat_result) -> None:
-        regular = stat.S_ISREG(facts.st_mode)
-        self.tree.files.append((path, facts.st_size if regular else 0, modification_time_ns(facts)))
-        if self.follow_links and regular:
-            first = self._files.setdefault((facts.st_dev, facts.st_ino), path)
-            if first != path:
-                self.tree.copies.append((first, path))
-
-
-def _is_sidecar(name: bytes) -> bool:
-    return os.path.splitext(os.fsdecode(name))[1].lower() in SIDECARS
+_LOOSE_ADVICE = "or give the labels by a CSV with the columns path,label: --labels"
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoFile:
-    """One candidate.
+    """One candidate."""
 
-    Attributes:
-        path: Below the raw folder, bytes as the file system has them, "/" between the parts.
-        class_name: Its class folder, or the label that a list gives it.
-        num_bytes: Size; 0 for what is no regular file.
-        mtime_ns: Modification time.
-    """
-
-    path: bytes
-    class_name: bytes
-    num_bytes: int
+    path: bytes  # below the raw folder, as the file system has it, "/" between the parts
+    class_name: bytes  # its class folder, or the label that a list gives it
+    num_bytes: int  # 0 for what is no regular file
     mtime_ns: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Everything below a raw folder.
+    """Everything below a raw folder."""
 
-    Attributes:
-        videos: Sorted by path.
-        skipped: How many files were no candidates, by reason.
-        class_depth: Which part of a path is the class: 0 in RAW/<class>/, 1 in RAW/<split>/<class>/; -1 where a list
-            of labels says it.
-        notes: What the user should know, a sentence each.
-        labels: The list of labels, if there is one.
-    """
-
-    videos: tuple[VideoFile, ...]
-    skipped: dict[str, int]
-    class_depth: int = 0
-    notes: tuple[str, ...] = ()
+    videos: tuple[VideoFile, ...]  # sorted by path
+    skipped: dict[str, int]  # how many files were no candidates, by reason
+    class_depth: int = 0  # 0: RAW/<class>/, 1: RAW/<split>/<class>/, LISTED: a list of labels says the class
+    notes: tuple[str, ...] = ()  # what the user should know, a sentence each
     labels: Labels | None = None
 
     @property
@@ -227,9 +56,8 @@ class Sources:
 def find_videos(raw: Path, layout: str = "auto", labels: Path | None = None, *, follow_links: bool = False) -> Sources:
     """List the candidates below a raw folder.
 
-    Hidden files and folders, text and still-picture sidecars, and files outside a class folder are
-    counted and left out. A FIFO, a device or a link to a file is a candidate: it will fail as
-    `not_a_regular_file`, so that nothing disappears silently.
+    Hidden files and folders, text and still pictures, and files outside a class folder are counted and left out. A
+    FIFO, a device or a link to a file is a candidate: it will fail as `not_a_regular_file`, and so does not vanish.
 
     Args:
         raw: Folder of class folders.
@@ -240,33 +68,50 @@ def find_videos(raw: Path, layout: str = "auto", labels: Path | None = None, *, 
 
     Raises:
         InputError: The folder cannot be read or holds no candidate; the names of its folders can be read in two
-            ways; a link that was not followed is where a class or a split is expected; or the list is wrong.
+            ways; a link that was not followed is where a class or a split should be; or the list is wrong.
     """
-    name = printable(raw)
-    tree = _walk(raw, "a folder RAW/<class>/<video>", follow_links=follow_links)
-    notes = _link_notes(tree, follow_links=follow_links)
+    name, tree = printable(raw), _walk(raw, follow_links=follow_links)
+    notes, paths = tree.link_notes(), [path for path, _, _ in tree.files]
     if labels is not None:
-        listed = read_labels(labels, [path for path, _, _ in tree.files], [link.path for link in tree.links])
-        depth, classes = LISTED, listed.classes
-        notes += _unlisted_notes(tree, listed)
+        listed = read_labels(labels, paths, [link.path for link in tree.links])
+        depth, classes, reason = LISTED, listed.classes, "not in the list of labels"
+        unlisted = [path for path, class_name in zip(paths, classes, strict=True) if class_name is None]
+        if unlisted:
+            files = f"{plural(len(unlisted), 'file')} not in {printable(listed.file)}"
+            notes.append(f"{files}, left out: for example {printable(unlisted[0])}")
     else:
-        listed = None
-        tops = top_folders(path for path, _, _ in tree.files)
+        listed, folders, reason = None, count_folders(paths), "outside a class folder"
         _check_links(name, tree, 0, layout)
-        depth = find_class_depth(name, tops, layout)
+        depth = find_class_depth(name, folders, layout)
         _check_links(name, tree, depth, layout)
-        classes = tuple(_class_of(path, depth) for path, _, _ in tree.files)
-        notes += _loose_notes(tree) + layout_notes(tops, depth) + _empty_notes(tree, depth)
-    skipped = tree.skipped
-    videos = []
-    for (path, num_bytes, mtime_ns), class_name in zip(tree.files, classes, strict=True):
-        if class_name is None:
-            skipped["outside a class folder" if listed is None else "not in the list of labels"] += 1
-        else:
-            videos.append(VideoFile(path, class_name, num_bytes, mtime_ns))
+        classes = tuple(_class_of(path, depth) for path in paths)
+        loose = [path for path in paths if b"/" not in path]
+        if loose:
+            notes.append(
+                f"{plural(len(loose), 'file')} directly in the raw folder, in no class, left out: for example "
+                f"{printable(loose[0])}. Move them into the folder of their class, {_LOOSE_ADVICE}"
+            )
+        notes += layout_notes(folders, depth)
+        empty = sorted({folder for folder in tree.folders if folder.count(b"/") <= depth} - _filled(paths, depth))
+        if empty:
+            notes.append(f"{plural(len(empty), 'folder')} without a video: {join_few([*map(printable, empty)])}")
+        if not any(classes) and loose:
+            raise InputError(
+                f"{name}: no videos in class folders, but {len(paths):,} files elsewhere, for example "
+                f"{printable(paths[0])}. Put them into {name}/<class>/ or {name}/<train, val or test>/<class>/, "
+                f"{_LOOSE_ADVICE}"
+            )
+    videos = tuple(
+        VideoFile(path, class_name, num_bytes, mtime_ns)
+        for (path, num_bytes, mtime_ns), class_name in zip(tree.files, classes, strict=True)
+        if class_name is not None
+    )
     if not videos:
-        raise InputError(_describe_none(name, tree, depth))
-    return Sources(tuple(videos), dict(skipped), depth, tuple(notes), listed)
+        layout_name = f"{name}{'/<train, val or test>' if depth == 1 else ''}/<class>/<video>"
+        raise InputError(f"{name}: no videos found. Put them into {layout_name}")
+    if len(videos) < len(paths):
+        tree.skipped[reason] += len(paths) - len(videos)
+    return Sources(videos, dict(tree.skipped), depth, tuple(notes), listed)
 
 
 def list_videos(folder: Path, *, follow_links: bool = False) -> tuple[tuple[Path, ...], dict[str, int], list[str]]:
@@ -278,22 +123,12 @@ def list_videos(folder: Path, *, follow_links: bool = False) -> tuple[tuple[Path
     Raises:
         InputError: The folder cannot be read or holds no candidate.
     """
-    tree = _walk(folder, "a folder with videos", follow_links=follow_links)
-    notes = _link_notes(tree, follow_links=follow_links)
+    tree = _walk(folder, follow_links=follow_links)
+    notes, root = tree.link_notes(), os.fsencode(folder)
     if not tree.files:
         left_out = "".join(f", {count} {reason}" for reason, count in sorted(tree.skipped.items()))
-        said = "".join(f". {note}" for note in notes)
-        raise InputError(f"{printable(folder)}: no videos found{left_out}, expected at least one in it or below{said}")
-    root = os.fsencode(folder)
+        raise InputError(f"{printable(folder)}: no videos found{left_out}{''.join(f'. {note}' for note in notes)}")
     return tuple(Path(os.fsdecode(os.path.join(root, path))) for path, _, _ in tree.files), dict(tree.skipped), notes
-
-
-def _walk(folder: Path, expected: str, *, follow_links: bool) -> Tree:
-    try:
-        return walk(os.fsencode(folder), follow_links=follow_links)
-    except OSError as error:
-        where = printable(error.filename or folder)
-        raise InputError(f"{where}: {error.strerror}, expected {expected}") from None
 
 
 def _class_of(path: bytes, depth: int) -> bytes | None:
@@ -303,15 +138,14 @@ def _class_of(path: bytes, depth: int) -> bytes | None:
     return folders[depth]
 
 
-def _check_links(raw: str, tree: Tree, depth: int, layout: str) -> None:
-    """Refuse a link without which a class or a split is missing: it would be another data set.
+def _filled(paths: list[bytes], depth: int) -> set[bytes]:
+    """Folders, down to a depth, that videos are in or below."""
+    return {b"/".join(path.split(b"/")[: level + 1]) for path in paths for level in range(depth + 1)}
 
-    Raises:
-        InputError: Names the links.
-    """
-    if not tree.links:
-        return
-    filled = {b"/".join(path.split(b"/")[: depth + 1]) for path, _, _ in tree.files if path.count(b"/") > depth}
+
+def _check_links(raw: str, tree: "Tree", depth: int, layout: str) -> None:
+    """Refuse a link without which a class or a split is missing: it would be another data set."""
+    filled = _filled([path for path, _, _ in tree.files if path.count(b"/") > depth], depth)
     lost = []
     for link in tree.links:
         parts = link.path.split(b"/")
@@ -324,94 +158,136 @@ def _check_links(raw: str, tree: Tree, depth: int, layout: str) -> None:
         advice = "Put a folder in the place of each, or take it out of the raw folder"
     else:
         advice = "Follow links with --follow-links, or take them out of the raw folder if they are no part of the data"
-    are, they = ("is", "it is") if len(lost) == 1 else ("are", "they are")
+    are = "is" if len(lost) == 1 else "are"
     raise InputError(
-        f"{raw}: {plural(len(lost), 'link')} {are} where classes or splits are expected, and {they} not followed: "
-        f"{shown(lost)}. {advice}"
+        f"{raw}: {plural(len(lost), 'link')} {are} in the place of classes or splits, and {are} not followed: "
+        f"{join_few(lost)}. {advice}"
     )
 
 
-def _link_notes(tree: Tree, *, follow_links: bool) -> list[str]:
-    notes = []
-    if tree.links:
-        advice = "" if follow_links else ". Follow them with --follow-links"
-        was = "was" if len(tree.links) == 1 else "were"
-        notes.append(f"{plural(len(tree.links), 'link')} {was} not followed: {shown(tree.links)}{advice}")
-    if tree.copies:
-        pairs = [f"{printable(first)} = {printable(second)}" for first, second in tree.copies]
-        notes.append(f"{plural(len(pairs), 'file')} can be reached in two ways, and is a clip twice: {shown(pairs)}")
-    return notes
+# --- walking ----------------------------------------------------------------------------------
 
 
-def _unlisted_notes(tree: Tree, listed: Labels) -> list[str]:
-    out = [path for (path, _, _), name in zip(tree.files, listed.classes, strict=True) if name is None]
-    if not out:
-        return []
-    return [f"{plural(len(out), 'file')} not in {printable(listed.file)}, left out: for example {printable(out[0])}"]
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A symbolic link, or a folder behind one, that was not followed."""
+
+    path: bytes  # below the root
+    target: bytes  # as the link says; b"" for a folder behind a link
+    reason: str = ""  # why not, where links are followed
+    is_file: bool = False  # it leads to something that is no folder: it is a candidate too, and will fail
+
+    def __str__(self) -> str:
+        arrow = f" -> {printable(self.target)}" if self.target else ""
+        return f"{printable(self.path)}{arrow}{f' ({self.reason})' if self.reason else ''}"
 
 
-def _loose_notes(tree: Tree) -> list[str]:
-    loose = [path for path, _, _ in tree.files if b"/" not in path]
-    if not loose:
-        return []
-    return [
-        f"{plural(len(loose), 'file')} directly in the raw folder, in no class, left out: for example "
-        f"{printable(loose[0])}. Move them into the folder of their class, or give the labels by a CSV: --labels"
-    ]
+class Tree:
+    """What is below a folder; raises OSError where it cannot be read.
 
-
-def _empty_notes(tree: Tree, depth: int) -> list[str]:
-    """Name class and split folders without a video."""
-    filled = {b"/".join(path.split(b"/")[: level + 1]) for path, _, _ in tree.files for level in range(depth + 1)}
-    empty = sorted(folder for folder in tree.folders if folder.count(b"/") <= depth and folder not in filled)
-    return [f"{plural(len(empty), 'folder')} without a video: {shown([printable(name) for name in empty])}"] * bool(
-        empty
-    )
-
-
-def _describe_none(raw: str, tree: Tree, depth: int) -> str:
-    expected = "/<train, val or test>" if depth == 1 else ""
-    loose = _loose_notes(tree)
-    if not loose:
-        return f"{raw}: no videos found, expected {raw}{expected}/<class>/<video>"
-    return (
-        f"{raw}: no videos in class folders, but {len(tree.files):,} files elsewhere, for example "
-        f"{printable(tree.files[0][0])}. Put them into {raw}/<class>/ or {raw}/<train, val or test>/<class>/, or give "
-        "the labels by a CSV with the columns path,label: --labels"
-    )
-
-
-follow_links_option = option(
-    "--follow-links", is_flag=True, show_default=False, help="Follow symbolic links to folders and videos."
-)
-
-
-def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What the classes are, and whether links are followed."""
-    for decorate in (
-        follow_links_option,
-        option(
-            "--labels",
-            envvar=None,
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="CSV with the columns path,label[,split][,group]: names the videos below RAW and their classes.",
-        ),
-        option(
-            "--layout",
-            type=click.Choice(("auto", "classes", "splits")),
-            default="auto",
-            help="RAW/<class>/ (classes) or RAW/{train,val,test}/<class>/ (splits); auto looks at the folders' names.",
-        ),
-    ):
-        command = decorate(command)
-    return command
-
-
-def check_source_options(layout: str, labels: Path | None) -> None:
-    """Refuse options that contradict each other.
-
-    Raises:
-        click.UsageError: Both folders and a list are to say what the classes are.
+    Followed, no link leads twice into one folder, nor into one above it: every walk ends.
     """
-    if labels and layout != "auto":
-        raise click.UsageError(f"--layout {layout}: means nothing with --labels; choose one of them")
+
+    def __init__(self, root: bytes, *, follow_links: bool) -> None:
+        self.root, self.follow_links = root, follow_links
+        self.files: list[tuple[bytes, int, int]] = []  # candidates: path, size (0: not regular), modification time
+        self.folders: list[bytes] = []  # that were entered
+        self.links: list[Link] = []  # that were not followed
+        self.copies: list[tuple[bytes, bytes]] = []  # two paths of one file, where links are followed
+        self.skipped: Counter[str] = Counter()  # files that are no candidates, by reason
+        self._to_follow: list[bytes] = []
+        self._first_folders: dict[tuple[int, int], bytes] = {}
+        self._first_files: dict[tuple[int, int], bytes] = {}
+        self._enter(b"", is_behind_link=False)
+        while self._to_follow:
+            paths, self._to_follow = sorted(self._to_follow), []
+            for path in paths:
+                self._follow(path)
+        self.files.sort()
+        self.links.sort(key=lambda link: link.path)
+
+    def link_notes(self) -> list[str]:
+        """Name the links that were not followed, and the files that are reached twice."""
+        notes = []
+        if self.links:
+            advice = "" if self.follow_links else ". Follow them with --follow-links"
+            were = "was" if len(self.links) == 1 else "were"
+            notes.append(f"{plural(len(self.links), 'link')} {were} not followed: {join_few(self.links)}{advice}")
+        if self.copies:
+            pairs = [f"{printable(first)} = {printable(second)}" for first, second in self.copies]
+            files = plural(len(pairs), "file")
+            notes.append(f"{files} can be reached in two ways, and is a clip twice: {join_few(pairs)}")
+        return notes
+
+    def _enter(self, top: bytes, *, is_behind_link: bool) -> None:
+        folders = [top]
+        while folders:
+            folder = folders.pop()
+            full = os.path.join(self.root, folder) if folder else self.root
+            if self.follow_links and self._was_entered(folder, full, is_behind_link=is_behind_link):
+                continue
+            if folder:
+                self.folders.append(folder)
+            with os.scandir(full) as entries:
+                for entry in entries:
+                    path = folder + b"/" + entry.name if folder else entry.name
+                    is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+                    if entry.name.startswith(b"."):
+                        self.skipped["hidden"] += 1
+                    elif not is_folder and os.path.splitext(os.fsdecode(entry.name))[1].lower() in SIDECARS:
+                        self.skipped["not a video by its name"] += 1
+                    elif entry.is_symlink():
+                        self._add_link(path, entry, is_folder=is_folder)
+                    elif is_folder:
+                        folders.append(path)
+                    else:
+                        self._add(path, entry.stat(follow_symlinks=False))
+
+    def _follow(self, path: bytes) -> None:
+        """Walk the folder that a link leads to, unless it holds the link or the root, or was walked."""
+        full = os.path.join(self.root, path)
+        target = os.path.realpath(full)
+        inside = os.path.realpath(os.path.dirname(full)), os.path.realpath(self.root)
+        if any(os.path.commonpath([target, folder]) == target for folder in inside):
+            self.links.append(Link(path, os.readlink(full), "leads to a folder above it"))
+        else:
+            self._enter(path, is_behind_link=True)
+
+    def _was_entered(self, folder: bytes, full: bytes, *, is_behind_link: bool) -> bool:
+        facts = os.stat(full)
+        first = self._first_folders.setdefault((facts.st_dev, facts.st_ino), folder)
+        if not is_behind_link or first == folder:
+            return False
+        target = os.readlink(full) if os.path.islink(full) else b""
+        self.links.append(Link(folder, target, f"the same folder as {printable(first)}"))
+        return True
+
+    def _add_link(self, path: bytes, entry: os.DirEntry[bytes], *, is_folder: bool) -> None:
+        facts = entry.stat(follow_symlinks=False)
+        if not self.follow_links:
+            is_file = not is_folder and os.path.exists(entry.path)
+            self.links.append(Link(path, os.readlink(entry.path), is_file=is_file))
+        elif is_folder:
+            self._to_follow.append(path)
+        else:
+            try:
+                facts = os.stat(entry.path)
+            except OSError:
+                self.links.append(Link(path, os.readlink(entry.path), "leads nowhere"))
+        if not is_folder:
+            self._add(path, facts)
+
+    def _add(self, path: bytes, facts: os.stat_result) -> None:
+        is_regular = stat.S_ISREG(facts.st_mode)
+        self.files.append((path, facts.st_size if is_regular else 0, modification_time_ns(facts)))
+        if self.follow_links and is_regular:
+            first = self._first_files.setdefault((facts.st_dev, facts.st_ino), path)
+            if first != path:
+                self.copies.append((first, path))
+
+
+def _walk(folder: Path, *, follow_links: bool) -> Tree:
+    try:
+        return Tree(os.fsencode(folder), follow_links=follow_links)
+    except OSError as error:
+        raise InputError(f"{printable(error.filename or folder)}: {error.strerror}. Name a folder of videos") from None

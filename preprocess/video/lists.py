@@ -1,31 +1,34 @@
-"""Finds the videos that a list names, in time that hardly grows with their number."""
+"""Lists that name videos: tables of labels, splits and groups, and which video of a folder each line means."""
 
 import csv
+import dataclasses
 import functools
 import os
 import stat
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from vidcache.cache.format import Split
 from vidcache.errors import InputError
-from vidcache.text import printable
+from vidcache.text import plural, printable
 
 DELIMITERS = ",;\t"
+LISTED = -1  # class depth where a list of labels says the class, and folders mean nothing
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), Split.TRAIN),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), Split.VAL),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), Split.TEST),
+}
 
 
 def check_list(file: Path) -> None:
-    """Refuse a pipe or a device in place of a list, which is read several times.
-
-    Raises:
-        InputError: It is one.
-        OSError: It cannot be found.
-    """
+    """Refuse a pipe or a device in place of a list, which is read several times; raises OSError if it is missing."""
     mode = os.stat(file).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise InputError(
-            f"{printable(file)}: no regular file (a pipe or a device), and a list is read several times. Write the "
-            "list to a file, and name that"
+            f"{printable(file)}: is a pipe or a device, but a list is read several times. "
+            "Write the list to a file, and name that"
         )
 
 
@@ -40,7 +43,7 @@ def read_lines(file: Path) -> list[str]:
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             text = stream.read()
     except OSError as error:
-        raise InputError(f"{printable(file)}: {error.strerror}, expected a text file. Check the path") from None
+        raise InputError(f"{printable(file)}: {error.strerror}. Check the path of the list") from None
     # A carriage return ends a line where nothing else does; elsewhere a quoted name may hold one.
     return (text if "\n" in text else text.replace("\r", "\n")).split("\n")
 
@@ -55,7 +58,6 @@ def header_of(lines: Sequence[str]) -> tuple[str, ...]:
 
 
 def _delimiter_of(lines: Sequence[str]) -> str:
-    """Return what parts the names of the columns: comma, semicolon or tabulator."""
     return max(DELIMITERS, key=lines[0].count)
 
 
@@ -64,7 +66,7 @@ def read_table(file: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
 
     Args:
         file: Its first line names the columns, in any order; more of them do no harm.
-        columns: Names that there must be.
+        columns: Names that must be among them.
 
     Returns:
         Line number and values by column name of every line that is not empty. A missing value is "". Blanks around
@@ -78,35 +80,25 @@ def read_table(file: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
     for column in columns:
         if column not in header:
             raise InputError(
-                f"{printable(file)}: no column {column!r} in its first line "
-                f"{printable(','.join(header)[:100])!r}, expected {','.join(columns)}. Add that line"
+                f"{printable(file)}: no column {column!r} in its first line {printable(','.join(header)[:100])!r}. "
+                f"Add a line {','.join(columns)}"
             )
+    entries, missing = [], [""] * len(header)
     reader = csv.reader((line + "\n" for line in lines), delimiter=_delimiter_of(lines), strict=True)
-    entries: list[tuple[int, dict[str, str]]] = []
-    first = 1  # line of the file with which an entry begins: a quoted value may go on in the next ones
-    known = {*columns} - {"path"}  # a name of a file may hold a line break
-    missing, place = [""] * len(header), header.index("path") if "path" in header else None
     try:
         for values in reader:
             if any(values) and reader.line_num > 1:
-                if any("\n" in value for name, value in zip(header, values, strict=False) if name in known):
-                    raise csv.Error("a quoted value goes on in the next line")
-                values += missing
-                entry = dict(zip(header, map(str.strip, values), strict=False))
-                if place is not None:
-                    entry["path"] = values[place]
+                pairs = zip(header, values + missing, strict=False)
+                entry = {name: value if name == "path" else value.strip() for name, value in pairs}
                 entries.append((reader.line_num, entry))
-            first = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(
-            f"{printable(file)}, line {first}: {error}, expected comma-separated values. Correct the line: "
-            "a quote that opens a value has to close it"
-        ) from None
+        line = f"{printable(file)}, line {reader.line_num}"
+        raise InputError(f"{line}: {error}. Correct it: a quote that opens a value has to close it") from None
     return entries
 
 
 class VideoIndex:
-    """Videos by the ends of their paths, with and without the extension.
+    """Videos by the ends of their paths, with and without the extension; fast however many they are.
 
     Args:
         paths: (N,) relative paths.
@@ -142,15 +134,14 @@ class VideoIndex:
             InputError: There are several.
         """
         for name in names:
-            if (found := self.exact.get(name)) is not None:
-                return found
+            if (row := self.exact.get(name)) is not None:
+                return row
         for name in names:
             rows = [row for row in self._candidates(name) if self._may_be(row, label)]
             if len(rows) > 1:
                 first, second = (printable(self.paths[row]) for row in rows[:2])
                 raise InputError(
-                    f"{where}: {printable(name)} may be {first} or {second}, expected one video. "
-                    "Write more of the path in the list"
+                    f"{where}: {printable(name)} may be {first} or {second}. Write more of the path in the list"
                 )
             if rows:
                 return rows[0]
@@ -168,21 +159,6 @@ class VideoIndex:
         return label in folders or not folders & self.labels
 
 
-SPLIT_WORDS = {
-    "train": Split.TRAIN,
-    "training": Split.TRAIN,
-    "val": Split.VAL,
-    "valid": Split.VAL,
-    "validate": Split.VAL,
-    "validation": Split.VAL,
-    "dev": Split.VAL,
-    "test": Split.TEST,
-    "testing": Split.TEST,
-    "eval": Split.TEST,
-    "evaluation": Split.TEST,
-}
-
-
 def path_names(path: str) -> tuple[bytes, ...]:
     """Return what the file may be called that a table names, best first: as it is; without blanks; of Windows."""
     plain = path.strip()
@@ -190,17 +166,18 @@ def path_names(path: str) -> tuple[bytes, ...]:
 
 
 def split_of_word(word: str, where: str) -> Split:
-    """Return the split that a list names.
-
-    Raises:
-        InputError: There is none of that name.
-    """
+    """Return the split that a list names; raises InputError if there is none of that name."""
     split = SPLIT_WORDS.get(word.lower())
     if split is None:
         raise InputError(
-            f"{where}: split {printable(word)!r}, expected train, val or test. Correct the line, or remove it"
+            f"{where}: split {printable(word)!r} is none of train, val and test. Correct or remove the line"
         )
     return split
+
+
+def split_of_folder(name: bytes) -> Split | None:
+    """Return the split that a folder is named after, None if it is named after none."""
+    return SPLIT_WORDS.get(os.fsdecode(name).strip().lower())
 
 
 def plain_label(text: str) -> str:
@@ -208,6 +185,66 @@ def plain_label(text: str) -> str:
     return text.replace("_", " ").lower()
 
 
-def split_of_folder(name: bytes) -> Split | None:
-    """Return the split that a folder is named after, None if it is named after none."""
-    return SPLIT_WORDS.get(os.fsdecode(name).strip().lower())
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """What a list says about the videos of a folder."""
+
+    file: str
+    classes: tuple[bytes | None, ...]  # (N,) class of each video; None for those that it does not name
+    has_split: bool = False  # whether it has a column "split"
+    has_group: bool = False
+
+
+def read_labels(file: Path, paths: Sequence[bytes], unfollowed: Sequence[bytes] = ()) -> Labels:
+    """Read a CSV with the columns path,label and find the videos that it names.
+
+    Args:
+        file: The list.
+        paths: (N,) of the videos, below the raw folder.
+        unfollowed: Paths of links that were not followed, for messages.
+
+    Raises:
+        InputError: It cannot be read, or a line names no video or one of several, has no label, an unknown split, or
+            another label than an earlier line has for this video, or a label with control characters.
+    """
+    index, list_name = VideoIndex(paths), printable(file)
+    classes: list[bytes | None] = [None] * len(paths)
+    lines: dict[int, int] = {}
+    missing: list[tuple[str, bytes]] = []
+    entries = read_table(file, ("path", "label"))
+    for line, entry in entries:
+        where, names, label = f"{list_name}, line {line}", path_names(entry["path"]), os.fsencode(entry["label"])
+        if not label:
+            raise InputError(f"{where}: no label for {printable(names[-1])}. Write one, or remove the line")
+        if any(unicodedata.category(letter) == "Cc" for letter in entry["label"]):
+            raise InputError(f"{where}: label {printable(label)} has control characters. Remove them")
+        if "split" in entry:
+            split_of_word(entry["split"], where)
+        row = index.find(names, where)
+        if row is None:
+            missing.append((where, names[-1]))
+        elif classes[row] not in (None, label):
+            raise InputError(
+                f"{where}: {printable(paths[row])} has label {printable(label)!r}, and "
+                f"{printable(classes[row] or b'')!r} in line {lines[row]}. Remove one of the lines"
+            )
+        else:
+            classes[row], lines[row] = label, line
+    if missing:
+        raise InputError(_describe_missing(missing, paths, unfollowed))
+    if not lines:
+        raise InputError(f"{list_name}: names no video. Write a line path,label for each")
+    header = entries[0][1]
+    return Labels(os.fspath(file), tuple(classes), "split" in header, "group" in header)
+
+
+def _describe_missing(missing: Sequence[tuple[str, bytes]], paths: Sequence[bytes], unfollowed: Sequence[bytes]) -> str:
+    where, name = missing[0]
+    more = f"; {plural(len(missing), 'line')} in all" if len(missing) > 1 else ""
+    for link in unfollowed:
+        if name.startswith(link + b"/"):
+            advice = f"which is not followed{more}. Follow links with --follow-links"
+            return f"{where}: {printable(name)} lies behind the link {printable(link)}, {advice}"
+    example = f" (like {printable(paths[0])})" if paths else ""
+    advice = f"Write paths below the raw folder{example}, or remove the lines of videos that do not exist"
+    return f"{where}: {printable(name)} names no video{more}. {advice}"

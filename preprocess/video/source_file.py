@@ -1,4 +1,4 @@
-"""A video as a file: opened by us, never by name in ffmpeg, and hashed."""
+"""A video as a file: opened by us, never by name in ffmpeg, and hashed; and the reasons why one gives no clip."""
 
 import enum
 import errno
@@ -12,46 +12,18 @@ import xxhash
 from vidcache.errors import VidcacheError
 from vidcache.text import printable
 
-
-class Reason(enum.StrEnum):
-    """Reason codes, as they stand in the `error` column before the colon."""
-
-    NO_VIDEO_STREAM = "no_video_stream"
-    UNREADABLE = "unreadable"
-    UNSUPPORTED_CODEC = "unsupported_codec"
-    DECODE_ERROR = "decode_error"
-    NO_FRAMES = "no_frames"
-    MISSING_FRAMES = "missing_frames"
-    TIMEOUT = "timeout"
-    TOO_LARGE = "too_large"
-    NOT_A_REGULAR_FILE = "not_a_regular_file"
-    ENCRYPTED = "encrypted"
-    UNSUPPORTED_COLOURS = "unsupported_colours"
-    DECODER_CRASHED = "decoder_crashed"
-    NOT_FOUND = "not_found"
-    NOT_ACCESSIBLE = "not_accessible"
-    CHANGED = "changed"
-    KILLED = "killed"
-    NO_RESOURCES = "no_resources"
-
-
-# True of a video at that moment, on that machine, with those tools and options: another run tries these again by
-# itself. All other reasons depend on the bytes of the video alone, and are kept.
-MOMENTARY = frozenset(
-    {
-        Reason.UNSUPPORTED_CODEC,  # of the ffmpeg that was there
-        Reason.DECODER_CRASHED,  # likewise, or its memory was not what it should be
-        Reason.TIMEOUT,
-        Reason.TOO_LARGE,  # --max-pixels, or the memory of the machine
-        Reason.NOT_FOUND,
-        Reason.NOT_ACCESSIBLE,
-        Reason.CHANGED,
-        Reason.KILLED,
-        Reason.NO_RESOURCES,
-    }
+Reason = enum.StrEnum(  # codes, as they stand in the `error` column before the colon
+    "Reason",
+    "NO_VIDEO_STREAM UNREADABLE UNSUPPORTED_CODEC DECODE_ERROR NO_FRAMES MISSING_FRAMES TIMEOUT TOO_LARGE "
+    "NOT_A_REGULAR_FILE ENCRYPTED UNSUPPORTED_COLOURS DECODER_CRASHED NOT_FOUND NOT_ACCESSIBLE CHANGED KILLED "
+    "NO_RESOURCES",
 )
-
-# What this machine has run out of. These say nothing about a video, and end the work.
+# True at that moment, on that machine, with those tools (a codec, a crash) and options (time, pixels): every later run
+# tries these again. All other reasons depend on the bytes of the video alone, and are kept.
+MOMENTARY = frozenset(
+    "unsupported_codec decoder_crashed timeout too_large not_found not_accessible changed killed no_resources".split()
+)
+# Out of descriptors or memory: this says nothing about a video, and ends the work.
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
@@ -60,42 +32,29 @@ def is_momentary(reason: str) -> bool:
     return reason in MOMENTARY
 
 
-class Failure(Exception):  # noqa: N818 -- not an error of ours: an outcome, caught where a worker ends
-    """A video cannot become a clip. Raised and caught inside one worker.
+class Failure(Exception):  # noqa: N818 -- an outcome, caught where a worker ends
+    """A video that cannot become a clip: the code, one line for people, and what is known nevertheless.
 
-    Attributes:
-        reason: The code.
-        detail: One line for people.
-        num_frames: Frames that decoded nevertheless.
-        num_frames_from_header: Frames that the file claims; -1 unknown.
-        source_hash: xxh3-128 of the file, hex; empty when it could not be read.
+    Raised and caught inside one worker. Frames from the header are -1 where they are unknown, and `source_hash`, the
+    xxh3-128 of the file in hex, is empty if it could not be read.
     """
 
     def __init__(self, reason: Reason, detail: str, num_frames: int = 0, num_frames_from_header: int = -1) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-        self.num_frames = num_frames
-        self.num_frames_from_header = num_frames_from_header
-        self.source_hash = ""
+        self.reason, self.detail, self.source_hash = reason, detail, ""
+        self.num_frames, self.num_frames_from_header = num_frames, num_frames_from_header
 
 
 def open_video(path: str | bytes | Path, *, follow_links: bool = False) -> int:
-    """Open a regular file for reading, and nothing else.
-
-    Args:
-        path: The file.
-        follow_links: Open what a symbolic link leads to; it has to be a regular file too.
-
-    Returns:
-        A descriptor. No name ever reaches ffmpeg.
+    """Open a regular file for reading, and nothing else; returns a descriptor.
 
     Raises:
-        Failure: It is a link, FIFO, device or folder, it is empty, not there, or cannot be read.
-        OSError: This process or machine is out of memory or of file descriptors.
+        Failure: It is a link (with `follow_links`: to something else than a regular file), a FIFO, device or folder,
+            it is empty, missing, or cannot be read.
+        OSError: Too little memory, or too few file descriptors.
     """
     if follow_links:
-        path = os.path.realpath(path)  # what replaces it meanwhile is not followed
+        path = os.path.realpath(path)  # a link that replaces the target meanwhile is not followed
     try:
         # O_NONBLOCK: opening a FIFO would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -110,50 +69,32 @@ def open_video(path: str | bytes | Path, *, follow_links: bool = False) -> int:
         is_away = error.errno in (errno.ENOENT, errno.ENOTDIR)
         raise Failure(Reason.NOT_FOUND if is_away else Reason.NOT_ACCESSIBLE, error.strerror or "") from None
     facts = os.fstat(descriptor)
-    problem = None
-    if not stat.S_ISREG(facts.st_mode):
-        problem = Failure(Reason.NOT_A_REGULAR_FILE, stat.filemode(facts.st_mode))
-    elif facts.st_size == 0:
-        problem = Failure(Reason.UNREADABLE, "the file is empty")
-    if problem:
-        os.close(descriptor)
-        raise problem
-    return descriptor
+    if stat.S_ISREG(facts.st_mode) and facts.st_size:
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISREG(facts.st_mode):
+        raise Failure(Reason.UNREADABLE, "the file is empty")
+    raise Failure(Reason.NOT_A_REGULAR_FILE, stat.filemode(facts.st_mode))
 
 
 def check_folder(path: bytes) -> None:
-    """See that the folder of a video that cannot be read is still there, and not an empty mount point.
-
-    Raises:
-        VidcacheError: It is away: a fault of the moment, that would make failures of all videos in it.
-    """
+    """Raise VidcacheError if the folder of an unreadable video has vanished, or is an empty mount point now."""
     folder = os.path.dirname(path)
     try:
-        with os.scandir(folder) as entries:
-            what = "" if next(entries, None) else "is empty now"
+        problem = "" if os.listdir(folder) else "is empty now"
     except OSError as error:
         if error.errno in SHORTAGES:
             raise
-        what = f"cannot be read any more ({error.strerror})"
-    if what:
+        problem = f"cannot be read any more ({error.strerror})"
+    if problem:
         raise VidcacheError(
-            f"{printable(folder)}: {what}. Nothing was published, and what was decoded is kept: "
+            f"{printable(folder)}: {problem}. Nothing was published, and what was decoded is kept: "
             "when the folder is back, run the same command again"
         )
 
 
 def hash_video(path: str | bytes | Path, *, deadline: float, follow_links: bool = False) -> str:
-    """Return the xxh3-128 of a video file, hex.
-
-    Args:
-        path: The file.
-        deadline: By `time.monotonic()`.
-        follow_links: As of `open_video`.
-
-    Raises:
-        Failure: It is not a regular file, cannot be read, or takes too long.
-        OSError: This process or machine is out of memory or of file descriptors.
-    """
+    """Return the xxh3-128 of a video file, hex; raises as `open_video` and `hash_file` do."""
     descriptor = open_video(path, follow_links=follow_links)
     try:
         return hash_file(descriptor, deadline=deadline)
@@ -162,14 +103,10 @@ def hash_video(path: str | bytes | Path, *, deadline: float, follow_links: bool 
 
 
 def hash_file(descriptor: int, *, deadline: float) -> str:
-    """Return the xxh3-128 of what an open file has from here to its end, hex.
-
-    Args:
-        descriptor: The file, open for reading.
-        deadline: By `time.monotonic()`. A sparse file can be longer than any disk.
+    """Return the xxh3-128 of an open file, from its position to its end, hex.
 
     Raises:
-        Failure: It cannot be read, or takes too long.
+        Failure: It cannot be read, or not before `deadline` (`time.monotonic()`): a sparse file can be endless.
     """
     digest, num_bytes = xxhash.xxh3_128(), 0
     try:

@@ -24,6 +24,7 @@ import numpy as np
 from vidcache.cache.format import RECORD, clip_hash_of
 from vidcache.cache.writer import CacheWriter
 from vidcache.preprocess.build import make_plan
+from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.split.assign import assign_splits
 from vidcache.preprocess.split.config import SplitConfig
 from vidcache.preprocess.video.decode import DecodeLimits, decode_video
@@ -135,7 +136,7 @@ def bench_up_to_date(scratch: Path, num_files: int, runs: int) -> None:
             path.write_bytes(b"x" * (index % 50 + 1))
     if not cache.exists():
         rule = SplitConfig()
-        plan = make_plan(find_videos(raw), spec, rule, TOOLS, [])
+        plan = make_plan(find_videos(raw), BuildOptions(spec=spec), rule, TOOLS, [])
         with CacheWriter(cache, plan) as writer:
             record = np.zeros((), RECORD)
             record["clip_hash"] = clip_hash_of(np.zeros(spec.clip_shape, np.uint8)).encode()
@@ -229,7 +230,7 @@ def bench_keyed(scratch: Path, minutes: float, pairs: int) -> None:
                 start = time.perf_counter()
                 decoded = decode_video(video, Spec(), [TOOLS], children, DecodeLimits(keyed=keyed))
                 runs.append(time.perf_counter() - start)
-                clips[keyed], skipped = decoded.clip, decoded.ledger.num_skipped
+                clips[keyed], skipped = decoded.clip, decoded.stats.num_skipped
                 assert keyed == (skipped > 0)
     assert (clips[True] == clips[False]).all()
     ratio = statistics.median(whole / by_keys for whole, by_keys in zip(seconds[False], seconds[True], strict=True))
