@@ -186,7 +186,7 @@ def test_dry_run_writes_nothing(built: Path, tmp_path: Path) -> None:
         (["--max-failures", "1.5"], "max-failures '1.5' is neither a count nor a percentage"),
         (["--workers", "0"], "0 is not in the range x>=1"),
         (["--timeout", "0"], "0 is not in the range x>0"),
-        (["--ffmpeg-dir", "/nonexistent"], "ffprobe: No such file or directory"),
+        (["--ffmpeg-dir", "/nonexistent"], "ffprobe: is no working ffmpeg (No such file or directory)"),
     ],
 )
 def test_bad_options_are_usage_errors(built: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

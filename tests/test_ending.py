@@ -41,13 +41,6 @@ def test_a_single_picture_is_not_the_video(tmp_path: Path, name: str, first: boo
     assert (30, 64, "") == (decoded.stats.num_frames, decoded.probe.width, decoded.damage)
 
 
-def test_a_single_picture_is_not_the_video_even_by_default(tmp_path: Path) -> None:
-    dispositions = ("-disposition:v:0", "default", "-disposition:v:1", "0")
-    path = mux(tmp_path / "v.mkv", BIG_PICTURE, VIDEO, options=dispositions)
-
-    assert 30 == decode(path).stats.num_frames
-
-
 @pytest.mark.parametrize(
     ("name", "dispositions", "width"),
     [
@@ -239,14 +232,6 @@ def test_what_else_lies_in_an_mp4_is_no_damage(tmp_path: Path, front: bool, tail
     assert (20, "") == ((decoded := decode(path)).stats.num_frames, decoded.damage)
 
 
-def test_a_second_movie_is_found_behind_long_boxes(tmp_path: Path) -> None:
-    path = make_video(tmp_path / "v.mp4", 20, codec=H264)
-    data = path.read_bytes()
-    path.write_bytes(data + box(b"free", 5000, long=True) + data)
-
-    assert "another file begins at byte " in decode(path).damage
-
-
 def test_fragments_slides_and_cuts_are_no_damage(tmp_path: Path) -> None:
     whole = with_sound(tmp_path / "whole.mp4", 2, *SOUND["v.mp4"])
     run_ffmpeg("-i", str(whole), "-c", "copy", "-movflags", "frag_keyframe+empty_moov", str(tmp_path / "fragments.mp4"))
@@ -257,13 +242,6 @@ def test_fragments_slides_and_cuts_are_no_damage(tmp_path: Path) -> None:
 
     for name in ("fragments.mp4", "cut.mp4", "slides.mkv", "slides.mp4", "slides.ts"):
         assert "" == decode(tmp_path / name).damage, name
-
-
-def test_two_programs_at_a_time_are_no_damage(tmp_path: Path) -> None:
-    programs = ("-program", "st=0", "-program", "st=1")
-    path = mux(tmp_path / "v.ts", VIDEO, COARSE, options=programs)
-
-    assert "" == decode(path).damage
 
 
 def test_analyze_of_a_folder_says_so_too(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Videos of strangers: whatever is in a file or its name, only that file is read, and within bounds."""
 
-import json
 import os
 import re
 import shutil
@@ -18,8 +17,6 @@ import pytest
 from tests.helpers import TOOLS, make_raw, make_video, run_ffmpeg
 from tests.test_decode import make_encrypted
 from tests.videos import H264, SPEC, decode
-from vidcache.cache.format import Status
-from vidcache.cache.reader import CacheReader
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.video import ffmpeg as ffmpeg_module
 from vidcache.preprocess.video.source_file import Failure, Reason
@@ -252,14 +249,6 @@ def test_an_endless_gif_is_played_once(tmp_path: Path) -> None:
     assert 10 == decode(path).stats.num_frames
 
 
-def test_thirty_sound_tracks_are_not_decoded(tmp_path: Path) -> None:
-    path = tmp_path / "x.mkv"
-    inputs = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=1", "-f", "lavfi", "-i", "sine=d=1"]
-    run_ffmpeg(*inputs, "-map", "0:v", *(["-map", "1:a"] * 30), *H264, "-c:a", "aac", str(path))
-
-    assert "ok" == outcome(path)
-
-
 # --- what is said of each ------------------------------------------------------------------------
 
 
@@ -304,28 +293,3 @@ def test_every_reason_code_has_a_file_that_gives_it(tmp_path: Path) -> None:
     assert "timeout" == outcome(tmp_path / "v.mkv", timeout_seconds=1e-6)
     tested = {*found.values(), "too_large", "timeout", "missing_frames", "unsupported_colours"} - {"ok"}
     assert {str(reason) for reason in Reason} == tested | OF_A_MOMENT
-
-
-def test_a_failed_row_says_what_is_known(tmp_path: Path) -> None:
-    raw = make_raw(tmp_path / "raw", {"a": 3}, num_frames=6)
-    (raw / "a" / "bad.mp4").write_bytes(b"no video" * 99)
-    (raw / "a" / "same.mp4").write_bytes(b"no video" * 99)
-
-    build_cache(raw, tmp_path / "c.h5", spec=SPEC)
-
-    with CacheReader(tmp_path / "c.h5") as reader:
-        failed = reader.columns["status"] == Status.FAILED
-        assert [3, 4] == np.flatnonzero(failed).tolist()
-        assert 1 == len(set(reader.columns["source_hash"][failed].tolist()) - {b""})
-        assert b"unreadable: Invalid data found when processing input" in reader.columns["error"][failed].tolist()
-
-
-def test_max_pixels_is_an_option(tmp_path: Path) -> None:
-    raw = make_raw(tmp_path / "raw", {"a": 3}, num_frames=6)
-    make_video(raw / "a" / "large.mkv", 6, size="128x96")
-    command = [sys.executable, "-c", MAIN, "build", str(raw), str(tmp_path / "c.h5"), "--size", "16", "--json"]
-
-    ended = subprocess.run([*command, "--max-pixels", "4000", "--max-failures", "1"], capture_output=True, text=True)
-
-    assert (3, 1) == ((said := json.loads(ended.stdout))["num_clips"], said["num_failed"])
-    assert "128x96 pixels, expected at most 4,000" in " ".join((tmp_path / "c.failures.csv").read_text().split())

@@ -152,16 +152,6 @@ def test_any_group_length_and_any_clip_length(tmp_path: Path) -> None:
     assert sum(count > 20 for count in skipped) >= 3  # the comparison is not one of a thing with itself
 
 
-@pytest.mark.slow
-def test_variable_rate(tmp_path: Path) -> None:
-    irregular = "setpts='(N*40+20*random(1))/1000/TB',select='not(eq(mod(n,7),3))'"
-    path = render(tmp_path / "v.mkv", (*X264_B, "-enc_time_base", "1/1000"), 200, irregular)
-
-    _, by_keys = both_ways(path)
-
-    assert by_keys.stats.num_skipped > 60
-
-
 @pytest.mark.parametrize("start", ["0.5", "1.3"])
 def test_an_edit_list_is_decoded_as_a_whole(tmp_path: Path, start: str) -> None:
     render(tmp_path / "whole.mp4", X264_B)
@@ -196,18 +186,6 @@ def test_parameters_that_change_beside_the_stream_are_decoded_as_a_whole(tmp_pat
     assert plan_of(tmp_path / "96x72.flv") is not None
     assert plan_of(both) is None
     both_ways(both)
-
-
-def test_a_sample_entry_that_changes_is_decoded_as_a_whole(tmp_path: Path) -> None:
-    # Two sample descriptions in one track: the parameters come beside the first packet of the second.
-    for size in ("96x72", "64x48"):
-        render(tmp_path / f"{size}.mp4", (*X264_B, "-s", size))
-    (tmp_path / "list.txt").write_text("file 96x72.mp4\nfile 64x48.mp4\n")
-    run_ffmpeg("-f", "concat", "-i", str(tmp_path / "list.txt"), "-c", "copy", str(tmp_path / "both.mov"))
-
-    _, by_keys = both_ways(tmp_path / "both.mov")
-
-    assert 0 == by_keys.stats.num_skipped
 
 
 def break_packet(path: Path, number: int) -> None:

@@ -108,18 +108,6 @@ def test_a_turned_video_without_a_change_is_turned_before_it_is_scaled(
     assert (difference.mean(axis=(1, 2, 3)) < 3).all()
 
 
-def test_a_video_turned_by_another_angle_may_change_size(tmp_path: Path, parts: dict[str, bytes]) -> None:
-    angle = (math.cos(0.5), math.sin(0.5), -math.sin(0.5), math.cos(0.5))
-    steady = set_matrix(join(tmp_path / "steady.mp4", parts["plain"], parts["plain"]), *angle)
-    changing = set_matrix(join(tmp_path / "changing.mp4", parts["plain"], parts["large"]), *angle)
-
-    expected, decoded = decode(steady, FULL), decode(changing, FULL)
-
-    assert (0, 160, 120) == (decoded.probe.rotation, decoded.probe.width, decoded.probe.height)
-    assert np.abs(expected.clip.astype(int) - decoded.clip).mean(axis=(1, 2, 3)).max() < 2
-    assert (expected.clip[:, 0, 0] == 0).all()  # the corners are empty
-
-
 def test_a_video_that_says_itself_how_it_is_turned_may_change_size(tmp_path: Path, parts: dict[str, bytes]) -> None:
     orientation = "h264_metadata=display_orientation=insert:rotate=90"
     plain = (parts["plain"], parts["large"])
@@ -167,40 +155,25 @@ def tagged(tmp_path_factory: pytest.TempPathFactory, parts: dict[str, bytes]) ->
 
 
 @pytest.mark.parametrize(
-    ("number", "name", "like", "used"),
+    ("words", "name", "like", "used"),
     [
-        (8, "ycgco", 1, "bt709"),
-        (10, "bt2020c", 9, "bt2020nc"),
-        (11, "smpte2085", 1, "bt709"),
-        (12, "chroma-derived-nc", 1, "bt709"),
-        (13, "chroma-derived-c", 1, "bt709"),
-        (14, "ictcp", 1, "bt709"),
-        (15, "ipt-c2", 1, "bt709"),
+        ("8", "ycgco", 1, "bt709"),
+        ("10", "bt2020c", 9, "bt2020nc"),
+        ("11", "smpte2085", 1, "bt709"),
+        ("14", "ictcp", 1, "bt709"),
+        ("14:colour_primaries=9", "ictcp", 9, "bt2020nc"),  # wide colours stay wide
     ],
 )
 def test_a_colour_matrix_that_ffmpeg_refuses(
-    tmp_path: Path,
-    tagged: Callable[[str], bytes],
-    number: int,
-    name: str,
-    like: int,
-    used: str,
+    tmp_path: Path, tagged: Callable[[str], bytes], words: str, name: str, like: int, used: str
 ) -> None:
     expected = decode(join(tmp_path / "like.mp4", tagged(f"matrix_coefficients={like}")), FULL)
 
-    decoded = decode(join(tmp_path / "v.mp4", tagged(f"matrix_coefficients={number}")), FULL)
+    decoded = decode(join(tmp_path / "v.mp4", tagged(f"matrix_coefficients={words}")), FULL)
 
     assert np.array_equal(expected.clip, decoded.clip)
     assert (10, "") == (expected.stats.num_frames, expected.damage)
     assert f"unsupported_colours: ffmpeg cannot convert {name}; read as {used}" == decoded.damage
-
-
-def test_wide_colours_stay_wide(tmp_path: Path, tagged: Callable[[str], bytes]) -> None:
-    expected = decode(join(tmp_path / "like.mp4", tagged("matrix_coefficients=9")), FULL)
-
-    decoded = decode(join(tmp_path / "v.mp4", tagged("matrix_coefficients=14:colour_primaries=9")), FULL)
-
-    assert np.array_equal(expected.clip, decoded.clip)
 
 
 @pytest.mark.parametrize("before", ["", "matrix_coefficients=1"])
@@ -219,10 +192,10 @@ def test_a_colour_matrix_that_ffmpeg_refuses_from_the_middle_on(
 @pytest.mark.parametrize(
     "tag",
     [
-        *(f"transfer_characteristics={number}" for number in (0, 3, 6, 8, 9, 10, 11, 12, 14, 16, 17, 18, 19, 254)),
-        *(f"colour_primaries={number}" for number in (0, 3, 7, 8, 9, 10, 12, 13, 22, 23, 254)),
-        *(f"matrix_coefficients={number}" for number in (0, 3, 5, 6, 18, 254)),
-        *(f"chroma_sample_loc_type={number}" for number in range(6)),
+        *(f"transfer_characteristics={number}" for number in (0, 3, 8, 16, 18, 254)),
+        *(f"colour_primaries={number}" for number in (0, 3, 9, 22, 254)),
+        *(f"matrix_coefficients={number}" for number in (0, 3, 18, 254)),
+        "chroma_sample_loc_type=5",
         "matrix_coefficients=3:colour_primaries=3:transfer_characteristics=10",
     ],
 )
@@ -235,18 +208,6 @@ def test_other_names_of_colours_change_no_pixel(
 
     assert np.array_equal(expected.clip, decoded.clip)
     assert "" == decoded.damage
-
-
-def test_a_refused_matrix_in_a_turned_video_that_changes(
-    tmp_path: Path, tagged: Callable[[str], bytes], parts: dict[str, bytes]
-) -> None:
-    path = join(tmp_path / "v.mp4", tagged("matrix_coefficients=8"), parts["large"])
-    upright = decode(path, Spec(20, 64, 48))
-
-    decoded = decode(set_matrix(path, 0, 1, -1, 0), FULL)
-
-    assert np.array_equal(np.rot90(upright.clip, -1, (1, 2)), decoded.clip)
-    assert decoded.damage.startswith("unsupported_colours: ")
 
 
 # --- HDR --------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import string
 import time
 from pathlib import Path
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 
 from tests.helpers import make_video
 from vidcache import cli
-from vidcache.cache.format import Split
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import InputError
 from vidcache.preprocess.video.classes import describe_twins, find_twins
@@ -178,36 +176,6 @@ def test_split_names_below_some_classes_are_a_note(tmp_path: Path) -> None:
     ) == found.notes
 
 
-def test_splits_inside_of_classes_are_taken_when_asked_for(tmp_path: Path) -> None:
-    for number in range(8):
-        split = ("train", "train", "Val", "TESTING")[number % 4]
-        make_video(tmp_path / "raw" / ("a", "b")[number // 4] / split / f"{number}.mkv", 8, first=number * 20)
-    raw, cache = tmp_path / "raw", tmp_path / "c.h5"
-    assert 2 == vidcache("build", raw, cache, *SMALL).exit_code
-
-    result = vidcache("build", raw, cache, *SMALL, "--layout", "classes", "--split", "folders")
-
-    assert 0 == result.exit_code, result.stderr
-    with CacheReader(cache) as reader:
-        assert ("a", "b") == reader.classes
-        assert [Split.TEST, Split.VAL, Split.TRAIN, Split.TRAIN] * 2 == reader.columns["split"].tolist()
-    changed = vidcache("split", cache, "--split", "50/25/25")
-    assert 0 == changed.exit_code, changed.stderr
-    assert 0 == vidcache("split", cache, "--split", "folders").exit_code
-    with CacheReader(cache) as reader:
-        assert [Split.TEST, Split.VAL, Split.TRAIN, Split.TRAIN] * 2 == reader.columns["split"].tolist()
-
-
-def test_only_loose_videos_name_the_three_layouts(tmp_path: Path) -> None:
-    raw = put(tmp_path / "raw", "x.mp4", "y.mp4")
-
-    assert refusal(raw) == (
-        f"{raw}: no videos in class folders, but 2 files elsewhere, for example x.mp4. Put them into {raw}/<class>/ or "
-        f"{raw}/<train, val or test>/<class>/, or give the labels by a CSV with the columns path,label: --labels"
-    )
-    assert "Put them into" in refusal(put(tmp_path / "raw2", "a/1"), "splits")
-
-
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = put(tmp_path / "raw", "a/1", "b/secret/2")
     scandir = os.scandir
@@ -258,15 +226,6 @@ def test_a_linked_split_or_a_linked_class_in_a_split_stops(tmp_path: Path, place
     for layout in ("auto", "splits"):
         assert f"1 link is in the place of classes or splits, and is not followed: {place} -> " in refusal(raw, layout)
     assert 4 == len(find_videos(raw, follow_links=True).videos)
-
-
-def test_a_class_that_only_holds_links_to_folders_stops(tmp_path: Path) -> None:
-    put(tmp_path / "store", "1.mp4")
-    raw = put(tmp_path / "raw", "run/1.mp4")
-    (raw / "jump").mkdir()
-    (raw / "jump" / "batch").symlink_to(tmp_path / "store")
-
-    assert "is not followed: jump/batch -> " in refusal(raw)
 
 
 @pytest.mark.parametrize("follow_links", [False, True])
@@ -654,10 +613,3 @@ def test_another_layout_than_that_of_the_cache_is_chosen_or_refused(tmp_path: Pa
     assert "c.h5: has its classes from RAW/<class>/, but the folders now read in another way. Choose" in result.stderr
     assert "(train 4, val 2, test 2)" in vidcache("build", raw, cache, *SMALL, "--layout", "splits").stderr
     assert "up to date" in vidcache("build", raw, cache, *SMALL).stderr
-
-
-def test_options_of_a_folder_mean_nothing_for_a_cache(cache_file: Path, tmp_path: Path) -> None:
-    for option in (("--layout", "classes"), ("--labels", tmp_path / "l.csv"), ("--follow-links",)):
-        result = vidcache("analyze", cache_file, *option, "--out", tmp_path / "out")
-        assert 2 == result.exit_code
-        assert f"{option[0]}: means nothing for the cache" in re.sub(r"\s+", " ", result.stderr)

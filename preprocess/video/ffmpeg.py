@@ -234,10 +234,10 @@ class SubprocessGroup:
         """Run a program to its end, in "/" and without our environment; it is reaped whatever happens.
 
         Args:
-            command: Program and arguments. Standard input is empty.
+            command: Program and arguments.
             pass_fds: Descriptors that the child may use, as `/dev/fd/N`.
             deadline: When to kill it, by `time.monotonic()`.
-            on_output: Called with each piece of standard output; None: nobody listens.
+            on_output: Called with each piece of standard output.
             max_file_bytes: Bound for a file that it writes, if that is longer than its messages may be.
             noise: Messages that are not worth keeping.
 

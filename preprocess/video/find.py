@@ -61,8 +61,7 @@ def find_videos(raw: Path, layout: str = "auto", labels: Path | None = None, *, 
 
     Args:
         raw: Folder of class folders.
-        layout: "classes": the folders in it are the classes. "splits": they are train, val and test, and hold
-            the classes. "auto": what the names say.
+        layout: "classes": its folders are the classes. "splits": they are train, val and test. "auto": by their names.
         labels: CSV that names the videos and their classes; folders then mean nothing, and other videos are left out.
         follow_links: Follow symbolic links to folders and files. Not followed, they are named in the notes.
 
@@ -115,13 +114,9 @@ def find_videos(raw: Path, layout: str = "auto", labels: Path | None = None, *, 
 
 
 def list_videos(folder: Path, *, follow_links: bool = False) -> tuple[tuple[Path, ...], dict[str, int], list[str]]:
-    """List the candidates anywhere below a folder, by the rules of `find_videos`, class folders apart.
+    """List the candidates anywhere below a folder, sorted by path; raises InputError if there are none.
 
-    Returns:
-        The candidates, sorted by path as bytes; how many files were none, by reason; and what the user should know.
-
-    Raises:
-        InputError: The folder cannot be read or holds no candidate.
+    Also returns how many files were no candidates, by reason, and what the user should know.
     """
     tree = _walk(folder, follow_links=follow_links)
     notes, root = tree.link_notes(), os.fsencode(folder)

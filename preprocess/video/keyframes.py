@@ -46,11 +46,7 @@ class SeekPlan:
 
 
 def plan_seeks(video: OpenVideo, probe: Probe, num_frames: int) -> SeekPlan | None:
-    """Plan to decode `num_frames` frames from key frames.
-
-    Returns:
-        None when decoding everything is faster, or when there is any doubt that the frames are the same.
-    """
+    """Plan to decode from key frames; None if decoding everything is faster, or might give other frames."""
     timeline = probe.timeline
     if probe.codec not in _UNITS or timeline is None or len(timeline.pts) != probe.num_packets_in_file:
         return None
@@ -80,15 +76,9 @@ def plan_seeks(video: OpenVideo, probe: Probe, num_frames: int) -> SeekPlan | No
 
 
 def needed_packets(pts: Times, clean: Marks, num_frames: int) -> Marks:
-    """Mark the packets without which the samples cannot be decoded.
+    """Mark the packets without which the samples cannot be decoded: all of them if the first is no place to start.
 
-    Args:
-        pts: (N,) times, all different.
-        clean: (N,) where a decoder may start.
-        num_frames: Frames of the clip (T).
-
-    Returns:
-        (N,). All of them if the first is no place to start.
+    Times are all different; `clean` marks where a decoder may start; `num_frames` is T.
     """
     starts = np.flatnonzero(clean)
     if not len(starts) or starts[0] != 0:
@@ -125,10 +115,9 @@ def _is_worth_it(needed: Marks, num_pixels: int) -> bool:
 
 
 def _find_idr_packets(video: OpenVideo, probe: Probe) -> set[int] | None:
-    """Times of the packets that hold IDR pictures: containers also call others key frames.
+    """Return the times of the packets that hold IDR pictures: containers also call others key frames.
 
-    None when parameter sets change, or some such packets have them and some have not: a picture could
-    depend on one that was skipped.
+    None when parameter sets change, or only some such packets have them: a picture could depend on a skipped one.
     """
     units = _UNITS[probe.codec]
     command = [video.binaries.ffmpeg, "-v", "error", "-nostdin"]

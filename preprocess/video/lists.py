@@ -62,18 +62,14 @@ def _delimiter_of(lines: Sequence[str]) -> str:
 
 
 def read_table(file: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Read a table of values separated by commas, semicolons or tabulators.
-
-    Args:
-        file: Its first line names the columns, in any order; more of them do no harm.
-        columns: Names that must be among them.
+    """Read a table of values separated by commas, semicolons or tabulators, whose first line names the columns.
 
     Returns:
         Line number and values by column name of every line that is not empty. A missing value is "". Blanks around
         a value are left out, but for the column "path": names of files may begin and end with them.
 
     Raises:
-        InputError: It cannot be read, or a column is missing.
+        InputError: It cannot be read, or one of `columns` is missing.
     """
     lines = read_lines(file)
     header = header_of(lines)
@@ -98,12 +94,7 @@ def read_table(file: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
 
 
 class VideoIndex:
-    """Videos by the ends of their paths, with and without the extension; fast however many they are.
-
-    Args:
-        paths: (N,) relative paths.
-        labels: Classes that the lists name, as `plain_label`.
-    """
+    """Videos by the ends of their relative paths; `labels`: classes that the lists name, as `plain_label`."""
 
     def __init__(self, paths: Sequence[bytes], labels: frozenset[str] = frozenset()) -> None:
         self.paths, self.labels = paths, labels
@@ -123,15 +114,10 @@ class VideoIndex:
         return stems
 
     def find(self, names: Sequence[bytes], where: str, label: str = "") -> int | None:
-        """Return the row of a video, None if there is none.
+        """Return the row of a video, None if there is none; raises InputError if there are several.
 
-        Args:
-            names: What it may be called, best first: the end of a path, extension or not.
-            where: File and line that name it, for messages.
-            label: Its class, as `plain_label`; "" unknown.
-
-        Raises:
-            InputError: There are several.
+        `names` is what it may be called, best first: the end of a path, with or without the extension. `where` names
+        file and line for messages, `label` its class, as `plain_label` ("" unknown).
         """
         for name in names:
             if (row := self.exact.get(name)) is not None:
@@ -196,12 +182,7 @@ class Labels:
 
 
 def read_labels(file: Path, paths: Sequence[bytes], unfollowed: Sequence[bytes] = ()) -> Labels:
-    """Read a CSV with the columns path,label and find the videos that it names.
-
-    Args:
-        file: The list.
-        paths: (N,) of the videos, below the raw folder.
-        unfollowed: Paths of links that were not followed, for messages.
+    """Read a CSV with the columns path,label and find the videos that it names; `unfollowed` links are for messages.
 
     Raises:
         InputError: It cannot be read, or a line names no video or one of several, has no label, an unknown split, or

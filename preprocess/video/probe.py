@@ -105,11 +105,7 @@ class Probe:
 
 
 def probe_video(video: OpenVideo, max_pixels: int) -> Probe:
-    """Ask ffprobe about an open video file.
-
-    Raises:
-        Failure: It is no readable video, or has more than `max_pixels` pixels (width * height).
-    """
+    """Ask ffprobe about a video; raises Failure if it cannot be read, or has more than `max_pixels` pixels."""
     reader = _Reader()
     arguments = ("-v", "error", "-select_streams", "v", "-of", "compact", "-show_entries", _ENTRIES)
     result = video.ffprobe(*arguments, on_output=reader.feed)
