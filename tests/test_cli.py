@@ -200,7 +200,7 @@ def test_errors_are_one_line_and_debug_shows_the_traceback(tmp_path: Path, monke
     result = vidcache("build", tmp_path / "none", tmp_path / "c.h5")
     assert 2 == result.exit_code
     assert (
-        f"Error: {tmp_path}/none: No such file or directory, expected a folder RAW/<class>/<video>\n" == result.stderr
+        f"Error: {tmp_path}/none: No such file or directory. Name a folder of videos\n" == result.stderr
     )
 
     monkeypatch.setenv("VIDCACHE_DEBUG", "1")

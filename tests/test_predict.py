@@ -88,7 +88,7 @@ def test_a_folder_without_videos_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x" / "a.txt").write_text("")
     with pytest.raises(InputError, match=r"/x: no videos found, 1 not a video by its name"):
         list_videos(tmp_path / "x")
-    with pytest.raises(InputError, match=r"/y: No such file or directory, expected a folder with videos"):
+    with pytest.raises(InputError, match=r"/y: No such file or directory. Name a folder of videos"):
         list_videos(tmp_path / "y")
 
 
