@@ -16,7 +16,7 @@ class ClipDataset(Dataset[tuple[torch.Tensor, int]]):
 
     A DataLoader fetches whole batches (`__getitems__`). Workers may be forked or spawned: they read
     with a plain descriptor, and a pickled data set opens its files again. Normalise and augment on
-    the device, with `vidcache.train.augment` and `vidcache.normalize`.
+    the device, with `vidcache.train.augment` and `vidcache.pixels`.
 
     Args:
         caches: One cache file, or several that are used as one.

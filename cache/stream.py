@@ -4,8 +4,12 @@ Bytes go in, bytes come out: decoding, augmentation and normalisation are not do
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
+import math
+import mmap
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
@@ -13,8 +17,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-
-from vidcache.normalize import Workspace
 
 Rows = npt.NDArray[np.int64]
 
@@ -49,6 +51,44 @@ class Batch:
     clips: torch.Tensor
     labels: torch.Tensor
     rows: Rows
+
+
+class Workspace:
+    """Memory that is used again for every batch: on a CPU, fresh pages cost more than the arithmetic.
+
+    What a function returns from a workspace is overwritten by the next call with the same one.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[str, torch.dtype, torch.device, bool], torch.Tensor] = {}
+
+    def take(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, pinned: bool = False
+    ) -> torch.Tensor:
+        """Return a tensor with anything in it; the same memory for the same name.
+
+        Args:
+            name: Of the memory.
+            shape: Of the tensor.
+            dtype: Of the tensor.
+            device: Where it is.
+            pinned: Page-locked, for copies to a GPU that nobody waits for.
+        """
+        key, size = (name, dtype, device, pinned), math.prod(shape)
+        if key not in self._memory or self._memory[key].numel() < size:
+            self._memory[key] = _new_memory(size, dtype, device, pinned)
+        return self._memory[key][:size].view(shape)
+
+
+def _new_memory(size: int, dtype: torch.dtype, device: torch.device, pinned: bool) -> torch.Tensor:
+    if device.type != "cpu" or pinned:
+        return torch.empty(size, dtype=dtype, device=device, pin_memory=pinned)
+    # Not by malloc, which keeps what it is given back, in pieces. Huge pages: they are touched much sooner.
+    memory = mmap.mmap(-1, max(size * dtype.itemsize, 1))
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype)[:size]
 
 
 def stream_batches(

@@ -11,7 +11,7 @@ import xxhash
 
 from vidcache.errors import MismatchError
 from vidcache.files import open_regular, write_atomically
-from vidcache.normalize import MEAN, STD
+from vidcache.pixels import MEAN, STD
 from vidcache.spec import Spec
 from vidcache.text import brief, one_line, printable
 from vidcache.untrusted import MAX_BYTES, NUMBER, PRIMITIVE, Rule, check, check_archive, numbers, table, text, whole

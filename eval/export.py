@@ -24,7 +24,7 @@ from vidcache.checkpoint import Checkpoint
 from vidcache.errors import CacheError, InputError, VidcacheError
 from vidcache.eval.inference import check_match, load_model, to_input
 from vidcache.files import follow, read_json, write_atomically
-from vidcache.normalize import MEAN, STD, normalisation
+from vidcache.pixels import MEAN, STD, normalization
 from vidcache.sampling import sample_indices
 from vidcache.text import plural, printable, to_json
 
@@ -74,7 +74,7 @@ class Export:
 
 
 class BytesModel(nn.Module):
-    """From the bytes of clips to logits: the normalisation of `vidcache.normalize`, then a model.
+    """From the bytes of clips to logits: the normalisation of `vidcache.pixels`, then a model.
 
     Args:
         model: (B, 3, T', H, W) float32, normalised, to logits (B, K); in evaluation mode.
@@ -85,7 +85,7 @@ class BytesModel(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        maps = torch.from_numpy(normalisation()).to(torch.float32)
+        maps = torch.from_numpy(normalization()).to(torch.float32)
         self.model = model
         self.register_buffer("scale", maps[:, :3].diagonal().clone())
         self.register_buffer("offset", maps[:, 3].clone())

@@ -13,7 +13,7 @@ from vidcache.cache.stream import Batch
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import MismatchError
 from vidcache.model import R3D18, load_weights
-from vidcache.normalize import MEAN, STD, Workspace, normalise
+from vidcache.pixels import MEAN, STD, normalize
 from vidcache.text import difference
 
 
@@ -131,7 +131,7 @@ def to_input(clips_BTHWC: torch.Tensor, _: object = None) -> torch.Tensor:
     Returns:
         (B, 3, T, H, W) float32, contiguous as `channels_last_3d`.
     """
-    return normalise(clips_BTHWC, Workspace())
+    return normalize(clips_BTHWC)
 
 
 def predict(

@@ -20,7 +20,6 @@ from vidcache.checkpoint import Checkpoint
 from vidcache.errors import MismatchError
 from vidcache.eval.inference import to_input
 from vidcache.model import R3D18
-from vidcache.normalize import Workspace
 from vidcache.preprocess.executors import find_all_tools
 from vidcache.preprocess.video.decode import DecodeLimits, decode_video
 from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, SubprocessGroup, bound_workers
@@ -102,11 +101,10 @@ def predict_videos(
     tools = find_all_tools(options.ffmpeg_dir)
     options = dataclasses.replace(options, workers=bound_workers(options.workers)[0])
     frames = sample_indices(checkpoint.spec.num_frames, checkpoint.num_frames_used)
-    workspace = Workspace()
     with contextlib.closing(_decode_ahead(videos, frames, checkpoint.spec, tools, options)) as outcomes:
         decoded = zip(videos, outcomes, strict=True)
         while batch := list(itertools.islice(decoded, options.batch_size)):
-            yield from _predict_batch(batch, checkpoint.classes, model, options, workspace)
+            yield from _predict_batch(batch, checkpoint.classes, model, options)
 
 
 def _decode_ahead(
@@ -149,10 +147,9 @@ def _predict_batch(
     classes: tuple[str, ...],
     model: R3D18,
     options: PredictOptions,
-    workspace: Workspace,
 ) -> Iterator[VideoPrediction]:
     clips = [outcome for _, outcome in batch if not isinstance(outcome, Failure)]
-    answers = iter(_run_model(np.stack(clips), model, options, workspace) if clips else ())
+    answers = iter(_run_model(np.stack(clips), model, options) if clips else ())
     for video, outcome in batch:
         if isinstance(outcome, Failure):
             yield VideoPrediction(video, (), str(outcome))
@@ -169,11 +166,11 @@ def _predict_batch(
 
 
 def _run_model(
-    clips_BTHWC: Clip, model: R3D18, options: PredictOptions, workspace: Workspace
+    clips_BTHWC: Clip, model: R3D18, options: PredictOptions
 ) -> Iterator[tuple[torch.Tensor, npt.NDArray[np.float32] | None]]:
     """Give the probabilities (K,) of each clip, and the heat (T, H, W) of its most probable class, if asked for."""
     # Before inference mode: what is made in it cannot be written to outside of it.
-    inputs = to_input(torch.from_numpy(clips_BTHWC).to(options.device), workspace)
+    inputs = to_input(torch.from_numpy(clips_BTHWC).to(options.device))
     if options.explain:
         from vidcache.eval.gradcam import grad_cam
 

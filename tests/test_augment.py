@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms.v2 import functional
 
 from vidcache.eval.inference import to_input
-from vidcache.normalize import MEAN, STD, Workspace, apply_maps, normalisation
+from vidcache.pixels import MEAN, STD, apply_color_matrix, normalization
 from vidcache.train.augment import (
     BRIGHTNESS,
     CONTRAST,
@@ -46,7 +46,7 @@ def normalised(clips: torch.Tensor) -> torch.Tensor:
     return ((clips.double() / 255 - torch.tensor(MEAN).double()) / torch.tensor(STD).double()).permute(0, 4, 1, 2, 3)
 
 
-def test_without_strength_it_is_exactly_normalisation() -> None:
+def test_without_strength_it_is_exactly_normalization() -> None:
     clips = clips_of()
 
     for method in ("linear", "exact", "none"):
@@ -178,20 +178,6 @@ def test_a_flip_and_a_jitter_are_independent(method: str) -> None:
     assert torch.allclose(augment(clips, plain, method, means_of(clips)).flip(-1), found, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["linear", "exact", "none"])
-def test_a_workspace_is_used_again_and_changes_nothing(method: str) -> None:
-    workspace, places = Workspace(), set()
-    for seed, num_clips in enumerate((5, 2, 4)):
-        clips = clips_of(num_clips, seed=seed)
-        draws = draws_of(num_clips, seed=seed)
-        found = augment(clips, draws, method, means_of(clips), workspace)
-        assert torch.equal(augment(clips, draws, method, means_of(clips)), found)
-        assert found.is_contiguous(memory_format=torch.channels_last_3d)
-        places.add(found.data_ptr())
-    assert 1 == len(places)
-    assert workspace.take("pixels", (10**6,), torch.float32, clips.device).data_ptr() not in places  # it grows
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 3, 2), (4, 6, 8)])
 def test_any_shape_of_clip_gives_the_formula(shape: tuple[int, int, int]) -> None:
     clips = torch.randint(0, 256, (3, *shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -278,7 +264,7 @@ def test_a_linear_change_of_hue_keeps_the_luminance_and_turns_the_chroma() -> No
     turns = np.array([-0.5, -0.2, 0.1, 0.25])
     factors = np.stack([np.ones(4), np.ones(4), np.ones(4), turns], axis=1)
     draws = Draws(np.zeros(4, bool), factors, np.tile(np.arange(4), (4, 1)))
-    undo = np.linalg.inv(np.vstack([normalisation(), [0, 0, 0, 1]]))
+    undo = np.linalg.inv(np.vstack([normalization(), [0, 0, 0, 1]]))
 
     maps = (undo @ np.concatenate([jitter_maps(draws, np.full((4, 3), 99, np.float32)), [[[0, 0, 0, 1]]] * 4], 1))[
         :, :3
@@ -328,10 +314,10 @@ def test_an_unknown_method_is_refused() -> None:
 
 def test_normalisation_maps_the_mean_to_zero() -> None:
     colour = np.append(np.array(MEAN) * 255, 1)
-    assert pytest.approx(np.zeros(3)) == normalisation() @ colour
+    assert pytest.approx(np.zeros(3)) == normalization() @ colour
     one = torch.tensor([[[[[0, 128, 255]]]]], dtype=torch.uint8)
     expected = [(v / 255 - m) / s for v, m, s in zip((0, 128, 255), MEAN, STD, strict=True)]
-    found = apply_maps(one, normalisation()[None], Workspace())
+    found = apply_color_matrix(one, normalization()[None])
     assert pytest.approx(expected, abs=1e-6) == found.flatten().tolist()
 
 

@@ -18,7 +18,6 @@ from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import Batch, stream_batches
 from vidcache.eval.inference import to_input
 from vidcache.model import R3D18
-from vidcache.normalize import Workspace
 from vidcache.spec import Spec
 from vidcache.train import backbone as forward_module
 from vidcache.train.augment import METHODS, Strength, augment, draw
@@ -56,7 +55,7 @@ def test_a_training_forward_stays_on_the_device(method: str) -> None:
     labels = torch.zeros(3, dtype=torch.int64, device=device)
     draws = draw(np.arange(3), Strength(), 0, 1)
 
-    inputs = augment(clips, draws, method, np.full((3, 3), 100, np.float32), Workspace())
+    inputs = augment(clips, draws, method, np.full((3, 3), 100, np.float32))
     logits = model(inputs)
     loss = criterion(logits, labels)  # its backward needs a real device: the engine asks the driver
 

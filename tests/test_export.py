@@ -213,9 +213,9 @@ def test_a_file_that_says_something_else_is_not_written(
     file = tiny.with_suffix(".pt2")
     if is_there:
         file.write_bytes(b"an older vidcache-export")
-    maps = export.normalisation()
+    maps = export.normalization()
     maps[:, 3] = 0
-    monkeypatch.setattr(export, "normalisation", lambda: maps)
+    monkeypatch.setattr(export, "normalization", lambda: maps)
 
     with tiny_models():
         result = vidcache("export", tiny, "--format", "torch-export")

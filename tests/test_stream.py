@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from tests.helpers import make_cache
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.stream import epoch_order, stream_batches
+from vidcache.cache.stream import Workspace, epoch_order, stream_batches
 from vidcache.errors import CacheError
-from vidcache.normalize import Workspace
 from vidcache.spec import Spec
 
 

@@ -11,18 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vidcache.normalize import (
-    MEAN,
-    STD,
-    Maps,
-    Workspace,
-    apply_maps,
-    mirror,
-    normalisation,
-    normalise,
-    parts,
-    to_device,
-)
+from vidcache.pixels import MEAN, STD, ColorMatrix, apply_color_matrix, normalization, normalize, to_device
 
 METHODS = ("linear", "exact", "none")
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -89,7 +78,6 @@ def augment(
     draws: Draws,
     method: str,
     mean_rgb: npt.NDArray[np.float32],
-    workspace: Workspace | None = None,
 ) -> torch.Tensor:
     """Mirror, jitter and normalise a batch.
 
@@ -99,7 +87,6 @@ def augment(
         method: "linear" composes the jitter into one affine map per clip and clips colours once;
             "exact" is torchvision's formulas step by step; "none" only mirrors.
         mean_rgb: (B, 3) mean colour of each clip, 0 to 255, as stored in the cache.
-        workspace: Holds the result; None makes a new one.
 
     Returns:
         (B, 3, T, H, W) float32, normalised, contiguous as `channels_last_3d`.
@@ -109,19 +96,18 @@ def augment(
     """
     if method not in METHODS:
         raise ValueError(f"augment {method!r}, expected one of {', '.join(METHODS)}")
-    workspace = workspace or Workspace()
     if method == "exact":
-        return _jitter_exactly(clips_BTHWC, draws, workspace)
+        return _jitter_exactly(clips_BTHWC, draws)
     if method == "none" and not draws.flip.any():
-        return normalise(clips_BTHWC, workspace)
+        return normalize(clips_BTHWC)
     if method == "linear":
         maps = jitter_maps(draws, mean_rgb)
     else:
-        maps = np.broadcast_to(normalisation(), (len(draws.flip), 3, 4))
-    return apply_maps(clips_BTHWC, maps, workspace, draws.flip)
+        maps = np.broadcast_to(normalization(), (len(draws.flip), 3, 4))
+    return apply_color_matrix(clips_BTHWC, maps, draws.flip)
 
 
-def jitter_maps(draws: Draws, mean_rgb: npt.NDArray[np.float32]) -> Maps:
+def jitter_maps(draws: Draws, mean_rgb: npt.NDArray[np.float32]) -> ColorMatrix:
     """Compose jitter and normalisation into one affine map per clip.
 
     Brightness scales, contrast mixes with the clip's mean grey, saturation with each pixel's grey,
@@ -155,13 +141,13 @@ def jitter_maps(draws: Draws, mean_rgb: npt.NDArray[np.float32]) -> Maps:
         grey = (_LUMA @ (maps @ mean))[:, 0]
         maps = linear[clip, op] @ maps
         maps[:, :, 3] += np.where(op == CONTRAST, (1 - contrast) * grey, 0.0)[:, None]
-    norm = normalisation()
-    normalised: Maps = norm[:, :3] @ maps
+    norm = normalization()
+    normalised: ColorMatrix = norm[:, :3] @ maps
     normalised[:, :, 3] += norm[:, 3]
     return normalised
 
 
-def _jitter_exactly(clips_BTHWC: torch.Tensor, draws: Draws, workspace: Workspace) -> torch.Tensor:
+def _jitter_exactly(clips_BTHWC: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Torchvision's float formulas, colour plane by colour plane, for all clips at once.
 
     At each step, every clip has another operation. Brightness, contrast and saturation are all
@@ -183,42 +169,31 @@ def _jitter_exactly(clips_BTHWC: torch.Tensor, draws: Draws, workspace: Workspac
         )
         steps.append([*(to_device(values[:, None, None], device) for values in numbers), to_device(whose_turn, device)])
     mean, std = (to_device(np.array(values)[:, None, None, None, None], device) for values in (MEAN, STD))
-    out = workspace.take("pixels", tuple(clips_BTHWC.shape), torch.float32, device).permute(0, 4, 1, 2, 3)
-    for part in parts(num_frames, 12 * num_clips * height * width, device):
-        planar = clips_BTHWC[:, part].permute(4, 0, 1, 2, 3).contiguous()
-        some = planar.shape[2]
-        x = workspace.take("planes", (3, num_clips, some, height * width), torch.float32, device)
-        x.copy_(mirror(planar.transpose(0, 1), draws.flip).transpose(0, 1).reshape(x.shape)).div_(255)
-        grey = workspace.take("grey", tuple(x.shape[1:]), torch.float32, device)
-        for scale, with_grey, with_mean, shift, turned in steps:
-            torch.mul(x[0], _LUMA[0], out=grey).add_(x[1], alpha=_LUMA[1]).add_(x[2], alpha=_LUMA[2])
-            # torchvision mixes every frame with its own mean; `jitter_maps` uses the mean of the clip.
-            other = grey.mean(dim=2, keepdim=True).mul_(with_mean)
-            x.mul_(scale).add_(grey.mul_(with_grey).add_(other)).clamp_(0, 1)
-            if len(turned):
-                planes = workspace.take("turned", (3, len(turned), some, height * width), torch.float32, device)
-                torch.index_select(x, 1, turned, out=planes)
-                _turn_hue(planes, shift, workspace)
-                x.index_copy_(1, turned, planes)
-        shown = x.view(3, num_clips, some, height, width).sub_(mean).div_(std)
-        out[:, :, part].copy_(shown.transpose(0, 1))
-    return out
+    flip = to_device(draws.flip, device)[:, None, None, None, None]
+    mirrored = torch.where(flip, clips_BTHWC.flip(3), clips_BTHWC)
+    x = mirrored.permute(4, 0, 1, 2, 3).reshape(3, num_clips, num_frames, height * width).to(torch.float32).div_(255)
+    for scale, with_grey, with_mean, shift, turned in steps:
+        grey = torch.mul(x[0], _LUMA[0]).add_(x[1], alpha=_LUMA[1]).add_(x[2], alpha=_LUMA[2])
+        # torchvision mixes every frame with its own mean; `jitter_maps` uses the mean of the clip.
+        other = grey.mean(dim=2, keepdim=True).mul_(with_mean)
+        x.mul_(scale).add_(grey.mul_(with_grey).add_(other)).clamp_(0, 1)
+        if len(turned):
+            planes = x.index_select(1, turned)
+            _turn_hue(planes, shift)
+            x.index_copy_(1, turned, planes)
+    shown = x.view(3, num_clips, num_frames, height, width).sub_(mean).div_(std)
+    return shown.transpose(0, 1).contiguous(memory_format=torch.channels_last_3d)
 
 
-def _turn_hue(planes: torch.Tensor, shift: torch.Tensor, workspace: Workspace) -> None:
+def _turn_hue(planes: torch.Tensor, shift: torch.Tensor) -> None:
     """Shift the hue in place, by way of HSV (Foley et al., "Computer Graphics", 1990, section 13.3).
 
     Args:
         planes: (3, B, T, n) red, green, blue, 0 to 1.
         shift: (B, 1, 1) in sixths of the colour circle.
-        workspace: For what is in between.
     """
     red, green, blue = planes
-    shape, device = tuple(red.shape), red.device
-    value, low, chroma, divisor, hue, other = (
-        workspace.take(f"hue {name}", shape, torch.float32, device)
-        for name in ("value", "low", "chroma", "divisor", "hue", "other")
-    )
+    value, low, chroma, divisor, hue, other = (torch.empty_like(red) for _ in range(6))
     torch.maximum(torch.maximum(red, green, out=value), blue, out=value)
     torch.minimum(torch.minimum(red, green, out=low), blue, out=low)
     torch.sub(value, low, out=chroma)

@@ -19,10 +19,9 @@ import numpy as np
 import torch
 
 from vidcache.cache.reader import CacheReader, JoinedReader, Reader
-from vidcache.cache.stream import Batch, Rows, epoch_order, stream_chunks
+from vidcache.cache.stream import Batch, Rows, Workspace, epoch_order, stream_chunks
 from vidcache.cli import num_cpus
 from vidcache.model import R3D18, build_model
-from vidcache.normalize import Workspace
 from vidcache.text import plural
 from vidcache.train.backbone import Forward
 from vidcache.train.config import TrainConfig

@@ -26,7 +26,7 @@ from vidcache.console import Progress, SafeConsole, in_words
 from vidcache.errors import InputError
 from vidcache.eval.metrics import Metrics
 from vidcache.eval.report.plots import confusion_figure
-from vidcache.normalize import MEAN, STD
+from vidcache.pixels import MEAN, STD
 from vidcache.plotting import Filmstrip, Pictures, to_png
 from vidcache.sampling import sample_indices
 from vidcache.text import plural, printable

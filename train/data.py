@@ -12,10 +12,9 @@ from torch.utils.data import WeightedRandomSampler
 
 from vidcache.cache.mirrored import find_mirror_pairs, in_words
 from vidcache.cache.reader import Reader
-from vidcache.cache.stream import Batch, Rows, Source, epoch_order, rank_slice, stream_chunks
+from vidcache.cache.stream import Batch, Rows, Source, Workspace, epoch_order, rank_slice, stream_chunks
 from vidcache.errors import InputError
 from vidcache.eval.inference import to_input
-from vidcache.normalize import Workspace
 from vidcache.sampling import sample_indices
 from vidcache.train.augment import augment, draw
 from vidcache.train.backbone import Forward
@@ -315,7 +314,7 @@ class ClipLoader(Loader):
 
     def __init__(self, task: TrainingData, forward: Forward) -> None:
         self._task, self._forward = task, forward
-        self._ring, self._pixels = Workspace(), Workspace()
+        self._ring = Workspace()
 
     def stream(self, chunks: Sequence[Rows], epoch: int | None) -> Generator[Batch, None, None]:  # noqa: ARG002
         """Read ahead: the same clips in every epoch."""
@@ -332,10 +331,10 @@ class ClipLoader(Loader):
         if not len(batch.rows):  # a process that has none of the last clips of an epoch
             return to_input(batch.clips.new_zeros((1, *batch.clips.shape[1:])))[:0]
         if epoch is None:
-            return to_input(batch.clips, self._pixels)
+            return to_input(batch.clips)
         draws = draw(batch.rows, config.strength, config.seed, epoch)
         means = self._task.reader.columns["mean_rgb"][batch.rows]
-        return augment(batch.clips, draws, config.augment, means, self._pixels)
+        return augment(batch.clips, draws, config.augment, means)
 
 
 class FeatureLoader(Loader):

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import epoch_order
-from vidcache.normalize import MEAN, STD, Workspace, normalise
+from vidcache.pixels import MEAN, STD, normalize
 from vidcache.train.augment import Strength, augment, draw
 
 
@@ -65,7 +65,7 @@ def deviation(cache: Path, num_clips: int = 32) -> str:
     draws = draw(rows, Strength(flip=0), 0, 1)
     linear, exact = (augment(clips, draws, method, means) for method in ("linear", "exact"))
     scale = 255 * torch.tensor(STD)[:, None, None, None]
-    plain = normalise(clips, Workspace())
+    plain = normalize(clips)
     apart, moved = (((one - exact) * scale).abs().mean().item() for one in (linear, plain))
     return f"on average, linear is {apart:.1f} of 255 from exact, and exact {moved:.1f} from the clip"
 
@@ -84,10 +84,9 @@ def main() -> None:
     clips = torch.randint(0, 256, (num_clips, 64, 112, 112, 3), dtype=torch.uint8)
     rows, strength, epoch = np.arange(num_clips), Strength(), iter(range(10**9))
     means = clips.reshape(num_clips, -1, 3).float().mean(1).numpy()
-    workspace = Workspace()
 
     def ours(method: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda clips: augment(clips, draw(rows, strength, 0, next(epoch)), method, means, workspace)
+        return lambda clips: augment(clips, draw(rows, strength, 0, next(epoch)), method, means)
 
     contenders: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
         "torchvision v2, uint8": torchvision_of(float_first=False),
@@ -95,10 +94,8 @@ def main() -> None:
         "kornia": kornia_of(),
         "exact": ours("exact"),
         "linear": ours("linear"),
-        "normalise only": lambda clips: normalise(clips, workspace),
-        "floor: uint8 to float": lambda clips: workspace.take(
-            "f", tuple(clips.shape), torch.float32, clips.device
-        ).copy_(clips),
+        "normalise only": normalize,
+        "floor: uint8 to float": lambda clips: clips.to(torch.float32),
     }
     runs: dict[str, list[float]] = {name: [] for name, run in contenders.items() if run}
     for round_ in range(arguments.rounds + 1):
