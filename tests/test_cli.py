@@ -199,9 +199,7 @@ def test_bad_options_are_usage_errors(built: Path, tmp_path: Path, arguments: li
 def test_errors_are_one_line_and_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = vidcache("build", tmp_path / "none", tmp_path / "c.h5")
     assert 2 == result.exit_code
-    assert (
-        f"Error: {tmp_path}/none: No such file or directory. Name a folder of videos\n" == result.stderr
-    )
+    assert f"Error: {tmp_path}/none: No such file or directory. Name a folder of videos\n" == result.stderr
 
     monkeypatch.setenv("VIDCACHE_DEBUG", "1")
     result = vidcache("build", tmp_path / "none", tmp_path / "c.h5")

@@ -205,7 +205,7 @@ def linked(tmp_path: Path) -> Path:
 
 def test_a_linked_class_stops_and_is_followed_when_asked_for(linked: Path) -> None:
     assert refusal(linked) == (
-        f"{linked}: 1 link is in the place of classes or splits, and is not followed: jump -> ../store/jump. "
+        f"{linked}: 1 link in the place of classes or splits, not followed: jump -> ../store/jump. "
         "Follow links with --follow-links, or take them out of the raw folder if they are no part of the data"
     )
 
@@ -224,7 +224,7 @@ def test_a_linked_split_or_a_linked_class_in_a_split_stops(tmp_path: Path, place
     (raw / place).symlink_to(tmp_path / "store" / ("walk" if depth else ""))
 
     for layout in ("auto", "splits"):
-        assert f"1 link is in the place of classes or splits, and is not followed: {place} -> " in refusal(raw, layout)
+        assert f"1 link in the place of classes or splits, not followed: {place} -> " in refusal(raw, layout)
     assert 4 == len(find_videos(raw, follow_links=True).videos)
 
 
@@ -264,7 +264,7 @@ def test_what_was_not_followed_fails_and_says_how(tmp_path: Path) -> None:
         assert b"not_a_regular_file: a symbolic link; --follow-links follows it" == reader.columns["error"][4]
     followed = vidcache("build", tmp_path / "raw", cache, *SMALL, "--follow-links")
     assert 0 == followed.exit_code, followed.stderr
-    assert "Note: 1 file can be reached in two ways, and is a clip twice: a/1.mkv = b/3.mkv" in followed.stderr
+    assert "Note: 1 file can be reached in two ways: a/1.mkv = b/3.mkv" in followed.stderr
     with CacheReader(cache) as reader:
         assert 5 == len(reader.rows())
         assert 1 == reader.attributes["follow_links"]

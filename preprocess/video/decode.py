@@ -158,32 +158,6 @@ def _check_bytes(descriptor: int, source_hash: str, deadline: float, *, is_short
         raise Failure(Reason.CHANGED, "the file reads differently the second time; run again")
 
 
-class ClipBuffer:
-    """A file in memory that ffmpeg writes frames to: through a pipe, each of them would wake us."""
-
-    def __init__(self, spec: Spec) -> None:
-        self._spec = spec
-        self.descriptor = memory_file("clip")
-
-    @property
-    def num_frames(self) -> int:
-        """Whole frames that are there."""
-        return os.fstat(self.descriptor).st_size // (self._spec.clip_bytes // self._spec.num_frames)
-
-    def padded_clip(self) -> npt.NDArray[np.uint8]:
-        """Return (T, H, W, 3) uint8, the last frame repeated as far as need be."""
-        num_frames, spec = self.num_frames, self._spec
-        with mmap.mmap(self.descriptor, 0, prot=mmap.PROT_READ) as memory:
-            planes = np.frombuffer(memory, np.uint8, num_frames * spec.clip_bytes // spec.num_frames)
-            planes = planes.reshape(num_frames, 3, spec.height, spec.width)
-            clip = np.empty(spec.clip_shape, np.uint8)
-            for channel, plane in enumerate(_PLANES):
-                clip[:num_frames, ..., channel] = planes[:, plane]
-            del planes  # or the memory could not be unmapped
-        clip[num_frames:] = clip[num_frames - 1]
-        return clip
-
-
 @dataclasses.dataclass(frozen=True)
 class Remedy:
     """What ffmpeg must be told of one video; nothing for nearly all of them."""
@@ -194,7 +168,7 @@ class Remedy:
 
 
 class VideoDecoder:
-    """Decodes one open video with one ffmpeg."""
+    """Decodes one open video with one ffmpeg, which writes its frames to a file in memory: a pipe would wake us."""
 
     def __init__(self, video: OpenVideo, spec: Spec, limits: DecodeLimits) -> None:
         self._video, self._spec, self._limits = video, spec, limits
@@ -204,13 +178,28 @@ class VideoDecoder:
 
     def decode(self) -> DecodedClip:
         """Return the clip, without the hash of the source; raises Failure if there is no frame."""
-        self._buffer = ClipBuffer(self._spec)
+        self._frames = memory_file("clip")
         try:
             stats, damage = self._decode_by_seeking() or self._decode_all()
-            clip, num_real = self._buffer.padded_clip(), self._buffer.num_frames
-            return DecodedClip(clip, num_real, self._probe, stats, "", damage)
+            return DecodedClip(self._padded_clip(), self._num_frames(), self._probe, stats, "", damage)
         finally:
-            os.close(self._buffer.descriptor)
+            os.close(self._frames)
+
+    def _num_frames(self) -> int:
+        return os.fstat(self._frames).st_size // (self._spec.clip_bytes // self._spec.num_frames)
+
+    def _padded_clip(self) -> npt.NDArray[np.uint8]:
+        """Return (T, H, W, 3), the last frame repeated as far as need be."""
+        num_frames, spec = self._num_frames(), self._spec
+        with mmap.mmap(self._frames, 0, prot=mmap.PROT_READ) as memory:
+            planes = np.frombuffer(memory, np.uint8, num_frames * spec.clip_bytes // spec.num_frames)
+            planes = planes.reshape(num_frames, 3, spec.height, spec.width)
+            clip = np.empty(spec.clip_shape, np.uint8)
+            for channel, plane in enumerate(_PLANES):
+                clip[:num_frames, ..., channel] = planes[:, plane]
+            del planes  # or the memory could not be unmapped
+        clip[num_frames:] = clip[num_frames - 1]
+        return clip
 
     def _decode_by_seeking(self) -> tuple[DecodeStats, str] | None:
         """Decode only what the samples need; None where that is not certain to give the same frames."""
@@ -220,7 +209,7 @@ class VideoDecoder:
             return None
         result = self._run(plan.select, self._first_remedy, plan.drop)
         stats = _read_stats(result)
-        is_as_planned = (self._buffer.num_frames, stats.num_frames) == (num_frames, plan.num_kept)
+        is_as_planned = (self._num_frames(), stats.num_frames) == (num_frames, plan.num_kept)
         if result.code != 0 or result.timed_out or not is_as_planned or stats.num_errors or stats.problems:
             return None
         stats = DecodeStats(plan.num_packets, 0, (), plan.num_packets - plan.num_kept)
@@ -234,7 +223,7 @@ class VideoDecoder:
         expected = max(self._probe.num_packets, 1)
         for _ in range(4):
             result = self._run(select_expression(expected, wanted), remedy)
-            given = self._buffer.num_frames
+            given = self._num_frames()
             if result.timed_out:
                 raise Failure(Reason.TIMEOUT, f"ffmpeg had given {given} of {wanted} frames", given, self._claimed)
             before, remedy = remedy, self._remedy_for(result, remedy)
@@ -256,8 +245,8 @@ class VideoDecoder:
         raise Failure(Reason.DECODE_ERROR, detail, stats.num_frames, self._claimed)
 
     def _run(self, select: str, remedy: Remedy, drop: str = "") -> ProcessResult:
-        """Let ffmpeg write into the buffer, from its start."""
-        probe, spec, output = self._probe, self._spec, self._buffer.descriptor
+        """Let ffmpeg write the frames, from the start of their file."""
+        probe, spec, output = self._probe, self._spec, self._frames
         source: dict[str, Any] = {
             **SAFE_INPUT,
             "max_pixels": self._limits.max_pixels,
@@ -296,27 +285,22 @@ class VideoDecoder:
         return remedy
 
     def _no_frames(self, stats: DecodeStats, result: ProcessResult) -> Failure:
-        """Find the reason why a video that has a video stream gave no frame."""
         probe, binaries = self._probe, self._video.binaries
+        reason, detail = Reason.NO_FRAMES, f"{probe.num_packets} packets in the file, none gave a frame"
         if probe.encrypted or _ENCRYPTED.search(result.stderr):
+            reason = Reason.ENCRYPTED
             detail = f"{probe.codec or 'unknown codec'}; the container says that it is encrypted"
-            return Failure(Reason.ENCRYPTED, detail, 0, self._claimed)
-        if _UNSUPPORTED.search(result.stderr):
-            codec = f"decode {probe.codec or 'its unknown codec'}"
-            detail = (
-                f"ffmpeg {binaries.version} ({binaries.origin}) cannot "
-                f"{'map HDR to SDR' if _NO_TONEMAP in result.stderr else codec}: "
-                "install an ffmpeg that can, or use --ffmpeg-dir"
-            )
-            return Failure(Reason.UNSUPPORTED_CODEC, detail, 0, self._claimed)
-        problems = _last_problems(stats, result)
-        if _TOO_LARGE.search(result.stderr):
-            return Failure(Reason.TOO_LARGE, problems, 0, self._claimed)
-        if stats.num_errors:
-            detail = f"all {stats.num_errors} packets refused; {problems}"
-            return Failure(Reason.DECODE_ERROR, detail, 0, self._claimed)
-        detail = f"{probe.num_packets} packets in the file, none gave a frame"
-        return Failure(Reason.NO_FRAMES, detail, 0, self._claimed)
+        elif _UNSUPPORTED.search(result.stderr):
+            lacks_tonemap = _NO_TONEMAP in result.stderr
+            task = "map HDR to SDR" if lacks_tonemap else f"decode {probe.codec or 'its unknown codec'}"
+            reason, remedy = Reason.UNSUPPORTED_CODEC, "install an ffmpeg that can, or use --ffmpeg-dir"
+            detail = f"ffmpeg {binaries.version} ({binaries.origin}) cannot {task}: {remedy}"
+        elif _TOO_LARGE.search(result.stderr):
+            reason, detail = Reason.TOO_LARGE, _last_problems(stats, result)
+        elif stats.num_errors:
+            reason = Reason.DECODE_ERROR
+            detail = f"all {stats.num_errors} packets refused; {_last_problems(stats, result)}"
+        return Failure(reason, detail, 0, self._claimed)
 
     def _damage(self, stats: DecodeStats) -> str:
         if stats.num_errors or stats.problems:

@@ -153,14 +153,8 @@ def _check_links(raw: str, tree: "Tree", depth: int, layout: str) -> None:
         advice = "Put a folder in the place of each, or take it out of the raw folder"
     else:
         advice = "Follow links with --follow-links, or take them out of the raw folder if they are no part of the data"
-    are = "is" if len(lost) == 1 else "are"
-    raise InputError(
-        f"{raw}: {plural(len(lost), 'link')} {are} in the place of classes or splits, and {are} not followed: "
-        f"{join_few(lost)}. {advice}"
-    )
-
-
-# --- walking ----------------------------------------------------------------------------------
+    links = plural(len(lost), "link")
+    raise InputError(f"{raw}: {links} in the place of classes or splits, not followed: {join_few(lost)}. {advice}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +187,8 @@ class Tree:
         self._to_follow: list[bytes] = []
         self._first_folders: dict[tuple[int, int], bytes] = {}
         self._first_files: dict[tuple[int, int], bytes] = {}
-        self._enter(b"", is_behind_link=False)
-        while self._to_follow:
+        self._enter(b"")
+        while self._to_follow:  # after all folders of the root: what lies in it has its path there
             paths, self._to_follow = sorted(self._to_follow), []
             for path in paths:
                 self._follow(path)
@@ -210,16 +204,15 @@ class Tree:
             notes.append(f"{plural(len(self.links), 'link')} {were} not followed: {join_few(self.links)}{advice}")
         if self.copies:
             pairs = [f"{printable(first)} = {printable(second)}" for first, second in self.copies]
-            files = plural(len(pairs), "file")
-            notes.append(f"{files} can be reached in two ways, and is a clip twice: {join_few(pairs)}")
+            notes.append(f"{plural(len(pairs), 'file')} can be reached in two ways: {join_few(pairs)}")
         return notes
 
-    def _enter(self, top: bytes, *, is_behind_link: bool) -> None:
+    def _enter(self, top: bytes) -> None:
         folders = [top]
         while folders:
             folder = folders.pop()
             full = os.path.join(self.root, folder) if folder else self.root
-            if self.follow_links and self._was_entered(folder, full, is_behind_link=is_behind_link):
+            if self.follow_links and self._was_entered(folder, full):
                 continue
             if folder:
                 self.folders.append(folder)
@@ -246,12 +239,12 @@ class Tree:
         if any(os.path.commonpath([target, folder]) == target for folder in inside):
             self.links.append(Link(path, os.readlink(full), "leads to a folder above it"))
         else:
-            self._enter(path, is_behind_link=True)
+            self._enter(path)
 
-    def _was_entered(self, folder: bytes, full: bytes, *, is_behind_link: bool) -> bool:
+    def _was_entered(self, folder: bytes, full: bytes) -> bool:
         facts = os.stat(full)
         first = self._first_folders.setdefault((facts.st_dev, facts.st_ino), folder)
-        if not is_behind_link or first == folder:
+        if first == folder:
             return False
         target = os.readlink(full) if os.path.islink(full) else b""
         self.links.append(Link(folder, target, f"the same folder as {printable(first)}"))
