@@ -200,9 +200,9 @@ def _connect(options: BuildOptions) -> Iterator[None]:
                 stack.callback(library.shutdown)
                 ray_joblib.register_ray()
         except (OSError, ValueError, RuntimeError) as error:  # OSError: ConnectionError is one
-            said = one_line(str(error), 120)
+            problem = one_line(str(error), 120)
             raise InputError(
-                f"--scheduler {address}: no {backend.title()} cluster answers ({said}). Start it with {start}"
+                f"--scheduler {address}: no {backend.title()} cluster answers ({problem}). Start it with {start}"
             ) from None
         if backend == "dask" and not client.scheduler_info()["workers"]:
             raise InputError(f"--scheduler {address}: has no workers. Start some with `dask worker {address}`")

@@ -77,7 +77,7 @@ def source_options(command: Any) -> Any:
 def check_source_options(layout: str, labels: Path | None) -> None:
     """Refuse options that contradict each other; raises click.UsageError."""
     if labels and layout != "auto":
-        raise click.UsageError(f"--layout {layout}: means nothing with --labels; choose one of them")
+        raise click.UsageError(f"--layout {layout} cannot be combined with --labels")
 
 
 def check_class_sizes(counts: Counter[bytes], noun: str) -> None:

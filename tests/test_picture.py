@@ -230,11 +230,12 @@ def greys(clip: Clip, count: int) -> list[float]:
     return [float(clip[:, :, k * width + width // 4 : k * width + 3 * width // 4].mean()) for k in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tag", "white", "middle"),
     [
         (PQ, 148, (90, 125)),  # PQ has white, 203 cd/m2, at 58 %, and 26 cd/m2 at 40 %: 13 % of white
-        pytest.param(HLG, 191, (100, 130), marks=pytest.mark.slow),  # HLG has it at 75 %, and 30 cd/m2 at 40 %: 15 %
+        (HLG, 191, (100, 130)),  # HLG has it at 75 %, and 30 cd/m2 at 40 %: 15 %
     ],
 )
 def test_hdr_is_mapped_to_sdr_only_if_asked(tmp_path: Path, tag: str, white: int, middle: tuple[int, int]) -> None:

@@ -17,7 +17,7 @@ from vidcache.cache.reader import CacheReader
 from vidcache.cli import main
 from vidcache.sampling import sample_indices
 
-pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not here")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not here")]
 
 NO_AV1 = "unsupported_codec"  # the static ffmpeg decodes neither AV1 nor APNG
 # Where this ffmpeg (8.1) and the one of INDEX.tsv (5.1) differ, and why.

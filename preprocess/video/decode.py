@@ -241,7 +241,7 @@ class VideoDecoder:
                 return stats, damage
             expected = stats.num_frames
         wanted = min(stats.num_frames, wanted)
-        detail = f"ffmpeg gave {given} frames instead of {wanted}: {_last_problems(stats, result)}"
+        detail = f"ffmpeg gave {given} frames, expected {wanted}: {_last_problems(stats, result)}"
         raise Failure(Reason.DECODE_ERROR, detail, stats.num_frames, self._claimed)
 
     def _run(self, select: str, remedy: Remedy, drop: str = "") -> ProcessResult:

@@ -67,7 +67,7 @@ def plan_seeks(video: OpenVideo, probe: Probe, num_frames: int) -> SeekPlan | No
     if not _is_worth_it(needed, num_pixels):
         return None
     samples = pts[order[sample_indices(len(pts), num_frames)]]
-    # Decoders give frames by their time, and nothing else is decoded: so many come before a sample.
+    # Decoders give frames by their time, and nothing else is decoded: this is the number of a sample among them.
     ranks = np.searchsorted(np.sort(pts[needed]), samples)
     select = "+".join(f"eq(n,{n})*eq(pts,{time})" for n, time in zip(ranks.tolist(), samples.tolist(), strict=True))
     edges = np.flatnonzero(np.diff(needed, prepend=False, append=False)).reshape(-1, 2)  # of each run
