@@ -1,364 +1,232 @@
-"""A checkpoint as one file that runs without vidcache; it is there once it was read back and compared with the model.
+"""`vidcache export`: a checkpoint as one file that runs without vidcache, kept only if it agrees with the model.
 
-What is exported takes the bytes of clips and gives logits; the normalisation is inside. Nothing of a clip is in it.
+The file takes the bytes of clips and gives logits; the normalisation is inside. Torch, which takes 2 s to import, is
+imported inside functions: `--help` is instant.
 """
 
-import contextlib
 import copy
-import dataclasses
-import importlib
 import importlib.metadata
 import io
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import nn
+import click
 
-from vidcache.cache.reader import CacheReader, Reader, open_caches
-from vidcache.checkpoint import Checkpoint
-from vidcache.errors import CacheError, InputError, VidcacheError
-from vidcache.eval.inference import check_match, load_model, to_input
-from vidcache.files import follow, read_json, write_atomically
-from vidcache.pixels import MEAN, STD, normalization
+from vidcache.cli import Command, choose_device, echo_json, json_option, option, progress_console, verbosity_options
+from vidcache.console import Progress, echo
+from vidcache.errors import InputError, VidcacheError
+from vidcache.files import write_atomically
+from vidcache.outputs import EXPORT, claim
 from vidcache.sampling import sample_indices
-from vidcache.text import plural, printable, to_json
+from vidcache.text import printable, to_json
 
-FORMAT = "vidcache-export"
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    import torch
+
+    from vidcache.checkpoint import Checkpoint
+
+    Model = Callable[[torch.Tensor], torch.Tensor]
+
+ENDINGS = {"torch-export": ".pt2", "onnx": ".onnx"}
+FILE = click.Path(path_type=Path, dir_okay=False)
 METADATA = "metadata.json"  # its name in a torch-export file's extra files and in an ONNX file's metadata
 OPSET = 18  # the one that torch writes without converting; a newer one would only lock out older runtimes
 TOLERANCE = 1e-3  # of a logit
-BATCH_SIZES = (1, 2, 5)  # 1 is where a batch that is not dynamic shows, 5 is more than it was exported with
-
-Clips = npt.NDArray[np.uint8]
-Model = Callable[[torch.Tensor], torch.Tensor]
+BATCH_SIZES = (1, 2, 5)  # 1 shows a batch size that is not dynamic; 5 is more than the model is traced with
 
 
-@dataclasses.dataclass(frozen=True)
-class CheckClips:
-    """Clips to compare a file with its model on.
+@click.command(cls=Command)
+@click.argument("ckpt", type=FILE)
+@option("--format", type=click.Choice([*ENDINGS]), required=True, help="onnx: first pip install 'vidcache[onnx]'.")
+@option("--out", envvar="VIDCACHE_EXPORT_OUT", type=FILE, show_default="CKPT with another ending", help="The new file.")
+@option("--device", default="cpu", help="Device that a torch-export file will run on: cpu, cuda, cuda:1, ...")
+@verbosity_options()
+@json_option()
+def export(ckpt: Path, format: str, out: Path | None, device: str, as_json: bool) -> None:  # noqa: A002
+    """Export CKPT to a file that runs without vidcache: uint8 clips (B, T, H, W, 3) in, logits (B, classes) out.
 
-    Attributes:
-        source: Where they are from, for messages.
-        clips: (n, T', H, W, 3) uint8 RGB, n the sum of `BATCH_SIZES`.
-        num_clips: How many of them differ.
-        is_real: They are of a cache.
+    The normalisation is inside, B is any number; classes, frames and spec are in its metadata. The file is read back
+    and compared with the model on random clips: if a logit differs by more than 0.001, nothing is written.
+
+    \b
+    vidcache export best.pt --format torch-export
+    vidcache export best.pt --format onnx
     """
+    path, where = out or ckpt.with_suffix(ENDINGS[format]), printable(ckpt)
+    if path.suffix != ENDINGS[format]:  # other tools look at the ending
+        raise click.BadParameter(f"{printable(path)} must end in {ENDINGS[format]}", param_hint="--out")
+    path = claim(path, EXPORT, [ckpt])
 
-    source: str
-    clips: Clips
-    num_clips: int
-    is_real: bool
+    from vidcache.checkpoint import Checkpoint
 
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """A file that says what its model says.
-
-    Attributes:
-        num_bytes: Its size.
-        metadata: What it carries as `METADATA`.
-        max_difference: The largest difference of a logit from the model's, in float32.
-        max_logit: The largest logit of these clips, without its sign.
-    """
-
-    num_bytes: int
-    metadata: dict[str, Any]
-    max_difference: float
-    max_logit: float
-
-
-class BytesModel(nn.Module):
-    """From the bytes of clips to logits: the normalisation of `vidcache.pixels`, then a model.
-
-    Args:
-        model: (B, 3, T', H, W) float32, normalised, to logits (B, K); in evaluation mode.
-    """
-
-    scale: torch.Tensor
-    offset: torch.Tensor
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        maps = torch.from_numpy(normalization()).to(torch.float32)
-        self.model = model
-        self.register_buffer("scale", maps[:, :3].diagonal().clone())
-        self.register_buffer("offset", maps[:, 3].clone())
-
-    def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """From (B, T', H, W, 3) uint8 RGB to (B, K) float32."""
-        inputs = clips.to(torch.float32) * self.scale + self.offset
-        logits: torch.Tensor = self.model(inputs.permute(0, 4, 1, 2, 3))
-        return logits
+    started = time.perf_counter()
+    device, checkpoint = choose_device(device), Checkpoint.load(ckpt)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Progress(progress_console(), "exporting"):
+        result = export_checkpoint(checkpoint, path, format, where=where, device=device)
+    if as_json:
+        facts = {"checkpoint": where, "format": format, "file": printable(path)}
+        echo_json({**facts, **result, "seconds": time.perf_counter() - started})
+        return
+    shapes = [", ".join(map(str, result["metadata"][name]["shape"])) for name in ("input", "output")]
+    echo(f"{printable(path)}: uint8 ({shapes[0]}) -> float32 ({shapes[1]}), {result['num_bytes'] / 1e6:.1f} MB")
+    compared = f"{result['checked_on']} in batches of {', '.join(map(str, BATCH_SIZES))}"
+    differences = f"differ by at most {result['max_difference']:.2g} (allowed: {TOLERANCE})"
+    echo(f"Compared with the model on {compared}: logits up to {result['max_logit']:.3g} {differences}")
 
 
 def export_checkpoint(
-    checkpoint: Checkpoint,
-    where: str,
-    out: Path,
-    file_format: str,
-    check: CheckClips,
-    *,
-    device: str = "cpu",
-    on_step: Callable[[str], None] = lambda _: None,
-) -> Export:
-    """Write a file that needs torch or an ONNX runtime, but no vidcache; it is there only once it was compared.
+    checkpoint: "Checkpoint", out: Path, file_format: str, *, where: str = "checkpoint", device: str = "cpu"
+) -> dict[str, Any]:
+    """Write a file that needs torch or an ONNX runtime, but no vidcache; keep it only if it agrees with the model.
 
-    Args:
-        checkpoint: What to export, in float32.
-        where: Name of the checkpoint's file, for messages.
-        out: The file. Its folder must exist. An older one is replaced in one step, or untouched.
-        file_format: "torch-export" or "onnx".
-        check: Clips that the file and the model must say the same of, to `TOLERANCE`, in batches of `BATCH_SIZES`.
-        device: Where the model runs, and a torch-export file afterwards; an ONNX file is compared on the CPU.
-        on_step: Told what is being done.
+    Returns:
+        JSON-ready: `num_bytes` of the file, its `metadata`, how it was compared, the largest difference.
 
     Raises:
         InputError: A package that the format needs is not installed.
-        MismatchError: The weights are not those of an R3D-18 with these classes.
-        VidcacheError: The file says something else than the model; it is gone.
+        MismatchError: The weights do not fit the model.
+        VidcacheError: A logit differs by more than `TOLERANCE`.
         OSError: The disk is full or the folder not writable; an older file is untouched.
     """
-    serialise, load, packages = _FORMATS[file_format]
-    on_step("exporting")
-    metadata = describe(checkpoint, file_format, device)
-    with _packages(file_format, packages):
-        model = load_model(checkpoint, where, device)
-        data = serialise(_trace(model, check.clips.shape[1:], device), to_json(metadata))
-    said: list[tuple[float, float]] = []
+    import torch
+
+    from vidcache.eval.inference import load_model
+
+    is_onnx, metadata = file_format == "onnx", describe(checkpoint, file_format, device)
+    shape = metadata["input"]["shape"][1:]
+    model = load_model(checkpoint, where, device)
+    try:
+        data = _serialise(model, torch.zeros((2, *shape), dtype=torch.uint8, device=device), is_onnx, to_json(metadata))
+    except ImportError as error:  # also of a package that is too old for this torch
+        raise InputError(
+            f"--format onnx: {error}. It needs onnx, onnxscript and onnxruntime, new enough for torch "
+            f"{torch.__version__}: pip install 'vidcache[onnx]'"
+        ) from None
+    num_clips, random = sum(BATCH_SIZES), torch.Generator().manual_seed(0)
+    clips = torch.randint(0, 256, (num_clips, *shape), dtype=torch.uint8, generator=random).to(device)
+    checked = {"checked_on": f"{num_clips} random clips", "checked_on_real_clips": False, "num_clips": num_clips}
+    limits = {"batch_sizes": BATCH_SIZES, "tolerance": TOLERANCE}
+    result: dict[str, Any] = {"num_bytes": len(data), "metadata": metadata, **checked, **limits}
 
     def write(file: BinaryIO) -> None:
         file.write(data)
         file.flush()
-        on_step(f"comparing on {check.source}")
-        difference, largest = compare(model, load(Path(file.name)), torch.from_numpy(check.clips).to(device))
-        if not difference <= TOLERANCE:  # NaN is not
+        result["max_difference"], result["max_logit"] = compare(model, _load(Path(file.name), is_onnx), clips)
+        if not result["max_difference"] <= TOLERANCE:  # also if it is NaN
             raise VidcacheError(
-                f"{printable(out)}: its logits differ from those of {where} by {difference:.3g} on {check.source}, "
-                f"expected at most {TOLERANCE}: not written. Try the other --format, or another version of torch"
+                f"{printable(out)}: logits differ from those of {where} by {result['max_difference']:.3g}, more than "
+                f"{TOLERANCE}; not written. Try the other --format, or another version of torch"
             )
-        said.append((difference, largest))
 
     write_atomically(out, write)
-    return Export(len(data), metadata, *said[0])
+    return result
 
 
-def describe(checkpoint: Checkpoint, file_format: str, device: str = "cpu") -> dict[str, Any]:
-    """Return what has to be known to use an exported file, as JSON-ready values; names are printable."""
-    spec, frames = checkpoint.spec, sample_indices(checkpoint.spec.num_frames, checkpoint.num_frames_used).tolist()
+def describe(checkpoint: "Checkpoint", file_format: str, device: str) -> dict[str, Any]:
+    """Return what has to be known to use an exported file, JSON-ready; names are printable."""
+    import torch
+
+    from vidcache.pixels import MEAN, STD
+
+    spec, classes = checkpoint.spec, [printable(name) for name in checkpoint.classes]
+    frames = sample_indices(spec.num_frames, checkpoint.num_frames_used).tolist()
+    clips = "RGB, 0 to 255, not normalised; any number B of clips; of each its frames `frames`"
+    logits = "logits in the order of `classes`; their softmax gives the probabilities"
+    shape = ["B", len(frames), spec.height, spec.width, 3]
     return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "classes": [printable(name) for name in checkpoint.classes],
-        "input": {
-            "name": "clips",
-            "dtype": "uint8",
-            "shape": ["B", len(frames), spec.height, spec.width, 3],
-            "meaning": "RGB, 0 to 255, not normalised; any number B of clips; of each its frames `frames`",
-        },
-        "output": {
-            "name": "logits",
-            "dtype": "float32",
-            "shape": ["B", len(checkpoint.classes)],
-            "meaning": "logits in the order of `classes`; their softmax gives the probabilities",
-        },
+        "format": "vidcache-export",
+        "format_version": 1,
+        "classes": classes,
+        "input": {"name": "clips", "dtype": "uint8", "shape": shape, "meaning": clips},
+        "output": {"name": "logits", "dtype": "float32", "shape": ["B", len(classes)], "meaning": logits},
         "num_frames": len(frames),
         "frames": frames,
         "spec": spec.to_dict(),
         "clip": "frame i of the T = spec.num_frames frames of a clip is frame floor(i * (n - 1) / (T - 1)) of the n "
         "frames of the video that can be decoded; where n < T, all n and then the last one again",
         "normalisation": {"mean": MEAN, "std": STD, "meaning": "of RGB / 255; the file does it"},
-        "fingerprint": checkpoint.fingerprint,
-        "split_hash": checkpoint.split_hash,
-        "epoch": checkpoint.epoch,
+        **{name: getattr(checkpoint, name) for name in ("fingerprint", "split_hash", "epoch")},
         "versions": {"vidcache": importlib.metadata.version("vidcache"), "torch": str(torch.__version__)},
         "trained_with": checkpoint.versions,
         **({"device": device} if file_format == "torch-export" else {}),
     }
 
 
-def compare(model: Model, exported: Model, clips_BTHWC: torch.Tensor) -> tuple[float, float]:
-    """Ask a model and what was made of it about the same clips, in batches of `BATCH_SIZES`, without TF32.
-
-    Args:
-        model: (B, 3, T', H, W) float32, normalised, to logits (B, K).
-        exported: (B, T', H, W, 3) uint8 RGB to logits (B, K).
-        clips_BTHWC: (n, T', H, W, 3) uint8 RGB, n the sum of `BATCH_SIZES`, on the device of both.
+def compare(model: "Model", exported: "Model", clips_BTHWC: "torch.Tensor") -> tuple[float, float]:
+    """Run a model (on normalised clips) and its exported file (on bytes) in batches of `BATCH_SIZES`, without TF32.
 
     Returns:
-        The largest difference of two logits, infinite where there are not as many; and the largest logit of the model.
-        NaN where any is.
+        The largest difference of two logits, infinite if their shapes differ, and the largest logit of the model, by
+        absolute value. NaN if any is.
     """
-    differences, logits = [], []
-    with torch.inference_mode(), _no_tf32():
-        for batch in torch.split(clips_BTHWC, list(BATCH_SIZES)):
-            expected, found = model(to_input(batch)).cpu(), exported(batch).cpu()
-            is_same_shape = found.shape == expected.shape
-            differences.append((found - expected).abs() if is_same_shape else torch.full_like(expected, math.inf))
-            logits.append(expected.abs())
-    return float(torch.cat(differences).max()), float(torch.cat(logits).max())
+    import torch
+
+    from vidcache.eval.inference import to_input
+
+    batches = clips_BTHWC.split(BATCH_SIZES)
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = torch.cat([model(to_input(batch)).cpu() for batch in batches])
+        found = torch.cat([exported(batch).cpu() for batch in batches])
+    is_same_shape = found.shape == expected.shape
+    return float((found - expected).abs().max()) if is_same_shape else math.inf, float(expected.abs().max())
 
 
-def _trace(model: nn.Module, clip_shape: tuple[int, ...], device: str) -> torch.export.ExportedProgram:
+def _serialise(model: "torch.nn.Module", example: "torch.Tensor", is_onnx: bool, metadata: str) -> memoryview:
+    import torch
+
+    from vidcache.pixels import normalization
+
+    if is_onnx:
+        import onnx
+        import onnxruntime  # noqa: F401 -- needed later, to compare
+        import onnxscript  # noqa: F401 -- used by torch
+
+    matrix = torch.from_numpy(normalization()).to(example.device, torch.float32)
+    scale, offset = matrix[:, :3].diagonal().clone(), matrix[:, 3].clone()
     # A copy whose weights are contiguous: torch cannot tell that others fill their memory, and warns.
-    module = BytesModel(copy.deepcopy(model).to(memory_format=torch.contiguous_format)).to(device).eval()
-    clips = torch.zeros((2, *clip_shape), dtype=torch.uint8, device=device)  # kept in the file; 1 would be a constant
+    network = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+
+    class BytesModel(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.network((clips.to(torch.float32) * scale + offset).permute(0, 4, 1, 2, 3))
+            return logits
+
     with torch.no_grad():
-        program = torch.export.export(module, (clips,), dynamic_shapes={"clips": {0: torch.export.Dim("B")}})
+        dynamic = {"clips": {0: torch.export.Dim("B")}}
+        program = torch.export.export(BytesModel().eval(), (example,), dynamic_shapes=dynamic)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the names of folders of this machine
-    return program
+    if not is_onnx:
+        file = io.BytesIO()  # not straight to the disk: torch makes a RuntimeError of a full one
+        torch.export.save(program, file, extra_files={METADATA: metadata})
+        return file.getbuffer()
+    names: dict[str, Any] = {
+        "input_names": ["clips"],
+        "output_names": ["logits"],
+        "dynamic_shapes": {"clips": {0: "B"}},
+    }
+    proto = torch.onnx.export(program, (), **names, opset_version=OPSET, dynamo=True, verbose=False).model_proto
+    onnx.helper.set_model_props(proto, {METADATA: metadata})
+    return memoryview(proto.SerializeToString())  # R3D-18 is far below the 2 GiB of one message
 
 
-def _to_torch_export(program: torch.export.ExportedProgram, metadata: str) -> memoryview:
-    # Not straight to the disk: torch makes a RuntimeError of a full one.
-    file = io.BytesIO()
-    torch.export.save(program, file, extra_files={METADATA: metadata})
-    return file.getbuffer()
+def _load(path: Path, is_onnx: bool) -> "Model":
+    import torch
 
-
-def _open_torch_export(path: Path) -> Model:
-    with path.open("rb") as file:
-        model: Model = torch.export.load(file).module()
-    return model
-
-
-def _to_onnx(program: torch.export.ExportedProgram, metadata: str) -> memoryview:
-    import onnx
-
-    exported = torch.onnx.export(
-        program,
-        (),
-        input_names=["clips"],
-        output_names=["logits"],
-        dynamic_shapes={"clips": {0: "B"}},  # only its name: the program has it already
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    if exported is None:
-        raise TypeError("torch.onnx.export returned None, expected a program")
-    model = exported.model_proto
-    onnx.helper.set_model_props(model, {METADATA: metadata})
-    return memoryview(model.SerializeToString())  # weights and all: R3D-18 is far below the 2 GiB of one message
-
-
-def _open_onnx(path: Path) -> Model:
+    if not is_onnx:
+        with path.open("rb") as file:
+            return cast("Model", torch.export.load(file).module())
     import onnx
     import onnxruntime
 
     onnx.checker.check_model(path, full_check=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda clips: torch.from_numpy(session.run(["logits"], {"clips": clips.cpu().numpy()})[0])
-
-
-@contextlib.contextmanager
-def _packages(file_format: str, names: tuple[str, ...]) -> Iterator[None]:
-    """Say what to install where one is not there, or too old for this torch, which asks for the newest by its name."""
-    try:
-        for name in names:
-            importlib.import_module(name)
-        yield
-    except ImportError as error:
-        if not names:
-            raise
-        raise InputError(
-            f"--format {file_format}: {error}, expected {', '.join(names)}, new enough for torch {torch.__version__}. "
-            f"pip install 'vidcache[{file_format}]'"
-        ) from None
-
-
-@contextlib.contextmanager
-def _no_tf32() -> Iterator[None]:
-    """Let a GPU use all 23 bits of a mantissa in convolutions; its default is 10."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
-# Format: how a program becomes a file with metadata, how the file becomes a function again, packages for both.
-_FORMATS: dict[
-    str, tuple[Callable[[torch.export.ExportedProgram, str], memoryview], Callable[[Path], Model], tuple[str, ...]]
-] = {
-    "torch-export": (_to_torch_export, _open_torch_export, ()),
-    "onnx": (_to_onnx, _open_onnx, ("onnx", "onnxscript", "onnxruntime")),
-}
-
-
-NUM_CLIPS = sum(BATCH_SIZES)
-_MAX_CACHES = 100
-_GRID = 8  # the coarse pattern that moves, in cells along a side
-
-
-def find_clips(ckpt: Path, checkpoint: Checkpoint, cache: Path | None = None) -> CheckClips:
-    """Take clips of a cache: the given one, else what the checkpoint was trained on, if it is there; else make some.
-
-    Args:
-        ckpt: File of the checkpoint.
-        checkpoint: What it holds.
-        cache: May have other content or another split, but not another spec or other classes. None looks into
-            best.run/ beside best.pt, where the run has left the names of its caches.
-
-    Raises:
-        CacheError: The given cache cannot be read.
-        InputError: The given cache has no clips.
-        MismatchError: The given cache has another spec or other classes.
-    """
-    if cache is not None:
-        with CacheReader(cache) as reader:
-            check_match(checkpoint, reader, printable(ckpt), allow_mismatch=True)
-            return _real_clips(reader, checkpoint)
-    for paths in _caches_of_run(ckpt):
-        try:
-            with open_caches(paths) as found:
-                if (found.fingerprint, found.spec) == (checkpoint.fingerprint, checkpoint.spec):
-                    return _real_clips(found, checkpoint)
-        except CacheError:
-            continue  # moved or gone since: that others are taken is said
-    return made_clips(checkpoint)
-
-
-def made_clips(checkpoint: Checkpoint) -> CheckClips:
-    """Make clips, the same every time: noise, and in every other one a coarse pattern that moves."""
-    spec, rng = checkpoint.spec, np.random.default_rng(0)
-    shape = (checkpoint.num_frames_used, spec.height, spec.width, 3)
-    clips = rng.integers(0, 256, (NUM_CLIPS, *shape), np.uint8)
-    for clip in clips[1::2]:
-        cells = rng.integers(0, 256, (_GRID, _GRID, 3), np.uint8)
-        rows, columns = (np.arange(size) * _GRID // size for size in shape[1:3])
-        step = rng.integers(-3, 4, 2)
-        for number, frame in enumerate(clip):
-            frame[:] = np.roll(cells[rows[:, None], columns], step * number, axis=(0, 1))
-    return CheckClips(plural(NUM_CLIPS, "made clip"), clips, NUM_CLIPS, is_real=False)
-
-
-def _real_clips(reader: Reader, checkpoint: Checkpoint) -> CheckClips:
-    """Read clips from all over a cache; where it has too few, the last one again."""
-    rows = reader.rows()
-    if not len(rows):
-        raise InputError(f"{reader.name}: no clips, expected at least one to compare on. Leave --cache out")
-    chosen = rows[sample_indices(len(rows), NUM_CLIPS)]
-    clips = reader.read(chosen, sample_indices(checkpoint.spec.num_frames, checkpoint.num_frames_used))
-    num_clips = len(np.unique(chosen))
-    return CheckClips(f"{plural(num_clips, 'clip')} of {reader.name}", clips, num_clips, is_real=True)
-
-
-def _caches_of_run(ckpt: Path) -> list[list[Path]]:
-    """Say where the caches of a run may be: as they were named then, from here or from beside the checkpoint."""
-    said = read_json(follow(ckpt).with_suffix(".run") / "config.json").get("caches")
-    if (
-        type(said) is not list
-        or len(said) > _MAX_CACHES
-        or not all(type(name) is str and "\0" not in name for name in said)
-    ):
-        return []
-    names = [Path(name) for name in said]
-    return [names, [ckpt.parent / name for name in names]] if names else []

@@ -1,4 +1,4 @@
-"""Where in a clip a class was found: Grad-CAM, and its picture.
+"""Grad-CAM: where in a clip a class was found, and its drawing.
 
 Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017.
 """
@@ -14,15 +14,9 @@ from vidcache.sampling import sample_indices
 
 Heat = npt.NDArray[np.float32]
 
-NUM_FRAMES_SHOWN = 8
-
-# A cell of layer4's output looks at the same number of pixels on both sides of a centre, and the centres of
-# neighbouring cells are so far apart in time, height and width; the first one is at 0. `interpolate` would take them
-# to be the middles of equal parts of the clip: 3.5 frames and 7.5 pixels too late.
+# Distance between the receptive fields' centres of neighbouring cells of layer4's output in time, height and width; the
+# first centre is at 0. `interpolate` would put the cells in the middle of equal parts: 3.5 frames, 7.5 pixels too late.
 STRIDES = (8, 16, 16)
-
-_OPACITY = 0.65  # where it is hottest
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 def grad_cam(
@@ -30,9 +24,8 @@ def grad_cam(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run a model, and find where in its input a class was found.
 
-    The channels of layer4's output, each weighted by the mean gradient of the class's logit with respect to it, are
-    added; what speaks against the class is cut off; the rest is interpolated linearly in time, height and width.
-    Weights get no gradients, and it does not matter which of them are frozen.
+    The channels of layer4's output are added, each weighted by the mean gradient of the class's logit; negative values
+    are cut off; the rest is interpolated linearly in time, height and width. Weights get no gradients.
 
     Args:
         model: In evaluation mode.
@@ -40,16 +33,16 @@ def grad_cam(
         labels: (B,) the class to look for in each clip; None for the most probable one.
 
     Returns:
-        Logits (B, K) float32, and heat (B, T, H, W) float32, 0 to 1 and the largest of each clip 1; all 0 in a clip
-        where nothing speaks for the class. Both on the device.
+        Logits (B, K) float32, and heat (B, T, H, W) float32 from 0 to 1; the maximum of each clip is 1, or 0 if nothing
+        speaks for the class. Both on the device.
 
     Raises:
         ValueError: The model is in training mode, or there is not one label for each clip.
     """
     if model.training:
-        raise ValueError("model: in training mode, expected evaluation mode. Call model.eval() first")
+        raise ValueError("model: in training mode. Call model.eval() first")
     if labels is not None and labels.shape != (len(inputs_BCTHW),):
-        raise ValueError(f"labels: shape {tuple(labels.shape)}, expected one for each clip, ({len(inputs_BCTHW)},)")
+        raise ValueError(f"labels: shape {tuple(labels.shape)} for {len(inputs_BCTHW)} clips")
     with torch.inference_mode(False), torch.no_grad():
         features = inputs_BCTHW
         for stage in STAGES:
@@ -70,36 +63,22 @@ def _enlarge(cells_BTHW: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Interpolate linearly between the centres of cells; beyond the last one, repeat it."""
     maps = []
     for length, count, stride in zip(shape, cells_BTHW.shape[1:], STRIDES, strict=True):
-        place = (torch.arange(length, device=cells_BTHW.device) / stride).clamp(max=count - 1)
-        distance = place[:, None] - torch.arange(count, device=cells_BTHW.device)
+        position = (torch.arange(length, device=cells_BTHW.device) / stride).clamp(max=count - 1)
+        distance = position[:, None] - torch.arange(count, device=cells_BTHW.device)
         maps.append((1 - distance.abs()).clamp(min=0))
     return torch.einsum("bthw,Tt,Hh,Ww->bTHW", cells_BTHW, *maps)
 
 
 def overlay(clip_THWC: Pictures, heat_THW: Heat) -> Pictures:
-    """Show heat as the only colour on grey frames, glowing where it is hot.
-
-    Args:
-        clip_THWC: (T, H, W, 3) uint8 RGB.
-        heat_THW: (T, H, W), 0 to 1.
-
-    Returns:
-        (T, H, W, 3) uint8 RGB.
-    """
-    grey = clip_THWC @ _LUMA
+    """Show heat as the only colour on grey frames: (T, H, W, 3) uint8 RGB and (T, H, W) from 0 to 1 to uint8 RGB."""
+    grey = clip_THWC @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     colours = matplotlib.colormaps["inferno"](heat_THW)[..., :3] * 255
-    opacity = _OPACITY * heat_THW[..., None]
+    opacity = 0.65 * heat_THW[..., None]
     return np.asarray((grey[..., None] * (1 - opacity) + colours * opacity).round(), np.uint8)
 
 
 def explanation_strip(clip_THWC: Pictures, heat_THW: Heat, title: str) -> Filmstrip:
-    """Show frames of a clip, evenly spaced, and below them where a class was found.
-
-    Args:
-        clip_THWC: (T, H, W, 3) uint8 RGB.
-        heat_THW: (T, H, W), 0 to 1.
-        title: Printable.
-    """
-    frames = sample_indices(len(clip_THWC), min(NUM_FRAMES_SHOWN, len(clip_THWC)))
+    """Show at most 8 evenly spaced frames of a clip, and below them where a class was found; see `overlay`."""
+    frames = sample_indices(len(clip_THWC), min(8, len(clip_THWC)))
     clip, heat = clip_THWC[frames], heat_THW[frames]
     return Filmstrip(title, (("frames", clip), ("Grad-CAM", overlay(clip, heat))))

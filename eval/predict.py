@@ -1,74 +1,71 @@
-"""From video files to predictions: the decode of `build`, the normalisation of `videval`.
+"""From video files to predictions: decoded as in a build, normalised as in `videval`.
 
 Videos are decoded in threads, since the work is in their child processes, while the model runs on those before them.
+Torch, which takes 2 s to import, is imported inside functions: `vidpredict --help` is instant.
 """
 
 import collections
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from vidcache.checkpoint import Checkpoint
-from vidcache.errors import MismatchError
-from vidcache.eval.inference import to_input
-from vidcache.model import R3D18
+from vidcache.cli import choose_device, num_cpus
+from vidcache.errors import InputError, MismatchError
 from vidcache.preprocess.executors import find_all_tools
 from vidcache.preprocess.video.decode import DecodeLimits, decode_video
-from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, SubprocessGroup, bound_workers
+from vidcache.preprocess.video.ffmpeg import SubprocessGroup, bound_workers
+from vidcache.preprocess.video.find import list_videos
 from vidcache.preprocess.video.source_file import Failure
 from vidcache.sampling import sample_indices
-from vidcache.spec import Spec
 from vidcache.text import printable
 
-if TYPE_CHECKING:  # matplotlib takes half a second to import: only for explanations
+if TYPE_CHECKING:
+    from vidcache.checkpoint import Checkpoint
+    from vidcache.model import R3D18
     from vidcache.plotting import Filmstrip
 
-TOP = 5  # as in `vidcache.eval.metrics`, which takes 2 s to import (scikit-learn)
-
+TOP = 5
 Clip = npt.NDArray[np.uint8]
-Outcome = Clip | Failure
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
-    """How to predict; the defaults are those of the command, which has a worker for each CPU.
+    """How to predict.
 
     Attributes:
-        batch_size: Videos at a time for the model.
-        workers: Videos decoded at a time.
-        device: Where the model is.
-        limits: Bounds for one video.
+        batch_size: Videos per batch of the model.
+        workers: Videos decoded in parallel; the default is the number of CPUs.
+        device: "cpu", "cuda", "cuda:1", ...; None is cuda if available, else cpu.
+        limits: Bounds for one video: seconds, pixels, whether links are followed.
         ffmpeg_dir: Folder of the ffmpeg to use; None finds one.
-        explain: Show what the most probable class was found in.
-        where: Name of the checkpoint, for messages.
+        explain: Also give the Grad-CAM of the most probable class.
     """
 
     batch_size: int = 16
-    workers: int = 1
-    device: str = "cpu"
+    workers: int = dataclasses.field(default_factory=num_cpus)
+    device: str | None = None
     limits: DecodeLimits = DecodeLimits()
     ffmpeg_dir: Path | None = None
     explain: bool = False
-    where: str = "checkpoint"
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoPrediction:
-    """What a model says of a video file.
+    """The prediction of a model for a video file.
 
     Attributes:
         video: The file.
-        top: At most 5 (class name, probability), most probable first; empty if it failed.
-        failure: "reason: detail", or empty.
-        explanation: The most probable class in the frames, if asked for.
+        top: At most 5 (class name, probability), most probable first; empty if the video failed.
+        failure: Why it could not be decoded, as "reason: detail"; empty if it could.
+        explanation: The most probable class in the frames, with `explain=True`.
     """
 
     video: Path
@@ -77,63 +74,123 @@ class VideoPrediction:
     explanation: "Filmstrip | None" = None
 
 
-def predict_videos(
-    videos: Sequence[Path], checkpoint: Checkpoint, model: R3D18, options: PredictOptions
+def predict(
+    checkpoint: "Checkpoint | str | Path", videos: str | Path | Iterable[str | Path], **options: Any
 ) -> Generator[VideoPrediction, None, None]:
-    """Predict video files, in their order; a bad one does not stop the rest.
-
-    Batches are of consecutive videos, so that they never depend on which was decoded first. At most two batches of
-    clips, and one for each worker, are in memory. Closing the generator ends the decoding.
+    """Classify video files with a trained model; a video that cannot be decoded does not stop the rest.
 
     Args:
-        videos: Files.
-        checkpoint: Says how a clip is made and what the classes are.
-        model: Of the checkpoint, in evaluation mode, on the device.
-        options: How.
+        checkpoint: A checkpoint of `train`, or its file.
+        videos: A video file, or a folder that stands for all videos in it and below; or several of them.
+        options: Fields of `PredictOptions`: `batch_size=16`, `workers`, `device`, `limits`, `ffmpeg_dir`, `explain`.
 
-    Yields:
-        Predictions, a batch at a time.
+    Returns:
+        An iterator over predictions in the order of the videos. The model is loaded at once, videos are decoded as the
+        iterator advances; closing it ends the decoding.
 
     Raises:
-        InputError: There is no ffmpeg, or it vanishes.
-        MismatchError: A prediction is not finite.
+        MismatchError: The checkpoint is missing or damaged; later: the model gives NaN or infinity.
+        InputError: A folder has no videos; later: there is no ffmpeg.
+
+    Example:
+        >>> for prediction in vidcache.predict("best.pt", "new_videos/"):  # doctest: +SKIP
+        ...     print(prediction.video, prediction.top[0] if prediction.top else prediction.failure)
     """
-    tools = find_all_tools(options.ffmpeg_dir)
-    options = dataclasses.replace(options, workers=bound_workers(options.workers)[0])
-    frames = sample_indices(checkpoint.spec.num_frames, checkpoint.num_frames_used)
-    with contextlib.closing(_decode_ahead(videos, frames, checkpoint.spec, tools, options)) as outcomes:
-        decoded = zip(videos, outcomes, strict=True)
+    from vidcache.checkpoint import Checkpoint
+    from vidcache.eval.inference import load_model
+
+    settings = PredictOptions(**options)
+    device = settings.device or choose_device(None)
+    paths = [Path(videos)] if isinstance(videos, str | Path) else [Path(video) for video in videos]
+    files, _, _ = find_files(paths, follow_links=settings.limits.follow_links)
+    where = "checkpoint" if isinstance(checkpoint, Checkpoint) else printable(checkpoint)
+    loaded = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(Path(checkpoint))
+    model = load_model(loaded, where, device)
+    return _predict_files(files, loaded, model, dataclasses.replace(settings, device=device), where)
+
+
+def find_files(videos: Sequence[Path], *, follow_links: bool = False) -> tuple[list[Path], Counter[str], list[str]]:
+    """Replace folders by the videos in and below them; anything else is kept, whatever it is.
+
+    Returns:
+        The files, in the order of `videos`; the number of files left out of folders, by reason; notes for the user.
+
+    Raises:
+        InputError: The only video is a folder that cannot be read or has no videos.
+    """
+    files: list[Path] = []
+    skipped: Counter[str] = Counter()
+    notes: list[str] = []
+    for video in videos:
+        found, left_out, remarks = [video], Counter[str](), list[str]()
+        try:
+            if video.is_dir():
+                found, left_out, remarks = list_videos(video, follow_links=follow_links)
+        except InputError:  # one of several: it will be a video that fails, and the others are predicted
+            if len(videos) == 1:
+                raise
+        files += found
+        skipped.update(left_out)
+        notes += [f"{printable(video)}: {remark}" for remark in remarks]
+    return files, skipped, notes
+
+
+def _predict_files(
+    files: Sequence[Path], checkpoint: "Checkpoint", model: "R3D18", options: PredictOptions, where: str
+) -> Generator[VideoPrediction, None, None]:
+    """Predict in batches of consecutive videos, so that no batch depends on which video was decoded first."""
+    with contextlib.closing(_decode_ahead(files, checkpoint, options)) as clips:
+        decoded = zip(files, clips, strict=True)
         while batch := list(itertools.islice(decoded, options.batch_size)):
-            yield from _predict_batch(batch, checkpoint.classes, model, options)
+            good = [clip for _, clip in batch if not isinstance(clip, Failure)]
+            results = _run_model(np.stack(good), model, options) if good else iter(())
+            for video, clip in batch:
+                if isinstance(clip, Failure):
+                    yield VideoPrediction(video, (), str(clip))
+                    continue
+                probabilities, heat = next(results)
+                if not np.isfinite(probabilities).all():
+                    raise MismatchError(
+                        f"{where}: NaN or inf outputs for {printable(video)}. The weights have diverged or are "
+                        "damaged: train again"
+                    )
+                best = np.argsort(-probabilities, kind="stable")[:TOP].tolist()
+                top = tuple((checkpoint.classes[label], float(probabilities[label])) for label in best)
+                yield VideoPrediction(video, top, "", None if heat is None else _explain(video, top[0], clip, heat))
+
+
+def _explain(video: Path, best: tuple[str, float], clip: Clip, heat: npt.NDArray[np.float32]) -> "Filmstrip":
+    from vidcache.eval.gradcam import explanation_strip
+
+    return explanation_strip(clip, heat, f"{printable(video.name)}: {printable(best[0])} {best[1]:.1%}")
 
 
 def _decode_ahead(
-    videos: Sequence[Path],
-    frames: npt.NDArray[np.int64],
-    spec: Spec,
-    tools: list[FFmpegBinaries],
-    options: PredictOptions,
-) -> Generator[Outcome, None, None]:
-    """Give the frames of each video, or why there are none, in order, and decode the next ones meanwhile."""
+    files: Sequence[Path], checkpoint: "Checkpoint", options: PredictOptions
+) -> Generator[Clip | Failure, None, None]:
+    """Give the clip of each video in order, or why there is none, and decode the next ones meanwhile.
 
-    def decode(video: Path) -> Outcome:
+    A bounded window, not joblib's generator as in a build: that decodes on whether anybody takes the clips or not. On a
+    CPU, model and decoders would compete for the same cores: a batch is decoded, then the model has all cores.
+    """
+    frames = sample_indices(checkpoint.spec.num_frames, checkpoint.num_frames_used)
+    tools, workers = find_all_tools(options.ffmpeg_dir), bound_workers(options.workers)[0]
+
+    def decode(video: Path) -> Clip | Failure:
         try:
-            return decode_video(video, spec, tools, children, options.limits).clip[frames]
+            return decode_video(video, checkpoint.spec, tools, children, options.limits).clip[frames]
         except Failure as failure:
             return failure
 
-    # A window, not joblib's generator as in a build: that decodes on whether anybody takes the clips or not.
-    # On a CPU model and decoders would want the same cores, and torch's threads wait for each other: one batch is
-    # decoded, then the model has all cores.
-    is_apart = torch.device(options.device).type != "cpu"
-    window = options.batch_size + (options.workers if is_apart else 0)
-    waiting: collections.deque[Future[Outcome]] = collections.deque()
-    with SubprocessGroup() as children, ThreadPoolExecutor(options.workers) as pool:
+    is_cpu = str(options.device).startswith("cpu")
+    window = options.batch_size + (0 if is_cpu else workers)
+    waiting: collections.deque[Future[Clip | Failure]] = collections.deque()
+    with SubprocessGroup() as children, ThreadPoolExecutor(workers) as pool:
         try:
-            for video in videos:
+            for video in files:
                 waiting.append(pool.submit(decode, video))
                 if len(waiting) == window:
-                    for _ in range(1 if is_apart else window):
+                    for _ in range(window if is_cpu else 1):
                         yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -142,46 +199,20 @@ def _decode_ahead(
             pool.shutdown(cancel_futures=True)
 
 
-def _predict_batch(
-    batch: list[tuple[Path, Outcome]],
-    classes: tuple[str, ...],
-    model: R3D18,
-    options: PredictOptions,
-) -> Iterator[VideoPrediction]:
-    clips = [outcome for _, outcome in batch if not isinstance(outcome, Failure)]
-    answers = iter(_run_model(np.stack(clips), model, options) if clips else ())
-    for video, outcome in batch:
-        if isinstance(outcome, Failure):
-            yield VideoPrediction(video, (), str(outcome))
-            continue
-        probabilities, heat = next(answers)
-        if not probabilities.isfinite().all():
-            raise MismatchError(
-                f"{options.where}: says nothing finite of {printable(video)}, expected probabilities. Its weights have "
-                "diverged or are damaged: train again"
-            )
-        best = probabilities.argsort(descending=True, stable=True)[:TOP].tolist()
-        top = tuple((classes[k], float(probabilities[k])) for k in best)
-        yield VideoPrediction(video, top, "", None if heat is None else _explain(video, top[0], outcome, heat))
-
-
 def _run_model(
-    clips_BTHWC: Clip, model: R3D18, options: PredictOptions
-) -> Iterator[tuple[torch.Tensor, npt.NDArray[np.float32] | None]]:
-    """Give the probabilities (K,) of each clip, and the heat (T, H, W) of its most probable class, if asked for."""
-    # Before inference mode: what is made in it cannot be written to outside of it.
+    clips_BTHWC: Clip, model: "R3D18", options: PredictOptions
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]]:
+    """Give the probabilities (K,) of each clip and the heat (T, H, W) of its most probable class, if asked for."""
+    import torch
+
+    from vidcache.eval.inference import to_input
+
     inputs = to_input(torch.from_numpy(clips_BTHWC).to(options.device))
     if options.explain:
         from vidcache.eval.gradcam import grad_cam
 
         logits, heat = grad_cam(model, inputs)
-        return zip(logits.softmax(1).cpu(), heat.cpu().numpy(), strict=True)
+        return zip(logits.softmax(1).cpu().numpy(), heat.cpu().numpy(), strict=True)
     with torch.inference_mode():
         logits = model(inputs).to(torch.float32)
-    return zip(logits.softmax(1).cpu(), itertools.repeat(None))
-
-
-def _explain(video: Path, best: tuple[str, float], clip: Clip, heat: npt.NDArray[np.float32]) -> "Filmstrip":
-    from vidcache.eval.gradcam import explanation_strip
-
-    return explanation_strip(clip, heat, f"{printable(video.name)}: {printable(best[0])} {best[1]:.1%}")
+    return zip(logits.softmax(1).cpu().numpy(), itertools.repeat(None))

@@ -134,7 +134,7 @@ def run(command: click.Command, *arguments: object) -> Any:
         ("eval CACHE --ckpt other.pt", 5),
         ("train CACHE --init CKPT --epochs 1 --device cpu --out new.pt", 0),
         ("train CACHE --fail-on-leaks --weights none --out odd.pt", 2),
-        ("doctor CACHE --megabytes 0 --weights none", None),
+        ("doctor CACHE --weights none", None),
         ("info HOSTILE", 4),
         ("predict HOSTILE --ckpt CKPT --device cpu", 3),
         ("info CACHE --HOSTILE", 2),

@@ -24,33 +24,39 @@ def inputs() -> torch.Tensor:
     return torch.randn(2, 3, 9, 33, 17, generator=torch.Generator().manual_seed(0))
 
 
-def test_logits_are_those_of_the_model_and_heat_is_from_0_to_1(model: R3D18, inputs: torch.Tensor) -> None:
+def test_logits_heat_and_weights(model: R3D18, inputs: torch.Tensor) -> None:
     logits, heat = grad_cam(model, inputs)
-
-    with torch.no_grad():
+    best = logits.argmax(1)
+    model.requires_grad_(False)
+    with torch.inference_mode():
+        frozen = grad_cam(model, inputs.clone(), best)[1]
         torch.testing.assert_close(model(inputs), logits)
+    model.requires_grad_(True)
+
     assert (2, 9, 33, 17) == tuple(heat.shape)
     assert [1, 1] == heat.amax((1, 2, 3)).tolist()
     assert heat.min() >= 0
     assert not heat.requires_grad
+    assert torch.equal(frozen, heat), "the most probable class is the default, and frozen weights change nothing"
+    assert not torch.equal(heat, grad_cam(model, inputs, (best + 1) % 3)[1])
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_at_the_centres_of_cells_it_is_what_hooks_and_backward_give(model: R3D18, inputs: torch.Tensor) -> None:
-    labels, kept = torch.tensor([2, 0]), {}
+    kept = {}
 
     def keep(module: nn.Module, arguments: object, output: torch.Tensor) -> None:
         kept["features"] = output
         output.retain_grad()
 
-    _, heat = grad_cam(model, inputs, labels)
+    _, heat = grad_cam(model, inputs, torch.tensor([2, 0]))
     with model.layer4.register_forward_hook(keep):
         logits = model(inputs)
     (logits[0, 2] + logits[1, 0]).backward()
-    features = kept["features"]
-    weights = features.grad.mean((2, 3, 4), keepdim=True)
-    cells = (weights * features).sum(1).relu().detach()
-    cells /= cells.amax((1, 2, 3), keepdim=True)
     model.zero_grad()
+    features = kept["features"]
+    cells = (features.grad.mean((2, 3, 4), keepdim=True) * features).sum(1).relu().detach()
+    cells /= cells.amax((1, 2, 3), keepdim=True)
 
     time, height, width = STRIDES
     torch.testing.assert_close(cells, heat[:, ::time, ::height, ::width], rtol=1e-4, atol=1e-5)
@@ -62,6 +68,8 @@ def test_a_cell_is_where_its_receptive_field_has_its_centre(inputs: torch.Tensor
     """With kernels of which only the middle is left, a cell sees one pixel: that of its centre."""
     model = R3D18(2)
     model.eval()
+    nn.init.zeros_(model.fc.weight)
+    assert 0 == grad_cam(model, inputs)[1].abs().sum(), "where nothing speaks for a class there is no heat"
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Conv3d):
@@ -78,67 +86,26 @@ def test_a_cell_is_where_its_receptive_field_has_its_centre(inputs: torch.Tensor
     assert [[8 * 1, 16 * 2, 16 * 1]] == gradient[0, 0].nonzero().tolist()
 
 
-def test_each_class_has_its_own_heat_and_the_most_probable_one_is_the_default(
-    model: R3D18, inputs: torch.Tensor
-) -> None:
-    logits, heat = grad_cam(model, inputs)
-    best = logits.argmax(1)
-
-    assert torch.equal(heat, grad_cam(model, inputs, best)[1])
-    assert not torch.equal(heat, grad_cam(model, inputs, (best + 1) % 3)[1])
-
-
-def test_weights_get_no_gradients_and_may_be_frozen(model: R3D18, inputs: torch.Tensor) -> None:
-    expected = grad_cam(model, inputs)[1]
-    model.requires_grad_(False)
-    with torch.inference_mode():
-        found = grad_cam(model, inputs.clone())[1]
-    model.requires_grad_(True)
-
-    assert torch.equal(expected, found)
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_where_nothing_speaks_for_a_class_all_is_cold(inputs: torch.Tensor) -> None:
-    model = R3D18(2)
-    model.eval()
-    nn.init.zeros_(model.fc.weight)
-
-    assert 0 == grad_cam(model, inputs)[1].abs().sum()
-
-
-def test_a_model_that_trains_and_labels_of_other_clips_are_refused(inputs: torch.Tensor) -> None:
-    model = R3D18(2)
-    with pytest.raises(ValueError, match="model: in training mode, expected evaluation mode. Call model.eval"):
-        grad_cam(model, inputs)
-    model.eval()
-    with pytest.raises(ValueError, match=r"labels: shape \(3,\), expected one for each clip, \(2,\)"):
+def test_training_mode_and_labels_of_other_clips_are_refused(model: R3D18, inputs: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"labels: shape \(3,\) for 2 clips"):
         grad_cam(model, inputs, torch.tensor([0, 1, 0]))
+    with pytest.raises(ValueError, match="model: in training mode"):
+        grad_cam(R3D18(2), inputs)
 
 
-def test_heat_is_the_only_colour() -> None:
-    clip = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
-    heat = np.zeros((2, 4, 4), np.float32)
-    heat[1, 2, 3] = 1
+def test_heat_is_the_only_colour_and_a_strip_shows_the_same_frames_twice() -> None:
+    clip = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), np.uint8)
+    heat = np.zeros((20, 4, 4), np.float32)
+    heat[13, 2, 3] = 1
 
-    shown = overlay(clip, heat)
+    (_, frames), (_, shown) = explanation_strip(clip, heat, "title").lines
 
-    cold = np.ones((2, 4, 4), bool)
-    cold[1, 2, 3] = False
-    assert (np.ptp(shown[cold].astype(int), axis=-1) == 0).all()
-    grey = clip @ [0.299, 0.587, 0.114]
-    assert (np.abs(shown[cold][:, 0] - grey[cold]) <= 0.5).all()
-    red, _, blue = shown[1, 2, 3].astype(int)
+    assert np.array_equal(clip[[0, 2, 5, 8, 10, 13, 16, 19]], frames)
+    assert np.array_equal(overlay(clip, heat)[[0, 2, 5, 8, 10, 13, 16, 19]], shown)
+    red, _, blue = shown[5, 2, 3].astype(int)
     assert red > blue + 40  # the hot end of inferno is yellow
-
-
-def test_a_strip_shows_the_same_frames_with_and_without() -> None:
-    clip = np.arange(20, dtype=np.uint8).repeat(4 * 4 * 3).reshape(20, 4, 4, 3)
-
-    strip = explanation_strip(clip, np.zeros((20, 4, 4), np.float32), "title")
-    short = explanation_strip(clip[:3], np.zeros((3, 4, 4), np.float32), "title")
-
-    assert ["frames", "Grad-CAM"] == [name for name, _ in strip.lines]
-    for _, frames in strip.lines:
-        assert [0, 2, 5, 8, 10, 13, 16, 19] == frames[:, 0, 0, 0].tolist()
-    assert 3 == len(short.lines[0][1])
+    shown[5, 2, 3] = 0
+    frames[5, 2, 3] = 0
+    assert (np.ptp(shown.astype(int), axis=-1) == 0).all()
+    assert (np.abs(shown[..., 0] - frames @ [0.299, 0.587, 0.114]) <= 0.5).all()
+    assert 3 == len(explanation_strip(clip[:3], heat[:3], "short").lines[0][1])
