@@ -71,11 +71,10 @@ def export(ckpt: Path, format: str, out: Path | None, device: str, as_json: bool
         facts = {"checkpoint": where, "format": format, "file": printable(path)}
         echo_json({**facts, **result, "seconds": time.perf_counter() - started})
         return
-    shapes = [", ".join(map(str, result["metadata"][name]["shape"])) for name in ("input", "output")]
-    echo(f"{printable(path)}: uint8 ({shapes[0]}) -> float32 ({shapes[1]}), {result['num_bytes'] / 1e6:.1f} MB")
-    compared = f"{result['checked_on']} in batches of {', '.join(map(str, BATCH_SIZES))}"
-    differences = f"differ by at most {result['max_difference']:.2g} (allowed: {TOLERANCE})"
-    echo(f"Compared with the model on {compared}: logits up to {result['max_logit']:.3g} {differences}")
+    shapes = (", ".join(map(str, result["metadata"][name]["shape"])) for name in ("input", "output"))
+    echo("{}: uint8 ({}) -> float32 ({}), {:.1f} MB".format(printable(path), *shapes, result["num_bytes"] / 1e6))
+    differences = f"{result['max_difference']:.2g} (allowed: {TOLERANCE}), the largest is {result['max_logit']:.3g}"
+    echo(f"Compared with the model on {result['checked_on']}: logits differ by at most {differences}")
 
 
 def export_checkpoint(
@@ -83,14 +82,8 @@ def export_checkpoint(
 ) -> dict[str, Any]:
     """Write a file that needs torch or an ONNX runtime, but no vidcache; keep it only if it agrees with the model.
 
-    Returns:
-        JSON-ready: `num_bytes` of the file, its `metadata`, how it was compared, the largest difference.
-
-    Raises:
-        InputError: A package that the format needs is not installed.
-        MismatchError: The weights do not fit the model.
-        VidcacheError: A logit differs by more than `TOLERANCE`.
-        OSError: The disk is full or the folder not writable; an older file is untouched.
+    Returns JSON-ready facts. Raises InputError (a package is missing), MismatchError (the weights do not fit),
+    VidcacheError (a logit differs by more than `TOLERANCE`) and OSError; an older file is then untouched.
     """
     import torch
 
@@ -159,9 +152,7 @@ def describe(checkpoint: "Checkpoint", file_format: str, device: str) -> dict[st
 def compare(model: "Model", exported: "Model", clips_BTHWC: "torch.Tensor") -> tuple[float, float]:
     """Run a model (on normalised clips) and its exported file (on bytes) in batches of `BATCH_SIZES`, without TF32.
 
-    Returns:
-        The largest difference of two logits, infinite if their shapes differ, and the largest logit of the model, by
-        absolute value. NaN if any is.
+    Returns the largest difference of two logits, infinite if shapes differ, and the largest logit; NaN if any is.
     """
     import torch
 

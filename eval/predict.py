@@ -112,11 +112,8 @@ def predict(
 def find_files(videos: Sequence[Path], *, follow_links: bool = False) -> tuple[list[Path], Counter[str], list[str]]:
     """Replace folders by the videos in and below them; anything else is kept, whatever it is.
 
-    Returns:
-        The files, in the order of `videos`; the number of files left out of folders, by reason; notes for the user.
-
-    Raises:
-        InputError: The only video is a folder that cannot be read or has no videos.
+    Returns the files in order, how many were left out of folders by reason, and notes for the user. Raises InputError
+    if the only video is a folder that cannot be read or has no videos.
     """
     files: list[Path] = []
     skipped: Counter[str] = Counter()
