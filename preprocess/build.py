@@ -149,7 +149,7 @@ def build_cache(
     """
     start = time.monotonic()
     raw, options = Path(raw), dataclasses.replace(options, **settings)
-    inputs = [raw, *([options.labels] if options.labels else []), *map(Path, expand(options.split.files or ()))]
+    inputs = [raw, *([options.labels] if options.labels else []), *map(Path, expand(options.split.get("files", ())))]
     output = claim(Path(cache), CACHE, inputs)
     claim(failures_path(output), FAILURES, inputs)
     workers, few_workers = bound_workers(options.workers)

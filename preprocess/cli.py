@@ -33,7 +33,7 @@ from vidcache.preprocess.options import (
     source_options,
 )
 from vidcache.preprocess.records import Problem, failures_path
-from vidcache.preprocess.split.cli import SplitCommand, make_choice, parse_with, show_notes, split_options
+from vidcache.preprocess.split.cli import KEPT, parse_with, pop_overrides, show_notes, split_options
 from vidcache.preprocess.video.classes import twin_notes
 from vidcache.preprocess.video.decode import DecodeLimits
 from vidcache.preprocess.video.ffmpeg import find_tools
@@ -65,7 +65,7 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
     return value, is_percent
 
 
-@click.command(cls=SplitCommand)
+@click.command(cls=Command, kept=KEPT)
 @click.argument("raw", type=click.Path(path_type=Path))
 @click.argument("cache", type=click.Path(path_type=Path, dir_okay=False))
 @option("--num-frames", type=click.IntRange(2, 1024), default=64, group="Clips", help="Frames per clip (T).")
@@ -129,7 +129,7 @@ def build(
     check_source_options(settings["layout"], settings["labels"])
     spec = Spec(num_frames, *size, scaling=TONEMAPPED if tonemap else SCALING)
     limits = DecodeLimits(timeout, max_pixels, keyed, follow_links)
-    split = make_choice(settings)  # takes its options out of the others
+    split = pop_overrides(settings)  # takes its options out of the others
     options = BuildOptions(spec=spec, limits=limits, split=split, **settings)
     if dry_run:
         _dry_run(raw, options, as_json=as_json)

@@ -50,7 +50,7 @@ class BuildOptions:
     scheduler: str | None = None
     layout: str = "auto"
     labels: Path | None = None
-    split: SplitOverrides = SplitOverrides()
+    split: SplitOverrides = dataclasses.field(default_factory=SplitOverrides)
     allow_tiny_classes: bool = False
     ffmpeg_dir: Path | None = None
     limits: DecodeLimits = DecodeLimits()
@@ -98,11 +98,11 @@ def choose_split(finished: CacheReader | None, sources: Sources, overrides: Spli
         config = SplitConfig.from_attributes(finished.attributes)
     labels = sources.labels
     # A cache keeps no lists: what it was split by is named again with the labels.
-    if labels and labels.has_split and not overrides.source and (not is_kept or config.source == "files"):
-        overrides = dataclasses.replace(overrides, source="files", files=(labels.file,))
-    if labels and labels.has_group and not overrides.grouping and (not is_kept or config.grouping.by == "file"):
-        overrides = dataclasses.replace(overrides, grouping=GroupBy("file", labels.file))
-    return overrides.applied_to(config)
+    if labels and labels.has_split and "source" not in overrides and (not is_kept or config.source == "files"):
+        overrides = {**overrides, "source": "files", "files": (labels.file,)}
+    if labels and labels.has_group and "group_by" not in overrides and (not is_kept or config.group_by.by == "file"):
+        overrides = {**overrides, "group_by": GroupBy("file", labels.file)}
+    return config.override(overrides)
 
 
 def unused_columns(config: SplitConfig, sources: Sources, overrides: SplitOverrides) -> tuple[str, ...]:
@@ -115,10 +115,10 @@ def unused_columns(config: SplitConfig, sources: Sources, overrides: SplitOverri
         return ()
     file, notes = printable(labels.file), []
     unused = f"of {file} is not used: the cache is"
-    if labels.has_split and not overrides.source and config.source != "files":
+    if labels.has_split and "source" not in overrides and config.source != "files":
         notes.append(f"the column split {unused} split by {config.source}. Use it with --split-file {file}")
-    if labels.has_group and not overrides.grouping and config.grouping.by != "file":
-        notes.append(f"the column group {unused} grouped by {config.grouping.by}. Use it with --by file {file}")
+    if labels.has_group and "group_by" not in overrides and config.group_by.by != "file":
+        notes.append(f"the column group {unused} grouped by {config.group_by.by}. Use it with --group-by file:{file}")
     return tuple(notes)
 
 

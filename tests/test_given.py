@@ -1,26 +1,17 @@
-"""Given splits: lists in the formats of the data sets, matched to videos that were renamed, moved and converted."""
+"""Predefined splits: lists in the formats of the data sets, matched to videos that were renamed, moved and converted."""
 
 import os
 import re
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vidcache.cache.format import Split
-from vidcache.errors import InputError
-from vidcache.preprocess.split.config import SplitConfig, SplitOverrides
+from vidcache.errors import CacheError, InputError
+from vidcache.preprocess.split.config import SplitConfig, SplitOverrides, Splitter
 from vidcache.preprocess.split.groups import GroupBy
-from vidcache.preprocess.split.predefined import (
-    UNNAMED,
-    PredefinedSplit,
-    expand,
-    fill_missing_splits,
-    folder_splits,
-    read_split_files,
-)
-from vidcache.preprocess.video.lists import SPLIT_WORDS, split_of_folder
+from vidcache.preprocess.split.predefined import UNLISTED, expand, folder_splits, read_split_files
 
 DEFAULT = (0.70, 0.15, 0.15)
 PATHS = [b"Run/v_a_g01.avi", b"Run/v_b_g01.avi", b"Walk/sub/v_a_g02.mp4", b"Walk/v c 1.avi"]
@@ -40,39 +31,31 @@ def _read(folder: Path, paths: list[bytes] = PATHS, **files: str) -> list[int]:
     return read_split_files(_write(folder, **files), paths).split.tolist()
 
 
+# --- formats ------------------------------------------------------------------------------------
+
+
 def test_a_csv(tmp_path: Path) -> None:
     content = (
         "note,Split, path\n,train,Run/v_a_g01.avi\n,Validate,v_b_g01.avi\n\n,TEST,Walk/sub/v_a_g02.avi\n,test,x/y.avi\n"
     )
 
-    given = read_split_files(_write(tmp_path, any__txt=content), PATHS)
+    predefined = read_split_files(_write(tmp_path, any__txt=content), PATHS)
 
-    assert [Split.TRAIN, Split.VAL, Split.TEST, UNNAMED] == given.split.tolist()
-    assert np.uint8 == given.split.dtype
-    assert (1, 1, ("CSV",)) == (given.num_unknown, given.num_unnamed, given.formats)
-    assert given.has_val
-    assert given.has_test
+    assert [Split.TRAIN, Split.VAL, Split.TEST, UNLISTED] == predefined.split.tolist()
+    assert np.uint8 == predefined.split.dtype
+    assert predefined.notes == ("1 line of the lists without a video", "1 video is in no list: not used")
 
 
-@pytest.mark.parametrize("word", ["val", "valid", "validation", "validate", "dev", "Dev"])
-def test_val_has_many_names(tmp_path: Path, word: str) -> None:
-    assert Split.VAL == _read(tmp_path, a__csv=f"path,split\nv_b_g01,{word}\n")[1]
-
-
-@pytest.mark.parametrize("word", ["0", "1", "2", "devel", ""])
+@pytest.mark.parametrize("word", ["0", "devel", ""])
 def test_other_words_are_refused(tmp_path: Path, word: str) -> None:
-    expected = f"a.csv, line 3: split {word!r}, expected train, val or test. Correct the line, or remove it"
-    with pytest.raises(InputError, match=re.escape(expected)):
+    with pytest.raises(InputError, match=re.escape(f"a.csv, line 3: split {word!r}")):
         _read(tmp_path, a__csv=f"path,split\n\nv_b_g01.avi,{word}\n")
 
 
 def test_ucf101_lists(tmp_path: Path) -> None:
     files = {"trainlist01__txt": "Run/v_a_g01.avi 1\nWalk/v c 1.avi\n\n", "testlist01__txt": "Run/v_b_g01.avi\r\n"}
 
-    given = read_split_files(_write(tmp_path, **files), PATHS)
-
-    assert [Split.TRAIN, Split.TEST, UNNAMED, Split.TRAIN] == given.split.tolist()
-    assert (("UCF101",), True, False) == (given.formats, given.has_test, given.has_val)
+    assert [Split.TRAIN, Split.TEST, UNLISTED, Split.TRAIN] == _read(tmp_path, **files)
 
 
 @pytest.mark.parametrize(
@@ -85,35 +68,34 @@ def test_ucf101_lists(tmp_path: Path) -> None:
         ("test", Split.TEST),
     ],
 )
-def test_the_name_of_a_list_says_what_it_is_for(tmp_path: Path, name: str, split: Split) -> None:
+def test_the_name_of_a_list_is_its_split(tmp_path: Path, name: str, split: Split) -> None:
     assert split == _read(tmp_path, **{name: "Run/v_b_g01.avi 7"})[1]
 
 
-@pytest.mark.parametrize("name", ["videos__txt", "trainer__txt", "train_test__txt", "contest__txt"])
-def test_an_unknown_format_is_refused(tmp_path: Path, name: str) -> None:
-    expected = f"{name.replace('__', '.')}: unknown format, expected a CSV with the columns path,split, a Kinetics CSV"
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((f"{name}__txt", "Run/v_b_g01.avi 7") for name in ("videos", "trainer", "train_test", "contest")),
+        ("clip__mp4", "\0\udcff" * 100_000),
+    ],
+)
+def test_an_unknown_format_is_refused(tmp_path: Path, name: str, content: str) -> None:
+    expected = f"{name.replace('__', '.')}: unknown format, not a CSV with the columns path,split, a Kinetics CSV"
     with pytest.raises(InputError, match=re.escape(expected)):
-        _read(tmp_path, **{name: "Run/v_b_g01.avi 7"})
-
-
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=re.escape("clip.mp4: unknown format, expected a CSV with the columns")):
-        _read(tmp_path, clip__mp4="\0\udcff" * 100_000)
+        _read(tmp_path, **{name: content})
 
 
 def test_hmdb51_lists(tmp_path: Path) -> None:
     paths = [b"brush_hair/a#1.avi", b"brush_hair/b 2.mp4", b"hair/a#1.avi", b"brush_hair/c.avi", b"brush_hair/d.avi"]
-    content = "a#1.avi 1 \nb 2.avi 2\n\nc.avi 0\n"
 
-    given = read_split_files(_write(tmp_path, brush_hair_test_split1__txt=content), paths)
+    split = _read(tmp_path, paths, brush_hair_test_split1__txt="a#1.avi 1 \nb 2.avi 2\n\nc.avi 0\n")
 
-    assert [Split.TRAIN, Split.TEST, UNNAMED, Split.UNUSED, UNNAMED] == given.split.tolist()
-    assert ("HMDB51",) == given.formats
+    assert [Split.TRAIN, Split.TEST, UNLISTED, Split.UNUSED, UNLISTED] == split
 
 
 @pytest.mark.parametrize("line", ["a.avi 3", "a.avi", "1", "a.avi train"])
 def test_a_wrong_line_of_hmdb51_is_refused(tmp_path: Path, line: str) -> None:
-    expected = f"run_test_split1.txt, line 2: {line!r}, expected a video and 0 (unused), 1 (train) or 2 (test)"
+    expected = f"run_test_split1.txt, line 2: {line!r} is not a video and 0 (unused), 1 (train) or 2 (test)"
     with pytest.raises(InputError, match=re.escape(expected)):
         _read(tmp_path, run_test_split1__txt=f"\n{line}\n")
 
@@ -121,81 +103,77 @@ def test_a_wrong_line_of_hmdb51_is_refused(tmp_path: Path, line: str) -> None:
 KINETICS = "label,youtube_id,time_start,time_end,split\n"
 
 
-def test_kinetics(tmp_path: Path) -> None:
-    paths = [
-        b"riding_a_bike/-abc_000010_000020.mp4",
-        b"riding a bike/x_y.webm",
-        b"other/deep/z.mp4",
-        b"v_000001_000002.mp4",
-    ]
-    content = f'{KINETICS}"riding a bike",-abc,10,20,train\nriding a bike,x_y,0,10,val\nnone,z,,,test\n,v,1.0,2.0,test\n,w,3,4,test\n'
-
-    given = read_split_files(_write(tmp_path, k__csv=content), paths)
-
-    assert [Split.TRAIN, Split.VAL, Split.TEST, Split.TEST] == given.split.tolist()
-    assert (1, ("Kinetics",)) == (given.num_unknown, given.formats)
-
-
-def test_kinetics_tells_the_times_of_one_video_apart(tmp_path: Path) -> None:
-    paths = [b"run/abc_000000_000010.mp4", b"run/abc_000010_000020.mp4"]
-
-    assert [0, 2] == _read(tmp_path, paths, k__csv=f"{KINETICS}run,abc,0,10,train\nrun,abc,10,20,test\n")
-
-
-def test_kinetics_tells_the_classes_of_one_video_apart(tmp_path: Path) -> None:
-    paths = [b"run/abc.mp4", b"walk/abc.mp4", b"walk/def.mp4"]
-    content = f"{KINETICS}run,abc,0,10,train\nwalk,abc,10,20,test\nrun,def,0,10,train\nwalk,def,0,10,test\n"
-
-    given = read_split_files(_write(tmp_path, k__csv=content), paths)
-
-    assert [0, 2, 2] == given.split.tolist()
-    assert 1 == given.num_unknown  # that of run/def is not here
-
-
-def test_a_list_without_labels_or_times(tmp_path: Path) -> None:
-    assert [2] == _read(tmp_path, [b"run/abc.mp4"], k__csv="youtube_id,split\nabc,test\n")
+@pytest.mark.parametrize(
+    ("paths", "content", "expected"),
+    [
+        (
+            [
+                b"riding_a_bike/-abc_000010_000020.mp4",
+                b"riding a bike/x_y.webm",
+                b"other/z.mp4",
+                b"v_000001_000002.mp4",
+            ],
+            f'{KINETICS}"riding a bike",-abc,10,20,train\nriding a bike,x_y,0,10,val\nnone,z,,,test\n,v,1.0,2.0,test\n',
+            [0, 1, 2, 2],
+        ),
+        (  # the times of one video are told apart
+            [b"run/abc_000000_000010.mp4", b"run/abc_000010_000020.mp4"],
+            f"{KINETICS}run,abc,0,10,train\nrun,abc,10,20,test\n",
+            [0, 2],
+        ),
+        (  # and its classes; run/def is not here
+            [b"run/abc.mp4", b"walk/abc.mp4", b"walk/def.mp4"],
+            f"{KINETICS}run,abc,0,10,train\nwalk,abc,10,20,test\nrun,def,0,10,train\nwalk,def,0,10,test\n",
+            [0, 2, 2],
+        ),
+        ([b"run/abc.mp4"], "youtube_id,split\nabc,test\n", [2]),
+    ],
+)
+def test_kinetics(tmp_path: Path, paths: list[bytes], content: str, expected: list[int]) -> None:
+    assert expected == _read(tmp_path, paths, k__csv=content)
 
 
-def test_an_exact_path_comes_before_an_end_and_an_end_before_another_extension(tmp_path: Path) -> None:
-    paths = [b"a/v.avi", b"x/a/v.avi", b"x/b/v.mp4", b"y/w.avi", b"y/w.mp4"]
-
-    assert [0, UNNAMED, UNNAMED, UNNAMED, UNNAMED] == _read(tmp_path, paths, trainlist__txt="a/v.avi")
-    assert [UNNAMED, 0, UNNAMED, UNNAMED, 0] == _read(tmp_path, paths, trainlist__txt="x/a/v.avi\nw.mp4")
-    assert [UNNAMED, UNNAMED, 0, UNNAMED, UNNAMED] == _read(tmp_path, paths, trainlist__txt="b/v.avi")
+# --- which video is meant -------------------------------------------------------------------------
 
 
-def test_an_end_is_whole_parts_of_the_path(tmp_path: Path) -> None:
-    assert [UNNAMED, 0] == _read(tmp_path, [b"a/xv.avi", b"a/v.avi"], trainlist__txt="v.avi")
-
-
-def test_a_name_without_an_extension_may_have_dots(tmp_path: Path) -> None:
-    assert [0, UNNAMED] == _read(tmp_path, [b"a/v.01.avi", b"a/v.02.avi"], trainlist__txt="v.01")
+@pytest.mark.parametrize(
+    ("paths", "names", "expected"),
+    [
+        ([b"a/v.avi", b"x/a/v.avi", b"x/b/v.mp4"], "a/v.avi", [0, UNLISTED, UNLISTED]),  # an exact path comes first
+        ([b"x/a/v.avi", b"y/w.avi", b"y/w.mp4"], "w.mp4", [UNLISTED, UNLISTED, 0]),  # then an end with the extension
+        ([b"x/a/v.avi", b"x/b/v.mp4"], "b/v.avi", [UNLISTED, 0]),  # then one without
+        ([b"a/xv.avi", b"a/v.avi"], "v.avi", [UNLISTED, 0]),  # an end is whole parts
+        ([b"a/v.01.avi", b"a/v.02.avi"], "v.01", [0, UNLISTED]),
+        ([b"a/\xff\xe9.avi"], os.fsdecode(b"\xef\xbb\xbf\xff\xe9.mp4 1"), [0]),  # any bytes
+        ([b"a/v.avi"], "v.avi\na/v.mp4", [0]),  # named twice
+    ],
+)
+def test_a_name_is_a_path_or_the_end_of_one(
+    tmp_path: Path, paths: list[bytes], names: str, expected: list[int]
+) -> None:
+    assert expected == _read(tmp_path, paths, trainlist__txt=names)
 
 
 @pytest.mark.parametrize("name", ["v.avi", "v", "v.mkv"])
 def test_a_name_that_fits_two_videos_is_refused(tmp_path: Path, name: str) -> None:
-    expected = f"trainlist.txt, line 2: {name} may be a/v.avi or b/v.avi, expected one video. Write more of the path"
+    expected = f"trainlist.txt, line 2: {name} may be a/v.avi or b/v.avi"
     with pytest.raises(InputError, match=re.escape(expected)):
         _read(tmp_path, [b"a/v.avi", b"b/v.avi"], trainlist__txt=f"\n{name}")
 
 
 def test_a_video_with_two_splits_is_refused(tmp_path: Path) -> None:
     expected = (
-        rf"{re.escape(str(tmp_path))}/testlist02.txt, line 2: Run/v_a_g01.avi is test, and train in "
-        rf"{re.escape(str(tmp_path))}/trainlist01.txt, line 1, expected one split for a video. Give the lists of one"
+        f"{tmp_path}/testlist02.txt, line 2: Run/v_a_g01.avi is test, but train in {tmp_path}/trainlist01.txt, line 1. "
+        "Give the lists of one split"
     )
-    with pytest.raises(InputError, match=expected):
+    with pytest.raises(InputError, match=re.escape(expected)):
         _read(tmp_path, trainlist01__txt="v_a_g01.avi", testlist02__txt="v_b_g01.avi\nRun/v_a_g01.mp4")
-
-
-def test_a_video_may_be_named_twice(tmp_path: Path) -> None:
-    assert 0 == _read(tmp_path, trainlist01__txt="v_a_g01.avi\nRun/v_a_g01.avi")[0]
 
 
 def test_lists_of_other_videos_are_refused(tmp_path: Path) -> None:
     expected = (
-        "trainlist01.txt: none of 2 lines (Jump/x.avi) names one of 4 videos (Run/v_a_g01.avi), expected paths, or "
-        "ends of paths, below the raw folder. Check that these lists belong to these videos"
+        "trainlist01.txt: none of 2 lines (Jump/x.avi) names one of 4 videos (Run/v_a_g01.avi). Lists must hold paths "
+        "below the raw folder"
     )
     with pytest.raises(InputError, match=re.escape(expected)):
         _read(tmp_path, trainlist01__txt="Jump/x.avi\nJump/y.avi")
@@ -206,148 +184,119 @@ def test_patterns_are_expanded_and_files_with_brackets_are_meant_literally(tmp_p
 
     assert [names[1], names[0]] == expand([f"{tmp_path}/*list01.txt"])
     assert [names[2]] == expand([names[2]])
-    assert [0, 2, 0, UNNAMED] == read_split_files([f"{tmp_path}/*list*.txt", names[2]], PATHS).split.tolist()
+    assert [0, 2, 0, UNLISTED] == read_split_files([f"{tmp_path}/*list*.txt", names[2]], PATHS).split.tolist()
 
 
-def test_a_pattern_without_a_file_is_refused(tmp_path: Path) -> None:
-    expected = f"{tmp_path}/*.csv: no such file, expected a list of videos, or a pattern of lists. Check the path"
-    with pytest.raises(InputError, match=re.escape(expected)):
-        read_split_files([f"{tmp_path}/*.csv"], PATHS)
+@pytest.mark.parametrize(("name", "message"), [("*.csv", ": no such file"), ("", ": Is a directory")])
+def test_a_pattern_without_a_file_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / name}{message}")):
+        read_split_files([str(tmp_path / name)], PATHS)
 
 
-def test_a_folder_is_no_list(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=re.escape(f"{tmp_path}: Is a directory, expected a text file. Check the path")
-    ):
-        read_split_files([str(tmp_path)], PATHS)
+def test_folders_are_splits() -> None:
+    paths = [b"train/a/x", b"val/a/x", b"Dev/a/x", b"test/a/x", b"a/train/x", b"TRAINING/a/x", b"train"]
+
+    assert [0, 1, 1, 2, UNLISTED, 0, UNLISTED] == folder_splits(paths).split.tolist()
+    assert [UNLISTED] * 4 + [0, UNLISTED, UNLISTED] == folder_splits(paths, class_depth=0).split.tolist()
+    assert folder_splits(paths).notes == ("2 videos are in no folder train, val or test: not used",)
 
 
-def test_any_bytes_are_names(tmp_path: Path) -> None:
-    assert [0] == _read(tmp_path, [b"a/\xff\xe9.avi"], trainlist__txt=os.fsdecode(b"\xef\xbb\xbf\xff\xe9.mp4 1"))
+# --- what the lists lack comes out of train ---------------------------------------------------------
 
-
-def test_many_lines_take_little_time(tmp_path: Path) -> None:
-    """100,000 take a second; matching each with each would take hours."""
-    paths = [b"c%d/r%d/video.mp4" % (number % 100, number) for number in range(20_000)]
-    content = "".join(f"r{number}/video.avi\n" for number in range(20_000))
-    start = time.perf_counter()
-
-    assert {0} == set(_read(tmp_path, paths, trainlist__txt=content))
-    assert time.perf_counter() - start < 100
-
-
-def test_notes_say_what_is_not_as_one_may_think() -> None:
-    given = PredefinedSplit(np.array([0, 2, UNNAMED], np.uint8), 2, ("CSV", "UCF101"))
-
-    assert given.notes == (
-        "2 lines of the lists (CSV, UCF101) name no video",
-        "1 video is in no list: not used",
-    )
-    assert () == PredefinedSplit(np.array([0, 1, 2, 3], np.uint8)).notes
-    assert folder_splits([b"train/a/x", b"other/a/x", b"b/a/x"]).notes == (
-        "2 videos are in no folder train, val or test: not used",
-    )
-
-
-def test_folders_say_what_a_video_is_for() -> None:
-    paths = [
-        b"train/a/x",
-        b"val/a/x",
-        b"valid/a/x",
-        b"validation/a/x",
-        b"test/a/x",
-        b"a/train/x",
-        b"TRAINING/a/x",
-        b"train",
-    ]
-
-    assert [0, 1, 1, 1, 2, UNNAMED, 0, UNNAMED] == folder_splits(paths).split.tolist()
-    assert [UNNAMED] * 5 + [0, UNNAMED, UNNAMED] == folder_splits(paths, class_depth=0).split.tolist()
-    for split, words in (("TRAIN", "train training"), ("VAL", "val valid validate validation dev")):
-        assert {Split[split]} == {split_of_folder(word.title().encode()) for word in words.split()}
-    assert {Split.TEST} == {SPLIT_WORDS[word] for word in ("test", "testing", "eval", "evaluation")}
-
-
-# What the given split lacks comes out of train.
-
-MANY = [b"c/%03d.mp4" % number for number in range(200)]
+MANY = [b"%s/%d/c/%03d.mp4" % (name, k // 10, k) for k in range(200) for name in [[b"train", b"test"][k % 2]]]
 LABELS, GOOD = np.repeat([0, 1], 100), np.ones(200, bool)
+ALL_TRAIN = [b"train/" + path.split(b"/", 1)[1] for path in MANY]
 
 
-def _complete(split: list[int], **changes: object) -> list[int]:
-    arguments = {"labels": LABELS, "good": GOOD, "groups": None, "fractions": DEFAULT, "seed": 0, **changes}
-    given = PredefinedSplit(np.array(split, np.uint8))
-    before = given.split.copy()
-    completed = fill_missing_splits(given, MANY, **arguments)  # type: ignore[arg-type]
-    assert (before == given.split).all()
-    assert np.uint8 == completed.dtype
-    return completed.tolist()
-
-
-def test_a_complete_split_stays_and_what_is_not_named_is_not_used() -> None:
-    assert [0, 1, 2, 3, 3] * 40 == _complete([0, 1, 2, 3, UNNAMED] * 40)
+def _fill(paths: list[bytes] = MANY, labels: object = LABELS, good: object = GOOD, **changes: object) -> list[int]:
+    config = SplitConfig(source="folders", near_duplicates="off", **changes)  # type: ignore[arg-type]
+    splitter = Splitter(config, paths, labels, [b"a", b"b"], 1)  # type: ignore[arg-type]
+    return splitter.assign({}, np.asarray(good)).split.tolist()
 
 
 @pytest.mark.parametrize(
-    ("split", "expected"),
+    ("paths", "expected"),
     [
-        ([0, 2] * 100, [82, 18, 100, 0]),  # val out of train: 15 / 85
-        ([0, 1] * 100, [82, 100, 18, 0]),
-        ([0] * 200, [140, 30, 30, 0]),
-        ([0, UNNAMED] * 100, [70, 16, 14, 100]),
+        (MANY, [82, 18, 100, 0]),  # val out of train: 15 / 85
+        ([path.replace(b"test/", b"val/") for path in MANY], [82, 100, 18, 0]),
+        (ALL_TRAIN, [140, 30, 30, 0]),
+        ([path.replace(b"test/", b"none/") for path in MANY], [70, 16, 14, 100]),
+        ([[b"train/", b"val/", b"test/", b"none/"][k % 4] + path for k, path in enumerate(MANY)], [50, 50, 50, 50]),
     ],
 )
-def test_what_is_missing_is_taken_out_of_train(split: list[int], expected: list[int]) -> None:
-    completed = _complete(split)
+def test_what_is_missing_is_taken_out_of_train(paths: list[bytes], expected: list[int]) -> None:
+    split = _fill(paths)
 
-    assert expected == np.bincount(completed, minlength=4).tolist()
-    assert all(before in (after, 0) or before == UNNAMED for before, after in zip(split, completed, strict=True))
+    assert expected == np.bincount(split, minlength=4).tolist()
+    listed = np.minimum(folder_splits(paths).split, Split.UNUSED)
+    assert all(before in (after, Split.TRAIN) for before, after in zip(listed, split, strict=True))
 
 
-def test_every_argument_of_the_completion_matters() -> None:
-    split = [0, 2] * 100
-    default = _complete(split)
+def test_everything_matters_for_what_is_taken() -> None:
+    default = _fill()
 
-    assert default != _complete(split, seed=1)
-    assert default != _complete(split, labels=[0] * 50 + [1] * 150)
-    assert default != _complete(split, good=[False] * 50 + [True] * 150)
-    assert 50 == _complete(split, fractions=(0.4, 0.4, 0.2)).count(Split.VAL)
-    assert default == _complete(split, fractions=(0.35, 0.075, 0.575))  # test is given: only train and val count
-    assert split == _complete(split, fractions=(0.8, 0, 0.2))
-    groups = np.arange(200) // 10
-    grouped = np.array(_complete(split, groups=groups))
+    assert default != _fill(seed=1)
+    assert default != _fill(labels=[0] * 50 + [1] * 150)
+    assert default != _fill(good=[False] * 50 + [True] * 150)
+    assert 50 == _fill(fractions=(0.4, 0.4, 0.2)).count(Split.VAL)
+    assert default == _fill(fractions=(0.35, 0.075, 0.575))  # test is given: only train and val count
+    assert 0 == _fill(fractions=(0.8, 0, 0.2)).count(Split.VAL)
+    grouped = np.array(_fill(group_by=GroupBy("regex", r"/(\d+)/")))
     for group in range(20):
-        assert 1 == len(set(grouped[0::2][groups[0::2] == group].tolist()))
+        assert 1 == len(set(grouped[0::2][np.arange(100) // 5 == group].tolist()))
 
 
 def test_something_must_be_for_training() -> None:
-    expected = "given splits: 0 train, 50 val, 100 test, 50 unused, expected videos to train on. Give the list of the"
+    expected = (
+        "split: no video is for training (for example test/0/c/001.mp4). The folders must be RAW/{train,val,test}/"
+    )
     with pytest.raises(InputError, match=re.escape(expected)):
-        _complete([1, 2, 2, UNNAMED] * 50)
+        _fill(MANY[1::2])
 
 
-def test_a_rule_knows_its_groups_by_their_content(tmp_path: Path) -> None:
-    path, hashes = tmp_path / "g.csv", set()
-    for group in ("1", "2"):
-        path.write_text(f"path,group\na/x,{group}\n")
-        hashes.add(SplitOverrides(grouping=GroupBy("file", str(path))).applied_to(SplitConfig()).files_hash)
-
-    assert 2 == len(hashes)
+# --- the configuration ------------------------------------------------------------------------------
 
 
-def test_a_rule_knows_its_lists_by_their_content(tmp_path: Path) -> None:
+def test_a_configuration_survives_the_cache() -> None:
+    config = SplitConfig(GroupBy("regex", r"_g(\d+)_"), "fractions", (0.5, 0.25, 0.25), 7, "report")
+
+    assert config == SplitConfig.from_attributes(config.attributes())
+    assert config == config.override(SplitOverrides())
+    finer = SplitConfig(fractions=(0.725, 0.1375, 0.1375))
+    assert finer == SplitConfig.from_attributes(finer.attributes())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split_by": "regex ("}, "group by regex '\\(': invalid"),
+        ({"split_source": "dice"}, "'dice' and 'group'"),
+        ({"split_fractions": [0.5, 0.5]}, "not enough values to unpack"),
+        ({"split_seed": None}, "int"),
+        ({"split_by": "file g.csv"}, "a file without its hash"),
+    ],
+)
+def test_a_cache_without_valid_split_settings(change: dict[str, object], message: str) -> None:
+    with pytest.raises(CacheError, match=f"the cache has no valid split settings .*{message}.*--overwrite"):
+        SplitConfig.from_attributes(SplitConfig().attributes() | change)
+
+
+def test_lists_are_known_by_their_content(tmp_path: Path) -> None:
     """A list that was changed is another split, also where two lists only divide the same lines otherwise."""
-    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
 
-    def hash_of(*contents: str) -> str:
-        for path, content in zip((first, second), contents, strict=True):
-            path.write_text(content)
-        return SplitOverrides(source="files", files=(str(first), str(second))).applied_to(SplitConfig()).files_hash
+    def hash_of(**contents: str) -> str:
+        return (
+            SplitConfig().override(SplitOverrides(source="files", files=tuple(_write(tmp_path, **contents)))).files_hash
+        )
 
-    hashes = [hash_of("x", "yz"), hash_of("xy", "z"), hash_of("x", "yy"), hash_of("x", "yz")]
+    hashes = [hash_of(a=first, b=second) for first, second in (("x", "yz"), ("xy", "z"), ("x", "yy"), ("x", "yz"))]
+    groups = [
+        SplitConfig().override(SplitOverrides(group_by=GroupBy("file", *_write(tmp_path, g=text)))).files_hash
+        for text in "12"
+    ]
 
     assert hashes[0] == hashes[3]
-    assert 3 == len(set(hashes))
-    second.unlink()
-    with pytest.raises(InputError, match="b.csv: no such file, expected a list of videos, or a pattern of lists"):
-        SplitOverrides(source="files", files=(str(first), str(second))).applied_to(SplitConfig())
+    assert 5 == len({*hashes, *groups})
+    (tmp_path / "b").unlink()
+    with pytest.raises(InputError, match="b: no such file"):
+        SplitConfig().override(SplitOverrides(source="files", files=(str(tmp_path / "b"),)))

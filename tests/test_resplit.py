@@ -21,8 +21,8 @@ from vidcache.cache.reader import CacheReader
 from vidcache.errors import CacheError, InputError, LockedError
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.split.assign import resplit
-from vidcache.preprocess.split.config import SplitConfig, SplitOverrides
+from vidcache.preprocess.split import resplit
+from vidcache.preprocess.split.config import SplitOverrides
 from vidcache.preprocess.split.groups import GroupBy
 from vidcache.preprocess.split.resplit import split_cache
 from vidcache.spec import Spec
@@ -75,28 +75,28 @@ def splits_by(cache: Path, part: int) -> dict[str, set[int]]:
     return found
 
 
-@pytest.mark.parametrize(("by", "part"), [(("folder",), 0), (("regex", r"/(s\d)_"), 1)])
+@pytest.mark.parametrize(("by", "part"), [("folder", 0), (r"regex:/(s\d)_", 1)])
 def test_groups_stay_together_and_build_and_split_give_the_same_bytes(
-    raw: Path, cache: Path, tmp_path: Path, by: tuple[str, ...], part: int
+    raw: Path, cache: Path, tmp_path: Path, by: str, part: int
 ) -> None:
     assert any(len(splits) > 1 for splits in splits_by(cache, part).values())
 
-    result = vidcache("split", cache, "--by", *by)
+    result = vidcache("split", cache, "--group-by", by)
 
     assert 0 == result.exit_code, result.stderr
     assert all(len(splits) == 1 for splits in splits_by(cache, part).values())
-    assert f"by {' '.join(by)}, 6 groups" in result.stdout
-    build(raw, tmp_path / "fresh.h5", "--by", *by)
+    assert f"by {by.replace(':', ' ', 1)}, 6 groups" in result.stdout
+    build(raw, tmp_path / "fresh.h5", "--group-by", by)
     assert (tmp_path / "fresh.h5").read_bytes() == cache.read_bytes()
     assert {"c.h5", "c.h5.lock"} == {file.name for file in cache.parent.iterdir()}
 
 
 def test_what_is_not_given_stays_as_it_is(raw: Path, cache: Path) -> None:
-    vidcache("split", cache, "--by", "folder", "--split", "50/25/25", "--near-duplicates", "off")
+    vidcache("split", cache, "--group-by", "folder", "--split", "50/25/25", "--near-duplicates", "off")
     before = cache.read_bytes()
 
     again = vidcache("split", cache)
-    assert "it was split so already, nothing was written" in again.stdout
+    assert "it has this split already, nothing was written" in again.stdout
     assert "nothing was written" in build(raw, cache).stderr
     assert before == cache.read_bytes()
 
@@ -130,7 +130,7 @@ def test_clips_and_fingerprint_stay_and_only_the_split_changes(cache: Path) -> N
 def test_a_dry_run_shows_the_split_and_writes_nothing(cache: Path) -> None:
     before = cache.read_bytes()
 
-    result = vidcache("split", cache, "--by", "folder", "--dry-run")
+    result = vidcache("split", cache, "--group-by", "folder", "--dry-run")
 
     assert "by folder, 6 groups" in result.stdout
     assert "nothing was written" in result.stdout
@@ -209,7 +209,7 @@ def test_a_list_gives_the_split_and_what_it_leaves_out_is_unused(raw: Path, cach
     result = vidcache("split", cache, "--split-file", splits)
 
     assert 0 == result.exit_code, result.stderr
-    assert "Note: 1 line of the lists" in result.stderr
+    assert "Note: 1 line of the lists without a video" in result.stderr
     assert "Note: 2 videos are in no list: not used" in result.stderr
     for split in (Split.TRAIN, Split.VAL, Split.TEST):
         wanted = [path for path, name in listed if name == split.name.lower()]
@@ -233,7 +233,7 @@ def test_a_cache_keeps_no_lists(raw: Path, cache: Path, tmp_path: Path) -> None:
     result = vidcache("split", cache, "--seed", 1)
 
     assert 2 == result.exit_code
-    assert "by video and files, but the cache keeps no files, expected their names" in result.stderr
+    assert "by video and files, but the cache does not store the lists. Pass them again" in result.stderr
     assert 0 == vidcache("split", cache, "--seed", 1, "--split-file", splits).exit_code
     assert 0 == vidcache("split", cache, "--split", "70/15/15").exit_code
     assert 0 == vidcache("split", cache, "--seed", 2).exit_code
@@ -245,11 +245,11 @@ def test_groups_from_a_file(cache: Path, tmp_path: Path) -> None:
     lines = ["path,group", *(f"{path},{row % 5}" for row, path in enumerate(paths[:15])), "no/such.mkv,1"]
     (tmp_path / "groups.csv").write_text("\n".join(lines))
 
-    result = vidcache("split", cache, "--by", "file", tmp_path / "groups.csv")
+    result = vidcache("split", cache, "--group-by", f"file:{tmp_path}/groups.csv")
 
     assert 0 == result.exit_code, result.stderr
-    assert "Note: --by file groups.csv says nothing about 3 videos: each is a group of its own" in result.stderr
-    assert f"Note: 1 line of {tmp_path}/groups.csv names no video, for example no/such.mkv" in result.stderr
+    assert "Note: --group-by file:groups.csv matches no group for 3 videos: each is a group of its own" in result.stderr
+    assert f"Note: {tmp_path}/groups.csv: 1 line without a video, for example no/such.mkv" in result.stderr
     with CacheReader(cache) as reader:
         splits = reader.columns["split"]
         assert all(len(set(splits[group:15:5].tolist())) == 1 for group in range(5))
@@ -267,7 +267,7 @@ def test_a_list_of_groups_can_be_named_again(cache: Path, tmp_path: Path) -> Non
     write_groups(cache, tmp_path / "g.csv")
 
     for seed in (1, 2):
-        assert 0 == vidcache("split", cache, "--by", "file", tmp_path / "g.csv", "--seed", seed).exit_code
+        assert 0 == vidcache("split", cache, "--group-by", f"file:{tmp_path}/g.csv", "--seed", seed).exit_code
 
 
 def test_a_list_of_groups_is_not_taken_from_wherever_one_is(
@@ -275,32 +275,32 @@ def test_a_list_of_groups_is_not_taken_from_wherever_one_is(
 ) -> None:
     paths = write_groups(cache, tmp_path / "g.csv")
     splits = write_list(tmp_path / "s.csv", [(path, "train") for path in paths])
-    assert 0 == vidcache("split", cache, "--by", "file", tmp_path / "g.csv").exit_code
+    assert 0 == vidcache("split", cache, "--group-by", f"file:{tmp_path}/g.csv").exit_code
     monkeypatch.chdir(tmp_path)
 
     result = vidcache("split", cache, "--split-file", splits)
 
     assert 2 == result.exit_code
-    assert "by file g.csv and files, but the cache keeps no files" in result.stderr.replace("\n", " ")
+    assert "by file g.csv and files, but the cache does not store the lists" in result.stderr.replace("\n", " ")
 
 
 def test_a_part_that_nobody_wants_is_not_missed(cache: Path) -> None:
-    assert "though it was asked for" not in vidcache("split", cache, "--split", "100/0/0").stderr
+    assert "no clip is in" not in vidcache("split", cache, "--split", "100/0/0").stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--by", "file", "none.csv"), "none.csv: No such file or directory, expected a list of videos"),
-        (("--by", "regex"), "group by 'regex', expected video, folder"),
-        (("--by", "regex", "s"), "group by regex 's': no capture group"),
-        (("--by",), "Option '--by' requires an argument"),
-        (("--split", "80/30"), "split '80/30', expected train/val/test percentages"),
-        (("--split", "folders", "--split-file", "x.csv"), "--split folders: means nothing with --split-file"),
-        (("--split-file", "no.csv"), "no.csv: no such file, expected a list of videos"),
+        (("--group-by", "file:none.csv"), "none.csv: No such file or directory"),
+        (("--group-by", "regex"), "group by 'regex': not video, folder"),
+        (("--group-by", "regex:s"), "group by regex 's': no capture group"),
+        (("--group-by",), "Option '--group-by' requires an argument"),
+        (("--split", "80/30"), "split '80/30': not train/val/test percentages"),
+        (("--split", "folders", "--split-file", "x.csv"), "--split folders and --split-file exclude each other"),
+        (("--split-file", "no.csv"), "no.csv: no such file"),
         (("--near-duplicates", "maybe"), "'maybe' is not one of"),
-        (("--by", "regex", "(zzz)"), "matches none of 18 paths"),
-        (("--split", "folders"), "split: no video is in a folder train (for example jump/take0/s0_0.mkv)"),
+        (("--group-by", "regex:(zzz)"), "matches none of 18 paths"),
+        (("--split", "folders"), "split: no video is for training (for example jump/take0/s0_0.mkv)"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_done(
@@ -317,19 +317,18 @@ def test_what_cannot_be_is_refused_before_anything_is_done(
     assert not (tmp_path / "new.h5").exists()
 
 
-def test_by_may_also_be_one_word_and_come_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "by folder" in vidcache("split", "--by", "folder", cache).stdout
-    assert "by regex (s1)_" in vidcache("split", "--by", "regex", "(s1)_", cache).stdout
-    assert "by regex (s2)_" in vidcache("split", cache, "--by=regex (s2)_").stdout
-    monkeypatch.setenv("VIDCACHE_BY", "regex (s3)_")
+def test_group_by_may_come_first_and_from_the_environment(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "by folder" in vidcache("split", "--group-by", "folder", cache).stdout
+    assert "by regex (s2)_" in vidcache("split", cache, "--group-by=regex:(s2)_").stdout
+    monkeypatch.setenv("VIDCACHE_GROUP_BY", "regex:(s3)_")
     assert "by regex (s3)_" in vidcache("split", "--", cache).stdout
 
 
 def test_a_warning_has_the_numbers_where_groups_prevent_the_fractions(cache: Path) -> None:
-    result = vidcache("split", cache, "--by", "regex", r"/(s[0-4])_", "--split", "40/30/30")
+    result = vidcache("split", cache, "--group-by", r"regex:/(s[0-4])_", "--split", "40/30/30")
 
-    assert "Note: --by regex /(s[0-4])_ says nothing about" in result.stderr
-    result = vidcache("split", cache, "--by", "regex", "/take[01]/(s)", "--split", "34/33/33")
+    assert "Note: --group-by regex:/(s[0-4])_ matches no group for" in result.stderr
+    result = vidcache("split", cache, "--group-by", "regex:/take[01]/(s)", "--split", "34/33/33")
     assert "of 2 classes cannot be near 34/33/33, because groups stay together: " in result.stderr
 
 
@@ -374,7 +373,7 @@ def test_an_interrupted_build_is_not_thrown_away(raw: Path, cache: Path, tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         build_cache(more, cache, BuildOptions(spec=SPEC, workers=1), stop)
-    with pytest.raises(InputError, match="c.h5: a build of it was interrupted, expected none: what it has decoded"):
+    with pytest.raises(InputError, match="c.h5: a build of it was interrupted, and what it has decoded"):
         split_cache(cache, SplitOverrides(seed=1))
     assert split_cache(cache, SplitOverrides()).up_to_date
     report = build_cache(more, cache, BuildOptions(spec=SPEC, workers=1))
@@ -390,7 +389,7 @@ def test_a_kill_at_any_instant_leaves_the_old_split_or_the_new(cache: Path, tmp_
     code = (
         "import os, signal, sys; from pathlib import Path; from vidcache import files; "
         "from vidcache.cache import writer; from vidcache.cache import lock as place; from vidcache.preprocess.split.resplit import split_cache; "
-        "from vidcache.preprocess.split.config import SplitChoice\n"
+        "from vidcache.preprocess.split.config import SplitOverrides\n"
         "left = [int(sys.argv[2])]\n"
         "def killing(function):\n"
         "    def call(*arguments):\n"
@@ -402,7 +401,7 @@ def test_a_kill_at_any_instant_leaves_the_old_split_or_the_new(cache: Path, tmp_
         "    setattr(writer, name, killing(getattr(writer, name)))\n"
         "place.remove_build = writer.remove_build = killing(place.remove_build)\n"
         "Path.rename = killing(Path.rename)\n"
-        "split_cache(Path(sys.argv[1]), SplitChoice(seed=1))\n"
+        "split_cache(Path(sys.argv[1]), SplitOverrides(seed=1))\n"
     )
     num_killed = 0
     for after in range(0, 1000, 3):
@@ -458,7 +457,7 @@ def test_a_cache_that_was_replaced_meanwhile_is_not_overwritten(cache: Path, tmp
 
     with (
         mock.patch.object(resplit.Splitter, "assign", assign),
-        pytest.raises(LockedError, match="c.h5: another build has replaced it meanwhile"),
+        pytest.raises(LockedError, match="c.h5: it was replaced by another build meanwhile"),
     ):
         split_cache(cache, SplitOverrides(seed=1))
     with CacheReader(cache) as reader:
@@ -478,10 +477,10 @@ def test_a_link_stays_a_link_and_permissions_stay(cache: Path, tmp_path: Path) -
 
 
 def test_one_scene_leaves_nothing_to_test_on_and_says_what_to_do(raw: Path, cache: Path) -> None:
-    result = vidcache("split", cache, "--by", "regex", "/(t)")
+    result = vidcache("split", cache, "--group-by", "regex:/(t)")
     assert (
-        "Note: no clip is in val and test, though it was asked for: 1 group of 18 clips cannot be divided better. "
-        "Group less: --near-duplicates report, or another --by"
+        "Note: no clip is in val and test: 1 group of 18 clips are too few. Use a finer --group-by, or "
+        "--near-duplicates report"
     ) in result.stderr
 
 
@@ -491,7 +490,7 @@ def test_a_list_of_test_clips_only_is_refused_before_decoding(raw: Path, tmp_pat
     result = vidcache("build", raw, tmp_path / "c.h5", "--split-file", splits)
 
     assert 2 == result.exit_code
-    assert "splits.csv: no video is for training, expected some" in result.stderr
+    assert "splits.csv: no video is for training" in result.stderr
     assert ["splits.csv"] == [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")]
 
 
@@ -519,37 +518,11 @@ def test_names_that_are_no_text_are_kept_in_the_rule(cache: Path, tmp_path: Path
     with open(groups, "w") as file:
         file.write("\n".join(["path,group", *(f"{path},{row % 5}" for row, path in enumerate(paths))]))
 
-    report = split_cache(cache, SplitOverrides(grouping=GroupBy("file", os.fsdecode(groups))))
+    report = split_cache(cache, SplitOverrides(group_by=GroupBy("file", os.fsdecode(groups))))
 
     assert 5 == report.num_groups
     assert "split by         file g\\xff.csv" in vidcache("info", cache).stdout
     command = [sys.executable, "-c", "from vidcache.cli import main; main()"]
-    for arguments in (("info", cache), ("split", cache, "--dry-run", "--by", os.fsencode(b"file " + groups))):
+    for arguments in (("info", cache), ("split", cache, "--dry-run", "--group-by", os.fsencode(b"file:" + groups))):
         said = subprocess.run([*command, *arguments, "--json"], capture_output=True, text=True, check=True).stdout
         assert "g\\xff.csv" in json.dumps(json.loads(said)).replace("\\\\", "\\")
-
-
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        ({"split_by": "regex ("}, "group by regex '\\(': missing"),
-        ({"split_source": "dice"}, "'dice' and 'group'"),
-        ({"split_fractions": [0.5, 0.5]}, "not enough values to unpack"),
-        ({"split_seed": None}, "int"),
-    ],
-)
-def test_a_cache_that_does_not_say_how_it_is_split(change: dict[str, Any], found: str) -> None:
-    with pytest.raises(CacheError, match=f"the cache does not say how it is split .*{found}.*expected a rule"):
-        SplitConfig.from_attributes(SplitConfig().attributes() | change)
-
-
-# --- the rule -----------------------------------------------------------------------------------
-
-
-def test_a_rule_survives_the_cache() -> None:
-    rule = SplitConfig(GroupBy("regex", r"_g(\d+)_"), "fractions", (0.5, 0.25, 0.25), 7, "report")
-
-    assert rule == SplitConfig.from_attributes(rule.attributes())
-    assert rule == SplitOverrides().applied_to(rule)
-    finer = SplitConfig(fractions=(0.725, 0.1375, 0.1375))
-    assert finer == SplitConfig.from_attributes(finer.attributes())

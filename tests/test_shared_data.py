@@ -136,7 +136,7 @@ def test_the_leak_guard_finds_copies_of_real_clips(tmp_path: Path) -> None:
 
 
 def test_a_split_by_recording_parts_no_recording(tmp_path: Path) -> None:
-    by = ["--by", "regex", r"/([0-9]+_[0-9]+)_"]
+    by = ["--group-by", r"regex:/([0-9]+_[0-9]+)_"]
     arguments = [str(SHARED / "overhead_home"), str(tmp_path / "c.h5"), "--num-frames", "8", "--size", "32"]
     result = CliRunner().invoke(main, ["build", *arguments, *by])
     assert 0 == result.exit_code, result.stderr

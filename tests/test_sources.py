@@ -486,12 +486,12 @@ def test_a_list_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         assert (2, True) == (both.exit_code, "--layout classes cannot be combined with --labels" in both.stderr)
 
 
-@pytest.mark.parametrize("options", [("--labels",), ("--split-file",), ("--by", "file")])
-def test_a_list_that_can_be_read_only_once_is_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("option", ["--labels=", "--split-file=", "--group-by=file:"])
+def test_a_list_that_can_be_read_only_once_is_refused(tmp_path: Path, option: str) -> None:
     put(tmp_path / "raw", "a/1.mp4", "b/2.mp4")
     os.mkfifo(tmp_path / "list")  # what <(...) of a shell is; without a writer, opening it would wait for ever
 
-    result = vidcache("build", tmp_path / "raw", tmp_path / "c.h5", *SMALL, *options, tmp_path / "list")
+    result = vidcache("build", tmp_path / "raw", tmp_path / "c.h5", *SMALL, f"{option}{tmp_path}/list")
 
     assert 2 == result.exit_code, result.stderr
     assert "list: is a pipe or a device, but a list is read several times" in result.stderr
@@ -566,7 +566,7 @@ def test_a_build_takes_classes_splits_and_groups_from_a_list(flat: Path, tmp_pat
     with CacheReader(cache) as reader:
         assert [0] * 4 + [2] * 4 + [1] * 4 == reader.columns["split"].tolist()
     # What the command says about the split comes before the list.
-    chosen = vidcache("build", flat, cache, *SMALL, "--labels", labels, "--split", "50/50/0", "--by", "video")
+    chosen = vidcache("build", flat, cache, *SMALL, "--labels", labels, "--split", "50/50/0", "--group-by", "video")
     assert "test 0)" in chosen.stderr
 
 
@@ -595,8 +595,10 @@ def test_columns_that_a_list_gained_later_are_named_while_they_are_not_used(flat
     assert (
         f"column split of {labels} is not used: the cache is split by fractions. Use it with --split-file" in messages
     )
-    assert f"column group of {labels} is not used: the cache is grouped by video. Use it with --by file" in messages
-    followed = ("--split-file", labels, "--by", "file", labels)
+    assert (
+        f"column group of {labels} is not used: the cache is grouped by video. Use it with --group-by file:" in messages
+    )
+    followed = ("--split-file", labels, "--group-by", f"file:{labels}")
     assert "is not used" not in vidcache("build", flat, cache, *SMALL, "--labels", labels, *followed).stderr
 
 

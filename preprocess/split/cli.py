@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 from rich.table import Table
@@ -13,36 +13,11 @@ from vidcache.cli import Command, echo_json, json_option, option, progress_conso
 from vidcache.console import Progress, SafeConsole
 from vidcache.preprocess.split.assign import parse_fractions
 from vidcache.preprocess.split.config import NEAR_DUPLICATES, SplitOverrides
-from vidcache.preprocess.split.groups import parse_grouping
+from vidcache.preprocess.split.groups import parse_group_by
 from vidcache.preprocess.split.resplit import SplitReport, split_cache
 from vidcache.text import plural, printable
 
-
-class SplitCommand(Command):
-    """A command that writes a cache; its `--by` takes one word or two: `--by video`, `--by regex PATTERN`."""
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, kept="; what is done is kept: run the same command again to go on", **settings)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Join the two words before click sees them."""
-        joined: list[str] = []
-        words = iter(args)
-        for word in words:
-            if word == "--":
-                joined += [word, *words]
-            elif word == "--by":
-                joined += [word, *_joined(words)]
-            else:
-                joined.append(word)
-        return super().parse_args(ctx, joined)
-
-
-def _joined(words: Any) -> list[str]:
-    by = next(words, None)
-    argument = next(words, None) if by in ("regex", "file") else None
-    said = " ".join(word for word in (by, argument) if word is not None)
-    return [] if by is None else [said]
+KEPT = "; what is done is kept: run the same command again to go on"
 
 
 def parse_with(parser: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
@@ -61,99 +36,95 @@ def _parse_split(text: str) -> tuple[float, float, float] | str:
     return "folders" if text == "folders" else parse_fractions(text)
 
 
+_OPTIONS = (
+    option(
+        "--split",
+        envvar="VIDCACHE_SPLIT_FRACTIONS",  # VIDCACHE_SPLIT chooses the clips of videval
+        default=None,
+        show_default="as in CACHE, or else 70/15/15",
+        callback=parse_with(_parse_split),
+        help="Train/val/test percentages; or folders, for RAW/{train,val,test}/<class>/.",
+    ),
+    option(
+        "--split-file",
+        "split_files",
+        envvar=None,
+        multiple=True,
+        metavar="FILE",
+        help="List with the split: CSV path,split; UCF101, HMDB51, Kinetics. Repeat it, or use 'quote*.txt'.",
+    ),
+    option(
+        "--group-by",
+        default=None,
+        metavar="video|folder|regex:PATTERN|file:CSV",
+        show_default="as in CACHE, or else video",
+        callback=parse_with(parse_group_by),
+        help="How to group videos that must stay in one split: none, by RAW/<class>/<folder>/, by the capture of a "
+        "pattern in the path, or by a CSV path,group.",
+    ),
+    option(
+        "--near-duplicates",
+        type=click.Choice(NEAR_DUPLICATES),
+        default=None,
+        show_default="as in CACHE, or else group",
+        help="Near-duplicate clips: keep in one split, report only, or skip the check.",
+    ),
+    option(
+        "--seed",
+        envvar="VIDCACHE_SPLIT_SEED",  # VIDCACHE_SEED is that of a run
+        type=click.IntRange(0, 2**63 - 1),
+        default=None,
+        show_default="as in CACHE, or else 0",
+        help="Random seed of the split.",
+    ),
+)
+
+
 def split_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How to split; `make_choice` collects it."""
-    for decorate in reversed(
-        [
-            option(
-                "--split",
-                envvar="VIDCACHE_SPLIT_FRACTIONS",  # VIDCACHE_SPLIT says which clips videval takes
-                default=None,
-                show_default="as in CACHE, or else 70/15/15",
-                callback=parse_with(_parse_split),
-                help="Train/val/test percentages; or folders, for RAW/{train,val,test}/<class>/.",
-            ),
-            option(
-                "--split-file",
-                "split_files",
-                envvar=None,
-                multiple=True,
-                metavar="FILE",
-                help="List that gives the split: CSV path,split; UCF101, HMDB51, Kinetics. Repeat it, or 'quote*.txt'.",
-            ),
-            option(
-                "--by",
-                default=None,
-                metavar="video|folder|regex PATTERN|file CSV",
-                show_default="as in CACHE, or else video",
-                callback=parse_with(parse_grouping),
-                help="What stays together: each video alone, RAW/<class>/<folder>/, what a pattern finds in the path, "
-                "or a CSV path,group.",
-            ),
-            option(
-                "--near-duplicates",
-                type=click.Choice(NEAR_DUPLICATES),
-                default=None,
-                show_default="as in CACHE, or else group",
-                help="Clips that look alike: keep them together, only count them, or do not look.",
-            ),
-            option(
-                "--seed",
-                envvar="VIDCACHE_SPLIT_SEED",  # VIDCACHE_SEED is that of a run
-                type=click.IntRange(0, 2**63 - 1),
-                default=None,
-                show_default="as in CACHE, or else 0",
-                help="Of the split.",
-            ),
-        ]
-    ):
-        command = decorate(command)
+    """Add the options of a split; `pop_overrides` collects their values."""
+    for add_option in reversed(_OPTIONS):
+        command = add_option(command)
     return command
 
 
-def make_choice(values: dict[str, Any]) -> SplitOverrides:
-    """Take the options of the split out of all options.
+def pop_overrides(values: dict[str, Any]) -> SplitOverrides:
+    """Take the values of the split options out of those of all options.
 
     Raises:
-        click.UsageError: Both a list and something else are to say where videos go.
+        click.UsageError: Both lists and folders are to give the split.
     """
     split, files = values.pop("split"), values.pop("split_files")
     if files and split == "folders":
-        raise click.UsageError("--split folders: means nothing with --split-file; choose one of them")
-    source = "files" if files else "folders" if split == "folders" else "fractions" if split else None
-    return SplitOverrides(
-        grouping=values.pop("by"),
-        source=source,
-        fractions=None if split == "folders" else split,
-        seed=values.pop("seed"),
-        near_duplicates=values.pop("near_duplicates"),
-        files=tuple(files) or None,
-    )
+        raise click.UsageError("--split folders and --split-file exclude each other")
+    overrides = {name: values.pop(name) for name in ("group_by", "near_duplicates", "seed")}
+    overrides["source"] = "files" if files else "folders" if split == "folders" else "fractions" if split else None
+    overrides |= {"fractions": None if split == "folders" else split, "files": files or None}
+    return cast("SplitOverrides", {name: value for name, value in overrides.items() if value is not None})
 
 
-@click.command(cls=SplitCommand)
+@click.command(cls=Command, kept=KEPT)
 @click.argument("cache", type=click.Path(path_type=Path, dir_okay=False))
 @split_options
 @click.option("--dry-run", is_flag=True, help="Show the split; write nothing.")
 @verbosity_options()
 @json_option()
 def split(cache: Path, dry_run: bool, as_json: bool, **values: Any) -> None:
-    """Divide the clips of CACHE into train, val and test again; nothing is decoded.
+    """Split the clips of CACHE into train, val and test again; nothing is decoded.
 
-    What is not given stays as it is in CACHE. A kill at any instant leaves the old split or the new one.
+    Options that are not given stay as they are in CACHE. A kill at any instant leaves the old split or the new one.
 
     \b
-    vidcache split cache.h5 --by folder
-    vidcache split cache.h5 --by regex '_g([0-9]+)_' --split 80/10/10
+    vidcache split cache.h5 --group-by folder
+    vidcache split cache.h5 --group-by 'regex:_g([0-9]+)_' --split 80/10/10
     vidcache split cache.h5 --split-file trainlist01.txt --split-file testlist01.txt
     """
-    choice = make_choice(values)
+    overrides = pop_overrides(values)
     stderr = progress_console()
     with Progress(stderr, "splitting", "clips") as shown:
-        report = split_cache(cache, choice, dry_run=dry_run, progress=shown.update)
+        report = split_cache(cache, overrides, dry_run=dry_run, progress=shown.update)
     show_notes(stderr, report.notes)
     if as_json:
-        echo_json(_split_json(report))
+        echo_json(_to_json(report))
     else:
         _show(SafeConsole(), report, dry_run)
 
@@ -165,38 +136,27 @@ def show_notes(console: SafeConsole, notes: tuple[str, ...]) -> None:
 
 
 def _show(console: SafeConsole, report: SplitReport, dry_run: bool) -> None:
-    shown = [
-        part for part in Split if part is not Split.UNUSED or any(line[part] for line in report.class_counts.values())
-    ]
-    table = Table("class", *(part.name.lower() for part in shown))
+    totals = [sum(counts) for counts in zip(*report.class_counts.values(), strict=True)]
+    parts = [part for part in Split if part is not Split.UNUSED or totals[part]]
+    table = Table("class", *(part.name.lower() for part in parts))
     for name, counts in report.class_counts.items():
-        table.add_row(Text(name), *(str(counts[part]) for part in shown))
+        table.add_row(Text(name), *(str(counts[part]) for part in parts))
     table.add_section()
-    totals = [sum(counts[part] for counts in report.class_counts.values()) for part in shown]
-    table.add_row("all", *map(str, totals))
+    table.add_row("all", *(str(totals[part]) for part in parts))
     console.print(table)
-    rule = report.rule.attributes()
-    done = (
-        "nothing was written"
-        if dry_run
-        else "it was split so already, nothing was written"
-        if report.up_to_date
-        else f"split {report.split_hash}"
-    )
-    console.print(
-        Text(
-            f"{printable(report.cache)}: by {printable(rule['split_by'])}, {plural(report.num_groups, 'group')}, "
-            f"{plural(report.num_moved, 'clip')} moved; {done}"
-        ),
-        soft_wrap=True,
-    )
+    result = f"split {report.split_hash}"
+    if dry_run or report.up_to_date:
+        result = "nothing was written" if dry_run else "it has this split already, nothing was written"
+    by = printable(report.config.attributes()["split_by"])
+    moved = f"{plural(report.num_groups, 'group')}, {plural(report.num_moved, 'clip')} moved"
+    console.print(Text(f"{printable(report.cache)}: by {by}, {moved}; {result}"), soft_wrap=True)
 
 
-def _split_json(report: SplitReport) -> dict[str, Any]:
+def _to_json(report: SplitReport) -> dict[str, Any]:
     parts = [part.name.lower() for part in Split]
     return {
         "cache": printable(report.cache),
-        **report.rule.attributes(),
+        **report.config.attributes(),
         "split_hash": report.split_hash,
         "num_groups": report.num_groups,
         "num_moved": report.num_moved,

@@ -1,12 +1,12 @@
-"""How a cache is split: which videos belong together, and who decides where they go. Kept in the cache's attributes.
+"""How a cache is split: which videos stay together and what decides where they go. Stored as attributes of the cache.
 
-What needs only names and lists is checked before anything is decoded; near-duplicates are known afterwards.
+Names and lists are checked before anything is decoded; near-duplicates are known afterwards.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,9 @@ import xxhash
 from vidcache.cache.format import Split
 from vidcache.cache.leakage import leaks_between
 from vidcache.errors import CacheError, InputError
-from vidcache.preprocess.split.assign import MIN_CLASS_CLIPS, assign_splits, audit_splits, describe_misfits
-from vidcache.preprocess.split.groups import GroupBy, group_videos, merge_groups, parse_grouping
-from vidcache.preprocess.split.predefined import (
-    PredefinedSplit,
-    expand,
-    fill_missing_splits,
-    folder_splits,
-    read_split_files,
-)
+from vidcache.preprocess.split.assign import MIN_CLASS_CLIPS, assign_splits, describe_misfits
+from vidcache.preprocess.split.groups import GroupBy, group_videos, merge_groups, parse_group_by
+from vidcache.preprocess.split.predefined import expand, folder_splits, read_split_files
 from vidcache.preprocess.video.lists import check_list
 from vidcache.text import plural, printable
 
@@ -33,23 +27,34 @@ NEAR_DUPLICATES = ("group", "report", "off")
 Fractions = tuple[float, float, float]
 
 
+class SplitOverrides(TypedDict, total=False):
+    """Fields of `SplitConfig` to change; the others stay as they are in the cache, or the default."""
+
+    group_by: GroupBy
+    source: str
+    fractions: Fractions
+    seed: int
+    near_duplicates: str
+    files: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class SplitConfig:
     """How to split.
 
     Attributes:
-        grouping: Which videos are never parted.
-        source: Who says where a video goes: "fractions" (and the seed), "folders" (RAW/{train,val,test}/<class>/)
+        group_by: Which videos are never parted.
+        source: What decides where a video goes: "fractions" (and the seed), "folders" (RAW/{train,val,test}/<class>/)
             or "files" (lists).
-        fractions: Of train, val and test; sum 1. With a given split: for the parts that it leaves out.
+        fractions: Of train, val and test; sum 1. With folders or files: for the splits that they lack.
         seed: Another seed gives another split.
         near_duplicates: "group": clips that look alike are not parted; "report": they are counted; "off".
         files: Paths or glob patterns of lists.
-        files_hash: Of what is in all files that the rule refers to; "" without any.
-        has_files: Whether they are at hand: a cache keeps only their hash.
+        files_hash: Hash of the contents of all files, lists and groups; "" without any.
+        has_files: Whether the files can be read: a cache stores only their hash.
     """
 
-    grouping: GroupBy = GroupBy("video")
+    group_by: GroupBy = GroupBy("video")
     source: str = "fractions"
     fractions: Fractions = (0.70, 0.15, 0.15)
     seed: int = 0
@@ -59,8 +64,8 @@ class SplitConfig:
     has_files: bool = True
 
     def attributes(self) -> dict[str, Any]:
-        """Return what the cache keeps of it: root attributes."""
-        by, argument = self.grouping.by, self.grouping.argument
+        """Return the root attributes that a cache stores."""
+        by, argument = self.group_by.by, self.group_by.argument
         return {
             "split_by": f"{by} {Path(argument).name if by == 'file' else argument}".rstrip(),
             "split_source": self.source,
@@ -72,81 +77,53 @@ class SplitConfig:
 
     @classmethod
     def from_attributes(cls, attributes: dict[str, Any]) -> Self:
-        """Read it back from a cache; the files it refers to are only known by their hash.
+        """Read the attributes of a cache; of its files only the hash is known.
 
         Raises:
-            CacheError: Something is missing, or is not what `attributes` gives.
+            CacheError: One is missing or invalid.
         """
         try:
             train, val, test = map(float, attributes["split_fractions"])
             source, near_duplicates = attributes["split_source"], attributes["split_near_duplicates"]
             if source not in SOURCES or near_duplicates not in NEAR_DUPLICATES:
                 raise ValueError(f"{source!r} and {near_duplicates!r}")
-            grouping = parse_grouping(attributes["split_by"])
-            if ("file" in (grouping.by, source.removesuffix("s"))) != bool(attributes["split_files_hash"]):
+            group_by, files_hash = parse_group_by(attributes["split_by"]), str(attributes["split_files_hash"])
+            if ("file" in (group_by.by, source.removesuffix("s"))) != bool(files_hash):
                 raise ValueError("a file without its hash, or a hash without its file")  # its name is never opened
-            return cls(
-                grouping,
-                source,
-                (train, val, test),
-                int(attributes["split_seed"]),
-                near_duplicates,
-                files_hash=str(attributes["split_files_hash"]),
-                has_files=not attributes["split_files_hash"],
-            )
+            seed, has_files = int(attributes["split_seed"]), not files_hash
         except (KeyError, TypeError, ValueError) as error:
             raise CacheError(
-                f"the cache does not say how it is split ({printable(str(error))}), expected a rule. Build it again "
-                "with --overwrite"
+                f"the cache has no valid split settings ({printable(str(error))}). Build it again with --overwrite"
             ) from None
+        return cls(group_by, source, (train, val, test), seed, near_duplicates, (), files_hash, has_files)
 
-
-@dataclasses.dataclass(frozen=True)
-class SplitOverrides:
-    """What a command was told about the split; None: as it is in the cache, or else the default.
-
-    Attributes:
-        grouping: Which videos are never parted.
-        source: Who says where a video goes: "fractions" (and the seed), "folders" or "files".
-        fractions: Of train, val and test; sum 1.
-        seed: Another seed gives another split.
-        near_duplicates: "group", "report" or "off".
-        files: Paths or glob patterns of lists.
-    """
-
-    grouping: GroupBy | None = None
-    source: str | None = None
-    fractions: Fractions | None = None
-    seed: int | None = None
-    near_duplicates: str | None = None
-    files: tuple[str, ...] | None = None
-
-    def applied_to(self, rule: SplitConfig) -> SplitConfig:
-        """Return the rule with what was chosen.
+    def override(self, overrides: SplitOverrides) -> "SplitConfig":
+        """Return the configuration with some fields changed, and the hash of the files that it then needs.
 
         Raises:
             InputError: A file cannot be read.
         """
-        chosen = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        changed = dataclasses.replace(rule, **{name: value for name, value in chosen.items() if value is not None})
-        by_file, by_lists = changed.grouping.by == "file", changed.source == "files"
-        if not (by_file or by_lists):
-            return dataclasses.replace(changed, files=(), files_hash="", has_files=True)
-        if self.grouping is None and self.files is None and not rule.has_files:
-            return changed
-        named = [changed.grouping.argument] * by_file + (expand(changed.files) if by_lists else [])
-        there = (not by_file or self.grouping is not None or rule.has_files) and (not by_lists or bool(changed.files))
-        return dataclasses.replace(changed, files_hash=_hash_of(named) if there else "", has_files=there)
+        config = dataclasses.replace(self, **overrides)
+        needs_groups, needs_lists = config.group_by.by == "file", config.source == "files"
+        if not (needs_groups or needs_lists):
+            return dataclasses.replace(config, files=(), files_hash="", has_files=True)
+        if not (self.has_files or "group_by" in overrides or "files" in overrides):
+            return config
+        has_groups = not needs_groups or self.has_files or "group_by" in overrides
+        if not has_groups or (needs_lists and not config.files):
+            return dataclasses.replace(config, files_hash="", has_files=False)
+        files = [config.group_by.argument] * needs_groups + (expand(config.files) if needs_lists else [])
+        return dataclasses.replace(config, files_hash=_hash_files(files), has_files=True)
 
 
-def _hash_of(files: Sequence[str]) -> str:
+def _hash_files(files: Sequence[str]) -> str:
     digest = xxhash.xxh3_128()
     for name in files:
         try:
             check_list(Path(name))
             content = Path(name).read_bytes()
         except OSError as error:
-            raise InputError(f"{printable(name)}: {error.strerror}, expected a list of videos") from None
+            raise InputError(f"{printable(name)}: {error.strerror}. Check the path of the list") from None
         digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
 
@@ -167,66 +144,59 @@ class Assignment:
 
 
 class Splitter:
-    """A rule applied to the names of the videos; the rest follows when they are decoded.
+    """A configuration applied to the names of the videos; `assign` follows when they are decoded.
 
     Args:
-        rule: How to split.
+        config: How to split.
         paths: (N,) of all videos, sorted.
         labels: (N,) class of each.
         classes: Names, by label.
         class_depth: Which part of a path is the class.
 
     Raises:
-        InputError: A pattern or a list fits no video, a list cannot be read or contradicts itself, or the rule
-            comes from a cache and needs files.
+        InputError: A pattern or a list matches no video, a list cannot be read or contradicts itself, or the
+            configuration comes from a cache and needs files.
     """
 
     def __init__(
         self,
-        rule: SplitConfig,
+        config: SplitConfig,
         paths: Sequence[bytes],
         labels: Sequence[int],
         classes: Sequence[bytes],
         class_depth: int,
     ) -> None:
-        self._rule, self._paths, self._labels, self._classes = rule, paths, np.asarray(labels), classes
-        if not rule.has_files:
+        self._config, self._paths, self._labels, self._classes = config, paths, np.asarray(labels), classes
+        by = printable(config.attributes()["split_by"])
+        if not config.has_files:
             raise InputError(
-                f"split: by {printable(rule.attributes()['split_by'])} and {rule.source}, but the cache keeps no "
-                "files, expected their names. Name them again with --split-file or --by file GROUPS.csv, or choose "
-                "another split: --by video --split 70/15/15"
+                f"split: by {by} and {config.source}, but the cache does not store the lists. Pass them again with "
+                "--split-file or --group-by file:GROUPS.csv, or choose another split: --group-by video --split 70/15/15"
             )
-        grouped = group_videos(paths, rule.grouping, class_depth)
-        self._groups, self._notes = grouped.ids, []
-        if grouped.num_alone:
+        groups = group_videos(paths, config.group_by, class_depth)
+        self._groups, self._notes = groups.ids, []
+        if groups.num_alone:
             self._notes.append(
-                f"--by {printable(rule.attributes()['split_by'])} says nothing about "
-                f"{plural(grouped.num_alone, 'video')}: each is a group of its own"
+                f"--group-by {by.replace(' ', ':', 1)} matches no group for {plural(groups.num_alone, 'video')}: each "
+                "is a group of its own"
             )
-        if grouped.unknown:
-            verb = "names" if len(grouped.unknown) == 1 else "name"
+        if groups.unknown:
             self._notes.append(
-                f"{plural(len(grouped.unknown), 'line')} of {printable(rule.grouping.argument)} {verb} no video, for "
-                f"example {printable(grouped.unknown[0])}"
+                f"{printable(config.group_by.argument)}: {plural(len(groups.unknown), 'line')} without a video, for "
+                f"example {printable(groups.unknown[0])}"
             )
-        self._given: PredefinedSplit | None = None
-        if rule.source == "files":
-            self._given = read_split_files(rule.files, paths)
-            if not (self._given.split == Split.TRAIN).any():
-                raise InputError(
-                    f"{', '.join(map(printable, rule.files))}: no video is for training, expected some. Give the list "
-                    "of the training videos too"
-                )
-        elif rule.source == "folders":
-            self._given = folder_splits(paths, class_depth)
-            if not (self._given.split == Split.TRAIN).any():
-                expected = "<class>/{train,val,test}/" if class_depth == 0 else "{train,val,test}/<class>/"
-                raise InputError(
-                    f"split: no video is in a folder train (for example {printable(paths[0])}), expected "
-                    f"RAW/{expected}. Choose fractions: --split 70/15/15"
-                )
-        if self._given:
-            self._notes += self._given.notes
+        self._predefined = None
+        if config.source == "files":
+            self._predefined, where = read_split_files(config.files, paths), ", ".join(map(printable, config.files))
+            advice = "Give the list of the training videos too"
+        elif config.source == "folders":
+            self._predefined, where = folder_splits(paths, class_depth), "split"
+            layout = "<class>/{train,val,test}/" if class_depth == 0 else "{train,val,test}/<class>/"
+            advice = f"The folders must be RAW/{layout}; or choose fractions: --split 70/15/15"
+        if self._predefined:
+            if not (self._predefined.split == Split.TRAIN).any():
+                raise InputError(f"{where}: no video is for training (for example {printable(paths[0])}). {advice}")
+            self._notes += self._predefined.notes
 
     def assign(self, facts: Any, good: npt.NDArray[np.bool_]) -> Assignment:
         """Split the videos.
@@ -235,26 +205,24 @@ class Splitter:
             facts: Columns "status", "perceptual_hash" and "near_group".
             good: (N,) which have a clip.
         """
-        rule, groups, notes = self._rule, self._groups, list(self._notes)
-        if rule.near_duplicates == "group":
+        config, groups, notes = self._config, self._groups, list(self._notes)
+        listed = np.minimum(self._predefined.split, Split.UNUSED) if self._predefined else None
+        if config.near_duplicates == "group":
             first = facts["near_group"]
             alike = np.flatnonzero((first >= 0) & (first != np.arange(len(first))))
             if len(alike):
                 groups = merge_groups(groups, np.stack([first[alike], alike], axis=1))
-                notes += [] if self._given else [_describe_groups(np.union1d(first[alike], alike), groups)]
-        where = (self._paths, self._labels, good, groups, rule.fractions, rule.seed)
-        if self._given:
-            split = fill_missing_splits(self._given, *where)
-            parts = ((Split.VAL, self._given.has_val), (Split.TEST, self._given.has_test))
-            taken = [part.name.lower() for part, given in parts if not given and (split == part).any()]
-            if taken:
-                notes.append(f"the given split has no {' and no '.join(taken)}: taken out of train, in whole groups")
+                notes += [] if self._predefined else [_describe_groups(np.union1d(first[alike], alike), groups)]
+        if listed is None:
+            split = assign_splits(self._paths, self._labels, good, config.fractions, config.seed, groups)
+            notes += describe_misfits(self._classes, self._labels[good], split[good], config.fractions)
         else:
-            split = assign_splits(self._paths, self._labels, good, rule.fractions, rule.seed, groups)
-            misfits = describe_misfits(self._classes, audit_splits(self._labels, good, split, rule.fractions, groups))
-            notes += [misfits] if misfits else []
-        notes += _describe_empty(split[good], rule, len(np.unique(groups[good])))
-        leaks = 0 if rule.near_duplicates == "off" else len(leaks_between(facts, split).pairs)
+            split = self._fill(listed, good, groups)
+            filled = [part.name.lower() for part in Split if part in split and part not in listed]
+            if filled:
+                notes.append(f"the given split has no {' and no '.join(filled)}: taken out of train, in whole groups")
+        notes += _describe_empty(split[good], config, len(np.unique(groups[good])))
+        leaks = 0 if config.near_duplicates == "off" else len(leaks_between(facts, split).pairs)
         if leaks:
             notes.append(
                 f"{plural(leaks, 'pair')} of clips that look alike {'is' if leaks == 1 else 'are'} in different "
@@ -262,15 +230,28 @@ class Splitter:
             )
         return Assignment(groups, split, tuple(notes))
 
+    def _fill(
+        self, listed: npt.NDArray[np.uint8], good: npt.NDArray[np.bool_], groups: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.uint8]:
+        """Take the splits that the lists lack out of train: of 70/15/15, 15/85 of train becomes a missing val."""
+        parts = [
+            0 if part != Split.TRAIN and part in listed else fraction
+            for part, fraction in enumerate(self._config.fractions)
+        ]
+        fractions = [part / sum(parts) for part in parts]
+        rows, split = np.flatnonzero(listed == Split.TRAIN), listed.copy()
+        paths = [self._paths[row] for row in rows.tolist()]
+        split[rows] = assign_splits(paths, self._labels[rows], good[rows], fractions, self._config.seed, groups[rows])
+        return split
 
-def _describe_empty(split: npt.NDArray[np.uint8], rule: SplitConfig, num_groups: int) -> list[str]:
-    wanted = [part for part in (Split.VAL, Split.TEST) if rule.fractions[part] and not (split == part).any()]
-    if not wanted or len(split) < MIN_CLASS_CLIPS:
+
+def _describe_empty(split: npt.NDArray[np.uint8], config: SplitConfig, num_groups: int) -> list[str]:
+    empty = [part for part in (Split.VAL, Split.TEST) if config.fractions[part] and not (split == part).any()]
+    if not empty or len(split) < MIN_CLASS_CLIPS:
         return []
-    names = " and ".join(part.name.lower() for part in wanted)
     return [
-        f"no clip is in {names}, though it was asked for: {plural(num_groups, 'group')} of "
-        f"{plural(len(split), 'clip')} cannot be divided better. Group less: --near-duplicates report, or another --by"
+        f"no clip is in {' and '.join(part.name.lower() for part in empty)}: {plural(num_groups, 'group')} of "
+        f"{plural(len(split), 'clip')} are too few. Use a finer --group-by, or --near-duplicates report"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Split a finished cache anew: the same clips under other columns, nothing is decoded.
+"""Split a finished cache again: the same clips with other columns, nothing is decoded.
 
 Written as a build is, into a new file that takes over every clip: a kill at any instant leaves the old split or the
 new one. It needs the space of a second cache while it is written.
@@ -24,6 +24,10 @@ from vidcache.preprocess.build import plan_attributes
 from vidcache.preprocess.split.config import Assignment, SplitConfig, SplitOverrides, Splitter
 from vidcache.text import printable
 
+Progress = Callable[[int, int], None]  # clips done, clips in all
+
+_ORIGIN = "decoded_format"  # attribute of a cache that was split again under a newer format
+
 
 @dataclasses.dataclass(frozen=True)
 class SplitReport:
@@ -31,17 +35,17 @@ class SplitReport:
 
     Attributes:
         cache: The file.
-        rule: How it is split now.
+        config: How it is split now.
         split_hash: Names the split.
         class_counts: Clips of each class in train, val, test and unused, in label order.
         num_groups: Groups that have a clip.
         num_moved: Clips that are in another split than before.
         notes: What the user should know, a sentence each.
-        up_to_date: It was split so already; nothing was written.
+        up_to_date: The cache had this split already; nothing was written.
     """
 
     cache: Path
-    rule: SplitConfig
+    config: SplitConfig
     split_hash: str
     class_counts: dict[str, tuple[int, ...]]
     num_groups: int
@@ -50,123 +54,119 @@ class SplitReport:
     up_to_date: bool
 
 
-Progress = Callable[[int, int], None]  # clips done, clips in all
-
-
 def split_cache(
-    cache: Path, choice: SplitOverrides, *, dry_run: bool = False, progress: Progress = lambda *_: None
+    cache: Path,
+    overrides: SplitOverrides = SplitOverrides(),  # noqa: B008 -- never changed
+    *,
+    dry_run: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> SplitReport:
-    """Split a cache; what is not chosen stays as it is.
+    """Split a cache; what is not overridden stays as it is.
 
     Args:
         cache: A finished cache.
-        choice: What to change.
-        dry_run: Say what would be done; write nothing.
+        overrides: What to change: `SplitOverrides(seed=1)`.
+        dry_run: Report what would be done; write nothing.
         progress: Called after every clip.
 
     Raises:
-        CacheError: It is no cache, or a clip of it is damaged.
+        CacheError: It is not a cache, or a clip of it is damaged.
         InputError: The split cannot be made, or a build of it was interrupted.
         LockedError: It is being built, or has been replaced meanwhile.
         VidcacheError: The disk has no room.
     """
     cache = follow(cache)
     with CacheReader(cache) as reader:
-        rule = choice.applied_to(SplitConfig.from_attributes(reader.attributes))
-        columns, depth = _current_columns(reader), int(reader.attributes["class_depth"])
-        follow_links = bool(reader.attributes.get("follow_links"))
-        ffmpeg_version = reader.attributes["ffmpeg_version"]
-        attributes = plan_attributes(reader.spec, depth, rule, ffmpeg_version, follow_links=follow_links)
-        # It was decoded by the vidcache that built it.
-        attributes["vidcache_version"] = reader.attributes["vidcache_version"]
-        # What they kept of a video then is no more for being in a newer file: the next build decodes it again.
-        origin = {} if reader.is_current_format else {"decoded_format": reader.decoded_format}
-        plan = Plan(
-            spec=reader.spec,
-            classes=tuple(os.fsencode(name) for name in reader.classes),
-            paths=tuple(columns["path"].tolist()),
-            labels=tuple(columns["label"].tolist()),
-            source_bytes=tuple(columns["source_bytes"].tolist()),
-            source_mtime_ns=tuple(columns["source_mtime_ns"].tolist()),
-            attributes={**attributes, **origin},
-        )
-        columns["near_group"] = near_groups(columns)
-        splitter = Splitter(rule, plan.paths, plan.labels, plan.classes, depth)
-        assigned = splitter.assign(columns, columns["status"] != Status.FAILED)
-        same = (
+        config = SplitConfig.from_attributes(reader.attributes).override(overrides)
+        columns = _current_columns(reader)
+        plan = _plan(reader, columns, config)
+        splitter = Splitter(config, plan.paths, plan.labels, plan.classes, int(plan.attributes["class_depth"]))
+        assignment = splitter.assign(columns, columns["status"] != Status.FAILED)
+        up_to_date = (
             (not reader.is_current_format or "near_group" in reader.columns)
-            and all(reader.attributes.get(name) == value for name, value in attributes.items())
-            and (assigned.split == columns["split"]).all()
-            and (assigned.group == columns["group"]).all()
+            and all(reader.attributes.get(name) == plan.attributes[name] for name in plan.attributes if name != _ORIGIN)
+            and np.array_equal(assignment.split, columns["split"])
+            and np.array_equal(assignment.group, columns["group"])
         )
         split_hash = reader.split_hash
-        if not same and not dry_run:
-            split_hash = _write(cache, reader, plan, columns, assigned, progress)
-        return _report(reader, rule, split_hash, assigned, up_to_date=bool(same))
+        if not up_to_date and not dry_run:
+            split_hash = _write(reader, plan, columns, assignment, progress)
+        rows = reader.rows()
+        counts = np.zeros((len(reader.classes), len(Split)), np.int64)
+        np.add.at(counts, (reader.labels[rows], assignment.split[rows]), 1)
+        return SplitReport(
+            cache=cache,
+            config=config,
+            split_hash=split_hash,
+            class_counts={printable(name): tuple(n) for name, n in zip(reader.classes, counts.tolist(), strict=True)},
+            num_groups=len(np.unique(assignment.group[rows])),
+            num_moved=int((assignment.split[rows] != columns["split"][rows]).sum()),
+            notes=assignment.notes,
+            up_to_date=up_to_date,
+        )
+
+
+def _plan(reader: CacheReader, columns: dict[str, np.ndarray[Any, Any]], config: SplitConfig) -> Plan:
+    attributes = plan_attributes(
+        reader.spec,
+        int(reader.attributes["class_depth"]),
+        config,
+        reader.attributes["ffmpeg_version"],
+        follow_links=bool(reader.attributes.get("follow_links")),
+    )
+    attributes["vidcache_version"] = reader.attributes["vidcache_version"]  # of the vidcache that decoded it
+    if not reader.is_current_format:
+        # A newer file has no more of its videos than the old one: the next build decodes them again.
+        attributes[_ORIGIN] = reader.decoded_format
+    return Plan(
+        spec=reader.spec,
+        classes=tuple(os.fsencode(name) for name in reader.classes),
+        paths=tuple(columns["path"].tolist()),
+        labels=tuple(columns["label"].tolist()),
+        source_bytes=tuple(columns["source_bytes"].tolist()),
+        source_mtime_ns=tuple(columns["source_mtime_ns"].tolist()),
+        attributes=attributes,
+    )
 
 
 def _current_columns(reader: CacheReader) -> dict[str, np.ndarray[Any, Any]]:
     """Return the columns as a cache made today has them, as far as they can be known without the videos."""
-    if reader.is_current_format:
-        return dict(reader.columns)
-    hashes = reader.columns["perceptual_hash"].copy()
-    for row in reader.rows().tolist():
-        (clip,) = reader.read([row])
-        hashes[row] = perceptual_hash(clip[: max(reader.columns["num_real"][row], 1)])
-    return {**reader.columns, "perceptual_hash": hashes}
+    columns = dict(reader.columns)
+    if not reader.is_current_format:
+        columns["perceptual_hash"] = columns["perceptual_hash"].copy()
+        for row in reader.rows().tolist():
+            (clip,) = reader.read([row])
+            columns["perceptual_hash"][row] = perceptual_hash(clip[: max(columns["num_real"][row], 1)])
+    columns["near_group"] = near_groups(columns)
+    return columns
 
 
 def _write(
-    cache: Path,
     reader: CacheReader,
     plan: Plan,
     columns: dict[str, np.ndarray[Any, Any]],
-    assigned: Assignment,
+    assignment: Assignment,
     progress: Progress,
 ) -> str:
+    cache = reader.path
     with CacheWriter(cache, plan) as writer, open_donors(cache, reader, plan.spec, plan.identity()) as donors:
         finished = dataclasses.replace(donors[-1], records=records_of(columns))
-        _check_alone(cache, reader, writer)
+        # Nobody else writes now, since the writer has the lock: do not throw away what another build has done.
+        (writer.folder / SPLIT_MARK).touch()
+        if not os.path.samestat(os.fstat(reader.fileno()), os.stat(cache)):
+            raise LockedError(
+                f"{printable(cache)}: it was replaced by another build meanwhile. Run the same command again"
+            )
+        if partial_builds(cache):
+            raise InputError(
+                f"{printable(cache)}: a build of it was interrupted, and what it has decoded would be lost. Run "
+                "vidcache build again first, it resumes"
+            )
         for row in writer.pending:
             if not writer.take_over(row, finished, row):
                 raise CacheError(
                     f"{printable(cache)}: the clip of row {row} ({printable(plan.paths[row])}) does not match its "
-                    "hash, expected what was written. Decode it again: vidcache build RAW CACHE --verify-sources"
+                    "hash. Decode it again: vidcache build RAW CACHE --verify-sources"
                 )
             progress(row + 1, plan.num_clips)
-        return writer.finish(assigned.group, assigned.split, columns["near_group"]).split_hash
-
-
-def _check_alone(cache: Path, reader: CacheReader, writer: CacheWriter) -> None:
-    """Refuse to throw away what another build has done. Nobody else writes now: the writer has the lock."""
-    (writer.folder / SPLIT_MARK).touch()
-    read, there = os.fstat(reader.fileno()), os.stat(cache)
-    if (read.st_dev, read.st_ino) != (there.st_dev, there.st_ino):
-        raise LockedError(
-            f"{printable(cache)}: another build has replaced it meanwhile, expected the file that was read. "
-            "Run the same command again"
-        )
-    if partial_builds(cache):
-        raise InputError(
-            f"{printable(cache)}: a build of it was interrupted, expected none: what it has decoded would be lost. "
-            "Run vidcache build again first, it goes on where it was"
-        )
-
-
-def _report(
-    reader: CacheReader, rule: SplitConfig, split_hash: str, assigned: Assignment, *, up_to_date: bool
-) -> SplitReport:
-    rows = reader.rows()
-    counts = np.zeros((len(reader.classes), len(Split)), np.int64)
-    np.add.at(counts, (reader.labels[rows], assigned.split[rows]), 1)
-    names = [printable(name) for name in reader.classes]
-    return SplitReport(
-        cache=reader.path,
-        rule=rule,
-        split_hash=split_hash,
-        class_counts={name: tuple(line) for name, line in zip(names, counts.tolist(), strict=True)},
-        num_groups=len(np.unique(assigned.group[rows])),
-        num_moved=int((assigned.split[rows] != reader.columns["split"][rows]).sum()),
-        notes=assigned.notes,
-        up_to_date=up_to_date,
-    )
+        return writer.finish(assignment.group, assignment.split, columns["near_group"]).split_hash

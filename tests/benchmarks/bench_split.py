@@ -24,9 +24,9 @@ from vidcache.preprocess.split.resplit import split_cache
 
 RECORDING = r"/(\d+_\d+)_"
 RULES = {
-    "by video, near-duplicates off": SplitOverrides(grouping=GroupBy("video"), near_duplicates="off"),
-    "by video (default)": SplitOverrides(grouping=GroupBy("video"), near_duplicates="group"),
-    "by recording": SplitOverrides(grouping=GroupBy("regex", RECORDING), near_duplicates="group"),
+    "by video, near-duplicates off": SplitOverrides(group_by=GroupBy("video"), near_duplicates="off"),
+    "by video (default)": SplitOverrides(group_by=GroupBy("video"), near_duplicates="group"),
+    "by recording": SplitOverrides(group_by=GroupBy("regex", RECORDING), near_duplicates="group"),
 }
 
 
@@ -65,7 +65,7 @@ def main() -> None:
         sums = np.zeros(5, int)
         accuracies = []
         for seed in range(arguments.seeds):
-            split_cache(cache, SplitOverrides(grouping=rule.grouping, near_duplicates=rule.near_duplicates, seed=seed))
+            split_cache(cache, SplitOverrides(**rule, seed=seed))
             result = measure(cache)
             sums += result
             accuracies.append(result[3] / result[4])
