@@ -158,7 +158,7 @@ def compare(model: "Model", exported: "Model", clips_BTHWC: "torch.Tensor") -> t
 
     from vidcache.eval.inference import to_input
 
-    batches = clips_BTHWC.split(BATCH_SIZES)
+    batches = torch.split(clips_BTHWC, list(BATCH_SIZES))
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = torch.cat([model(to_input(batch)).cpu() for batch in batches])
         found = torch.cat([exported(batch).cpu() for batch in batches])
@@ -204,7 +204,8 @@ def _serialise(model: "torch.nn.Module", example: "torch.Tensor", is_onnx: bool,
         "output_names": ["logits"],
         "dynamic_shapes": {"clips": {0: "B"}},
     }
-    proto = torch.onnx.export(program, (), **names, opset_version=OPSET, dynamo=True, verbose=False).model_proto
+    exported: Any = torch.onnx.export(program, (), **names, opset_version=OPSET, dynamo=True, verbose=False)
+    proto = exported.model_proto  # made anew whenever it is asked for
     onnx.helper.set_model_props(proto, {METADATA: metadata})
     return memoryview(proto.SerializeToString())  # R3D-18 is far below the 2 GiB of one message
 

@@ -119,13 +119,16 @@ def find_files(videos: Sequence[Path], *, follow_links: bool = False) -> tuple[l
     skipped: Counter[str] = Counter()
     notes: list[str] = []
     for video in videos:
-        found, left_out, remarks = [video], Counter[str](), list[str]()
+        if not video.is_dir():
+            files.append(video)
+            continue
         try:
-            if video.is_dir():
-                found, left_out, remarks = list_videos(video, follow_links=follow_links)
-        except InputError:  # one of several: it will be a video that fails, and the others are predicted
+            found, left_out, remarks = list_videos(video, follow_links=follow_links)
+        except InputError:
             if len(videos) == 1:
                 raise
+            files.append(video)  # a video that will fail; the others are predicted
+            continue
         files += found
         skipped.update(left_out)
         notes += [f"{printable(video)}: {remark}" for remark in remarks]

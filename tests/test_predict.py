@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tests.helpers import TOOLS, make_raw, make_video, run_ffmpeg
+from tests.helpers import TOOLS, make_raw, make_video, run_ffmpeg, tiny_models
+from tests.tiny_model import TinyModel
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, MismatchError
 from vidcache.eval import inference
@@ -42,15 +44,25 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def checkpoint(raw: Path) -> Path:
-    """Of an R3D-18 with random weights that is shown 4 of 8 frames of 32 x 48."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = R3D18(3).state_dict()
-    path = raw.parent / "best.pt"
-    Checkpoint(weights, NAMES, Spec(8, 32, 48), 4, "f", "s", {}, 1, {}).save(path)
+def save_checkpoint(path: Path, model: torch.nn.Module) -> Path:
+    """Of a model with random weights that is shown 4 of 8 frames of 32 x 48."""
+    Checkpoint(model.state_dict(), NAMES, Spec(8, 32, 48), 4, "f", "s", {}, 1, {}).save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(raw: Path) -> Iterator[Path]:
+    """Of a `TinyModel`."""
+    torch.manual_seed(0)
+    with tiny_models():
+        yield save_checkpoint(raw.parent / "best.pt", TinyModel(3))
+
+
+@pytest.fixture
+def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of an R3D-18."""
+    monkeypatch.setattr(inference, "R3D18", R3D18)
+    return save_checkpoint(tmp_path / "real.pt", R3D18(3))
 
 
 def call(*arguments: object) -> Result:
@@ -229,13 +241,13 @@ def test_elsewhere_decoding_goes_on_by_a_batch_and_ends_when_nobody_listens(
 
 
 @pytest.mark.slow
-def test_a_stopped_command_leaves_no_decoder(raw: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_stopped_command_leaves_no_decoder(real: Path, tmp_path: Path) -> None:
     slow = tmp_path / "slow.mkv"
     run_ffmpeg("-f", "lavfi", "-i", "testsrc=s=640x480:r=25", "-frames:v", "1500", "-c:v", "mpeg4", str(slow))
     (tmp_path / "ffmpeg").symlink_to(TOOLS.ffmpeg)
     (tmp_path / "ffprobe").symlink_to(TOOLS.ffprobe)
     code = "from vidcache.eval.predict_cli import main; main()"
-    options = ["--ckpt", str(checkpoint), "--workers", "2", "--ffmpeg-dir", str(tmp_path)]
+    options = ["--ckpt", str(real), "--workers", "2", "--ffmpeg-dir", str(tmp_path)]
     process = subprocess.Popen([sys.executable, "-c", code, *[str(slow)] * 40, *options], stderr=subprocess.PIPE)
 
     def decoders() -> bytes:
@@ -266,9 +278,9 @@ def wait_for(condition: Any, seconds: float = 150) -> Any:
 
 @pytest.mark.pictures
 @pytest.mark.slow
-def test_explain_draws_each_video_and_says_where(raw: Path, checkpoint: Path, tmp_path: Path) -> None:
-    plain = call(raw / "a", "--ckpt", checkpoint, "--json")
-    result = call(raw / "a", "--ckpt", checkpoint, "--explain", "--out", tmp_path / "d", "--json")
+def test_explain_draws_each_video_and_says_where(raw: Path, real: Path, tmp_path: Path) -> None:
+    plain = call(raw / "a", "--ckpt", real, "--json")
+    result = call(raw / "a", "--ckpt", real, "--explain", "--out", tmp_path / "d", "--json")
 
     assert {"a_0.mkv.png", "a_1.mkv.png", "a_2.mkv.png"} == {file.name for file in (tmp_path / "d").iterdir()}
     for entry, before in zip(entries_of(result), entries_of(plain), strict=True):
@@ -281,7 +293,7 @@ def test_explain_draws_each_video_and_says_where(raw: Path, checkpoint: Path, tm
 
 
 def test_out_needs_explain_and_lies_outside_of_the_videos(
-    raw: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    raw: Path, checkpoint: Path, real: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = sorted(raw.rglob("*"))
 
@@ -289,7 +301,7 @@ def test_out_needs_explain_and_lies_outside_of_the_videos(
     inside = call(raw, "--ckpt", checkpoint, "--explain", "--out", raw / "a" / "drawings")
     beside = call(raw / "a" / "a_0.mkv", "--ckpt", checkpoint, "--explain", "--out", raw / "a")
     monkeypatch.setenv("VIDCACHE_PREDICT_OUT", str(tmp_path / "d"))
-    drawn = call(raw / "b" / "b_0.mkv", "--ckpt", checkpoint, "--explain")
+    drawn = call(raw / "b" / "b_0.mkv", "--ckpt", real, "--explain")
 
     assert [2, 2, 2, 0] == [result.exit_code for result in (useless, inside, beside, drawn)]
     assert "--out requires --explain" in useless.stderr
