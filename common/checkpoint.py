@@ -2,9 +2,10 @@
 
 import dataclasses
 import importlib.metadata
+import io
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, Self
 
 import torch
 import xxhash
@@ -69,22 +70,11 @@ class Checkpoint:
         fields |= {"format": FORMAT, "format_version": FORMAT_VERSION, "spec": self.spec.to_dict()}
         fields["classes"] = [os.fsencode(name) for name in self.classes]
         fields["weights"] = dict(self.weights)  # not torch's own kind of dict
-        written: list[_Remembering] = []
-
-        def write(file: BinaryIO) -> None:
-            written.append(_Remembering(file))
-            torch.save(fields, cast(BinaryIO, written[0]))
-
-        try:
-            write_atomically(path, write)
-        except RuntimeError:  # torch's writer makes one of whatever stops it: a full disk, Ctrl-C
-            cause = written[0].error if written else None
-            if isinstance(cause, OSError):
-                cause.filename = str(path)
-            if cause:
-                raise cause from None
-            raise
-        return written[0].digest.hexdigest()
+        archive = io.BytesIO()  # a full disk is then an OSError; torch's own writer makes a RuntimeError of it
+        torch.save(fields, archive)
+        data = archive.getbuffer()
+        write_atomically(path, lambda file: file.write(data))
+        return xxhash.xxh3_128_hexdigest(data)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -116,6 +106,23 @@ class Checkpoint:
             raise MismatchError(f"{where}: incomplete checkpoint ({reason}). Train again: vidtrain CACHE") from None
         fields.update({name: tuple(fields[name]) for name in ("mean", "std") if name in fields})
         return cls(**fields)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint that `vidtrain` wrote; no code in the file can run.
+
+    Returns:
+        Its `weights` (a state dict on the CPU), `classes`, `spec`, `num_frames_used`, `config`, `epoch`, `metrics`, ...
+
+    Raises:
+        MismatchError: It is missing, damaged, or no checkpoint of this version.
+
+    Example:
+        >>> checkpoint = load_checkpoint("best.pt")  # doctest: +SKIP
+        >>> checkpoint.classes  # doctest: +SKIP
+        ('jump', 'run')
+    """
+    return Checkpoint.load(Path(path))
 
 
 def hash_file(path: Path) -> str:
@@ -203,23 +210,3 @@ _RULES = {
     "versions": table(text(200), 100),
 }
 _OPTIONAL = frozenset(("training", "mean", "std", "versions"))
-
-
-class _Remembering:
-    """A file that knows its hash, and why a write failed."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = xxhash.xxh3_128()
-        self.error: BaseException | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            self.digest.update(data)
-            return self._file.write(data)
-        except BaseException as error:
-            self.error = self.error or error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
