@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from vidcache.cache.reader import CacheReader
     from vidcache.checkpoint import load_checkpoint
     from vidcache.eval.evaluate import evaluate
+    from vidcache.eval.predict import predict
     from vidcache.pixels import normalize
     from vidcache.preprocess.build import build_cache
     from vidcache.spec import Spec
 
     __version__: str
-    predict: Any
     train: Any
 
 __all__ = [
