@@ -253,7 +253,8 @@ max_pixels_option = functools.partial(
 )
 keyed_option = functools.partial(
     option,
-    "--keyed/--no-keyed",
+    "--keyframe-seek/--full-decode",
+    "keyed",
     default=True,
     help="Seek to key frames in long videos. Same clip, faster; errors in skipped parts are not reported.",
 )
@@ -264,7 +265,7 @@ version_option = functools.partial(click.version_option, package_name="vidcache"
 
 
 def decode_options(command: Any) -> Any:
-    """Add `--ffmpeg-dir`, `--timeout`, `--max-pixels` and `--keyed`, in the group "Decoding"."""
+    """Add `--ffmpeg-dir`, `--timeout`, `--max-pixels` and `--keyframe-seek`, in the group "Decoding"."""
     for add in (keyed_option, max_pixels_option, timeout_option, ffmpeg_dir_option):
         command = add(group="Decoding")(command)
     return command

@@ -69,7 +69,7 @@ def parse_max_failures(text: str) -> tuple[float, bool]:
 @click.argument("raw", type=click.Path(path_type=Path))
 @click.argument("cache", type=click.Path(path_type=Path, dir_okay=False))
 @option("--num-frames", type=click.IntRange(2, 1024), default=64, group="Clips", help="Frames per clip (T).")
-@option("--size", default="112", callback=parse_with(parse_size), group="Clips", help="Pixels, or HEIGHTxWIDTH.")
+@option("--size", default="112", callback=parse_with(parse_size), group="Clips", help="Pixels: 112, or HEIGHTxWIDTH.")
 @option(
     "--tonemap/--no-tonemap",
     default=False,

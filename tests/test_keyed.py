@@ -210,7 +210,7 @@ def test_what_is_broken_among_the_needed_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_keyed_finds_what_is_broken_elsewhere_too(tmp_path: Path) -> None:
+def test_full_decode_finds_what_is_broken_elsewhere_too(tmp_path: Path) -> None:
     raw = tmp_path / "raw" / "a"
     raw.mkdir(parents=True)
     for number in range(3):
@@ -220,12 +220,12 @@ def test_no_keyed_finds_what_is_broken_elsewhere_too(tmp_path: Path) -> None:
 
     results = [
         CliRunner().invoke(main, ["build", arguments[0], str(tmp_path / f"{flag}.h5"), *arguments[1:], f"--{flag}"])
-        for flag in ("keyed", "no-keyed")
+        for flag in ("keyframe-seek", "full-decode")
     ]
 
     assert [0, 0] == [result.exit_code for result in results], [result.stderr for result in results]
     assert [0, 1] == [json.loads(result.stdout)["num_damaged"] for result in results]
-    with CacheReader(tmp_path / "keyed.h5") as by_keys, CacheReader(tmp_path / "no-keyed.h5") as whole:
+    with CacheReader(tmp_path / "keyframe-seek.h5") as by_keys, CacheReader(tmp_path / "full-decode.h5") as whole:
         assert [240] * 3 == by_keys.columns["num_frames"].tolist() == whole.columns["num_frames"].tolist()
         assert (by_keys.read([0, 2]) == whole.read([0, 2])).all()
 
