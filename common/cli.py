@@ -251,7 +251,7 @@ timeout_option = functools.partial(option, "--timeout", type=_SECONDS, default=9
 max_pixels_option = functools.partial(
     option, "--max-pixels", type=click.IntRange(1), default=8192 * 8192, help="Largest width * height of a video."
 )
-keyed_option = functools.partial(
+keyframe_seek_option = functools.partial(
     option,
     "--keyframe-seek/--full-decode",
     "keyed",
@@ -266,7 +266,7 @@ version_option = functools.partial(click.version_option, package_name="vidcache"
 
 def decode_options(command: Any) -> Any:
     """Add `--ffmpeg-dir`, `--timeout`, `--max-pixels` and `--keyframe-seek`, in the group "Decoding"."""
-    for add in (keyed_option, max_pixels_option, timeout_option, ffmpeg_dir_option):
+    for add in (keyframe_seek_option, max_pixels_option, timeout_option, ffmpeg_dir_option):
         command = add(group="Decoding")(command)
     return command
 

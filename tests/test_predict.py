@@ -186,7 +186,7 @@ def test_limits_and_the_folder_of_ffmpeg_are_options(
         return decode(*arguments)
 
     monkeypatch.setattr(predict_module, "decode_video", spy)
-    for option in ("--keyed", "--no-keyed"):
+    for option in ("--keyframe-seek", "--full-decode"):
         assert 0 == call(video, "--ckpt", checkpoint, "--ffmpeg-dir", tmp_path, option).exit_code
     assert [True, False] == keyed
 
