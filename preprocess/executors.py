@@ -33,7 +33,7 @@ from vidcache.preprocess.video.ffmpeg import (
     start_threads,
 )
 from vidcache.preprocess.video.source_file import Failure, Reason, check_folder
-from vidcache.text import one_line, printable
+from vidcache.text import one_line
 
 JOBS_PER_WORKER = 8  # in one request to a cluster, so that no more clips than these wait to be written
 
@@ -156,17 +156,12 @@ def _decode_on_cluster(jobs: list[Job], version: str, write_clip: WriteClip, opt
 
 
 def decode_remotely(job: Job, version: str, options: BuildOptions) -> tuple[np.void, Clip | None]:
-    """Decode one video in a worker of a cluster; raises VidcacheError if it has another ffmpeg, or no raw folder."""
+    """Decode one video in a worker of a cluster; raises VidcacheError if it has another ffmpeg, or no such folder."""
     tools, group = _worker_tools(options.ffmpeg_dir)
     if tools[0].version != version:
         raise VidcacheError(
             f"worker on {socket.gethostname()}: has ffmpeg {tools[0].version} instead of {version}, so clips would "
             "differ. Install the same vidcache everywhere, or use --ffmpeg-dir"
-        )
-    if not os.path.isdir(job.raw):
-        raise VidcacheError(
-            f"worker on {socket.gethostname()}: does not see the raw folder {printable(job.raw)}. "
-            "Put it on a path that all machines share"
         )
     return _decode_job(job, tools, group, options)
 

@@ -129,13 +129,10 @@ def check_reading(output: Path, attributes: dict[str, Any], sources: Sources, op
     """
     depth, where = int(attributes["class_depth"]), printable(output)
     if depth != sources.class_depth and options.layout == "auto" and not options.labels:
-        origin, advice = {
-            LISTED: ("a list", "Name the list again with --labels"),
-            0: ("RAW/<class>/", "Choose between them with --layout classes or --layout splits"),
-        }.get(depth, ("RAW/<split>/<class>/", "Choose between them with --layout splits or --layout classes"))
+        origin = {LISTED: "a list", 0: "RAW/<class>/"}.get(depth, "RAW/<split>/<class>/")
         raise InputError(
-            f"{where}: has its classes from {origin}, but the folders now read in another way. {advice}, or choose "
-            "another name for the cache"
+            f"{where}: has its classes from {origin}, but the folders now read in another way. Name --labels or "
+            "--layout again, or choose another name for the cache"
         )
     if attributes.get("follow_links") and not options.limits.follow_links:
         raise InputError(

@@ -124,8 +124,7 @@ def test_layout_splits_names_what_it_leaves_out_and_what_it_joins(tmp_path: Path
     assert "1 file directly in the raw folder, in no class, left out: for example top. Move them" in loose
     assert [
         "val and validation mean val: joined",
-        "no splits, left out: extra (2)",
-        "videos directly in a split folder, in no class, left out: val (1). Move them into the folder of their class",
+        "in no class of a split, left out: extra (2), val (1). Move them to RAW/<split>/<class>/",
     ] == others
 
 
@@ -557,7 +556,7 @@ def test_a_build_takes_classes_splits_and_groups_from_a_list(flat: Path, tmp_pat
     # Forgotten, the list would give the same videos other classes.
     forgotten = vidcache("build", flat, cache, *SMALL)
     assert 2 == forgotten.exit_code
-    assert "c.h5: has its classes from a list, but the folders now read in another way. Name the" in forgotten.stderr
+    assert "c.h5: has its classes from a list, but the folders now read in another way. Name" in forgotten.stderr
     # A list that changes changes classes and split; nothing is decoded again.
     labels.write_text(table(labels, "train test val", "s").read_text().replace("v03,walk", "v03,hop"))
     changed = vidcache("build", flat, cache, *SMALL, "--labels", labels)
@@ -612,6 +611,6 @@ def test_another_layout_than_that_of_the_cache_is_chosen_or_refused(tmp_path: Pa
     result = vidcache("build", raw, cache, *SMALL)
 
     assert 2 == result.exit_code
-    assert "c.h5: has its classes from RAW/<class>/, but the folders now read in another way. Choose" in result.stderr
+    assert "c.h5: has its classes from RAW/<class>/, but the folders now read in another way. Name" in result.stderr
     assert "(train 4, val 2, test 2)" in vidcache("build", raw, cache, *SMALL, "--layout", "splits").stderr
     assert "up to date" in vidcache("build", raw, cache, *SMALL).stderr

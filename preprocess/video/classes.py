@@ -113,27 +113,19 @@ def layout_notes(folders: Folders, class_depth: int) -> list[str]:
             f"{plural(ignored.total(), 'video')} in folders named like splits below the class folders "
             f"({_with_counts(ignored)}): the names mean something only with --split folders"
         ]
-    synonyms: dict[Split, list[bytes]] = {}
-    others, loose = Counter[bytes](), Counter[bytes]()
+    synonyms: dict[Split, list[bytes]] = defaultdict(list)
+    left_out = Counter[bytes]()
     for name, counts in sorted(folders.items()):
         split = split_of_folder(name)
-        if split is None:
-            others[name] = counts.total()
-        else:
-            synonyms.setdefault(split, []).append(name)
-            loose[name] = counts[b""]
-    notes = [
-        f"{' and '.join(map(printable, names))} mean {split.name.lower()}: joined"
-        for split, names in synonyms.items()
-        if len(names) > 1
+        left_out[name] = counts.total() if split is None else counts[b""]
+        if split is not None:
+            synonyms[split].append(name)
+    named = [
+        (split.name.lower(), " and ".join(map(printable, names))) for split, names in synonyms.items() if names[1:]
     ]
-    if others:
-        notes.append(f"no splits, left out: {_with_counts(others)}")
-    if +loose:
-        notes.append(
-            f"videos directly in a split folder, in no class, left out: {_with_counts(+loose)}. "
-            "Move them into the folder of their class"
-        )
+    notes = [f"{names} mean {split}: joined" for split, names in named]
+    if +left_out:
+        notes.append(f"in no class of a split, left out: {_with_counts(+left_out)}. Move them to RAW/<split>/<class>/")
     return notes
 
 
