@@ -15,11 +15,6 @@ def make_facts(counts: dict[str, int], *, seed: int = 0, **columns: Any) -> Fact
     label = np.repeat(np.arange(len(counts)), list(counts.values()))
     num_frames = rng.integers(70, 140, n)
     facts: dict[str, Any] = {
-        "name": "made",
-        "fingerprint": "",
-        "classes": tuple(counts),
-        "num_frames_per_clip": 64,
-        "skipped": {},
         "path": np.array([f"c{k}/{row:06}.mp4".encode() for row, k in enumerate(label.tolist())]),
         "label": label,
         "status": np.zeros(n, np.uint8),
@@ -34,16 +29,17 @@ def make_facts(counts: dict[str, int], *, seed: int = 0, **columns: Any) -> Fact
         "transfer": np.full(n, b"bt709"),
         "source_bytes": rng.integers(50_000, 100_000, n),
         "source_hash": np.array([f"{row:032x}".encode() for row in range(n)]),
-    }
-    facts |= columns
-    facts.setdefault("num_real", np.minimum(facts["num_frames"], facts["num_frames_per_clip"]))
+        "skipped": {},
+        "fingerprint": "",
+    } | columns
+    facts.setdefault("num_real", np.minimum(facts["num_frames"], 64))
     if facts.get("split") is not None:
         facts = {"clip_hash": facts["source_hash"], "black": np.zeros(n, bool), "still": np.zeros(n, bool)} | facts
-    return Facts(**facts)
+    return Facts(name="made", classes=tuple(counts), num_frames_per_clip=64, **facts)
 
 
 def make_split(counts: dict[str, int], *, test: int = 10, val: int = 10) -> npt.NDArray[np.uint8]:
-    """A split that gives each class so many val and test clips."""
+    """A split that gives each class this many val and test clips."""
     parts = [
         np.repeat([Split.TRAIN, Split.VAL, Split.TEST], [max(count - val - test, 0), val, test])[:count]
         for count in counts.values()
@@ -59,21 +55,12 @@ def make_varied_facts(counts: dict[str, int], seed: int, **columns: Any) -> Fact
     """Videos of every kind, whatever their class."""
     rng, n = np.random.default_rng(seed), sum(counts.values())
     width = rng.choice([320, 640, 1280], n)
-    return make_facts(
-        counts,
-        seed=seed,
-        **{
-            "fps": rng.choice([24.0, 25.0, 30.0], n),
-            "width": width,
-            "height": width * 3 // 4,
-            "num_frames": rng.integers(20, 300, n),
-            "codec": rng.choice([b"h264", b"mpeg4"], n),
-            **columns,
-        },
-    )
+    varied = {"fps": rng.choice([24.0, 25.0, 30.0], n), "width": width, "height": width * 3 // 4}
+    varied |= {"num_frames": rng.integers(20, 300, n), "codec": rng.choice([b"h264", b"mpeg4"], n)}
+    return make_facts(counts, seed=seed, **{**varied, **columns})
 
 
-def where(rows: list[int], value: Any, otherwise: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def where(rows: Any, value: Any, otherwise: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A column with another value in some rows."""
     column = otherwise.copy()
     column[rows] = value

@@ -1,26 +1,39 @@
-"""What is odd about the classes: their sizes, their places in the split, what gives them away."""
+"""The checks of `vidcache analyze`: each yields what is wrong, or worth knowing, about the videos."""
 
 import dataclasses
 import enum
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import binomtest
 
 from vidcache.cache.format import Split, Status
 from vidcache.cache.leakage import find_duplicates, leaks_among
 from vidcache.cache.mirrored import find_mirror_pairs, in_words
 from vidcache.cache.reader import Reader
-from vidcache.preprocess.analysis.facts import BLACK_BELOW, STILL_FRAMES, STILL_RANGE, Facts
-from vidcache.preprocess.analysis.shortcuts import ClassShortcut, MetadataLeakReport, Shortcut, dependence
+from vidcache.preprocess.analysis.facts import Facts
 from vidcache.preprocess.video.classes import describe_twins, find_twins
 from vidcache.preprocess.video.probe import HDR_TRANSFERS
 from vidcache.text import plural, printable
 
 MAX_NAMES = 3
+MANY_FAILED, MANY_COARSE, MANY_PADDED = 0.1, 0.1, 0.05
+MIN_TEST_CLIPS, DEFAULT_TEST_FRACTION = 5, 0.15
+IMBALANCE_NOTE, IMBALANCE_WARNING = 2.0, 5.0
+KAPPA_WARNING, YOUDEN_WARNING = 0.25, 0.8
+COARSE_FPS, PRETRAINED_FPS = 2, 15  # the Kinetics-400 weights were trained on 15 frames per second
+MIN_FOR_OUTLIERS = 8
+COMMON = 0.05  # smallest share of a codec, rate or shape that is part of a mixture
+USED = (Split.TRAIN, Split.VAL, Split.TEST)
+INFLATED = "Test results are inflated: the model has seen these clips."
+
+Rows = npt.NDArray[np.int64]
 
 
 class Severity(enum.StrEnum):
@@ -31,16 +44,12 @@ class Severity(enum.StrEnum):
     NOTE = "note"  # good to know
 
 
+PROBLEM, WARNING, NOTE = Severity
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that is odd.
-
-    Attributes:
-        severity: How bad.
-        title: What, in a few words.
-        detail: The numbers that show it, and a few names; printable.
-        advice: What to do, or to think about.
-    """
+    """What is wrong, in a few words; the numbers and names that show it, printable; what to do."""
 
     severity: Severity
     title: str
@@ -48,578 +57,277 @@ class Finding:
     advice: str
 
 
-def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Sort by severity; equal ones stay in their order."""
-    order = list(Severity)
-    return tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
-
-
-def some_names(names: Iterable[str], total: int) -> str:
-    """Join names, at most three of them.
-
-    Args:
-        names: The first three, or more.
-        total: How many there are.
-
-    >>> some_names(["a", "b", "c", "d", "e"], 5)
-    'a, b, c and 2 more'
-    """
-    shown = list(itertools.islice(names, MAX_NAMES))
-    more = f" and {total - len(shown):,} more" if total > len(shown) else ""
-    return ", ".join(shown) + more
+Findings = Iterator[Finding]
 
 
 def share(count: int, total: int) -> str:
-    """Return a count and what part it is.
-
-    >>> share(3, 60), share(1, 100000)
-    ('3 of 60 (5%)', '1 of 100,000 (under 1%)')
-    """
+    """Return a count and its percentage: 3 of 60 (5%)."""
     percent = f"{count / total:.0%}" if 200 * count >= total or not count else "under 1%"
     return f"{count:,} of {total:,} ({percent})"
 
 
 def amount(value: float) -> str:
-    """Return a number with about three digits, never as a power of ten.
-
-    >>> amount(0.28125), amount(8.8345), amount(768000.0)
-    ('0.281', '8.83', '768,000')
-    """
+    """Return a number with about three digits, never as a power of ten: 0.281, 768,000."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def find_copies(facts: Facts) -> list[npt.NDArray[np.int64]]:
-    """Group the videos that give a clip by file hash and clip hash.
-
-    Black clips are equal without being copies: only their files are compared.
-
-    Returns:
-        Rows of each group, two or more, ascending; groups by their first row.
-    """
-    group = np.arange(len(facts))
-    keys = [(facts.source_hash, facts.good)]
-    if facts.clip_hash is not None and facts.black is not None:
-        keys.append((facts.clip_hash, facts.good & ~facts.black))
-    merged = True
-    while merged:  # a video can join two groups: one by its file, one by its clip
-        merged = False
-        for values, usable in keys:
-            rows = np.flatnonzero(usable & (values != b""))
-            _, index = np.unique(values[rows], return_inverse=True)
-            first = np.full(index.max(initial=-1) + 1, len(facts))
-            np.minimum.at(first, index, group[rows])
-            merged |= bool((group[rows] != first[index]).any())
-            group[rows] = first[index]
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    return [rows for rows in np.split(order, starts[1:]) if len(rows) > 1]
+def join(names: Sequence[str], separator: str = ", ") -> str:
+    """Join the first three names, and say how many more there are."""
+    more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+    return separator.join(names[:MAX_NAMES]) + more
 
 
-MIN_TEST_CLIPS = 5
-DEFAULT_TEST_FRACTION = 0.15
-IMBALANCE_NOTE, IMBALANCE_WARNING = 2.0, 5.0
-SKILL_WARNING = 0.25
-ADVANTAGE_WARNING = 0.8
-Z = 1.959963984540054  # of a 95 % interval
+def _some(severity: Severity, title: str, names: Sequence[str], advice: str, total: int = 0) -> Findings:
+    """A finding about some of `total` videos or classes, if there are any."""
+    if names:
+        detail = f"{share(len(names), total)}: {join(names)}." if total else f"{join(names)}."
+        yield Finding(severity, f"{title}: {len(names):,}", detail, advice)
 
 
-def missing_classes(facts: Facts) -> Iterator[Finding]:
-    """Find classes without a clip, or without one in a split, and data sets with a single class."""
-    videos, clips = np.bincount(facts.label, minlength=len(facts.classes)), facts.counts(facts.good)
-    empty = [f"{_name(facts, k)} ({plural(int(videos[k]), 'video')})" for k in np.flatnonzero(clips == 0).tolist()]
-    if empty:
-        yield Finding(
-            Severity.PROBLEM,
-            f"{plural(len(empty), 'class has', 'classes have')} no clip at all",
-            f"All videos failed of {some_names(empty, len(empty))}.",
-            "Replace these videos, or remove the folders: a class without clips still takes an output of the model.",
-        )
-    if len(facts.classes) == 1:
-        yield Finding(
-            Severity.PROBLEM,
-            "There is only one class",
-            f"All videos are in {_name(facts, 0)}.",
-            "A classifier needs two or more: put the videos of each class into a folder of its own.",
-        )
-    if facts.split is None or not clips.any():
-        return
-    consequences = {
-        Split.TRAIN: (Severity.PROBLEM, "They cannot be learnt."),
-        Split.VAL: (Severity.WARNING, "The best epoch is chosen without them."),
-        Split.TEST: (Severity.WARNING, "Nothing is measured for them."),
-    }
-    for split, (severity, consequence) in consequences.items():
-        absent = np.flatnonzero((clips > 0) & (facts.counts(facts.in_split(split)) == 0)).tolist()
-        if absent:
-            name = split.name.lower()
-            yield Finding(
-                severity,
-                f"{plural(len(absent), 'class has', 'classes have')} no {name} clip",
-                some_names((f"{_name(facts, k)} ({plural(int(clips[k]), 'clip')} in all)" for k in absent), len(absent))
-                + ".",
-                f"{consequence} Collect more of them, or build with another --split or --seed.",
-            )
+def _classes(facts: Facts, labels: Rows, counts: npt.NDArray[Any]) -> list[str]:
+    return [f"{printable(facts.classes[label])} ({counts[label]:,.3g})" for label in labels]
 
 
-def twins(facts: Facts) -> Iterator[Finding]:
-    """Find names that look alike."""
-    found = find_twins(map(os.fsencode, facts.classes))
-    if found:
-        yield Finding(
-            Severity.WARNING,
-            f"{plural(sum(map(len, found)), 'class has', 'classes have')} a name that looks like another one",
-            f"They differ only by case, blanks, Unicode form or invisible characters: {describe_twins(found)}.",
-            "If they are one class, give it one name: the model is told that they are different.",
-        )
-
-
-def small_classes(facts: Facts) -> Iterator[Finding]:
-    """Find classes whose accuracy could not be measured."""
-    clips = facts.counts(facts.good)
-    if facts.split is None:
-        test, words = clips * DEFAULT_TEST_FRACTION, "expected at 15% of their videos"
-    else:
-        test, words = facts.counts(facts.in_split(Split.TEST)).astype(float), "in the test split"
-    # A class without any is a finding of its own.
-    small = np.flatnonzero((test < MIN_TEST_CLIPS) & (clips > 0) & ((test > 0) | (facts.split is None)))
-    if not len(small):
-        return
-    small = small[np.argsort(test[small], kind="stable")]
-    least = max(round(float(test[small[0]])), 1)
-    yield Finding(
-        Severity.WARNING,
-        f"{plural(len(small), 'class has', 'classes have')} fewer than {MIN_TEST_CLIPS} test clips",
-        f"{some_names((f'{_name(facts, k)} ({test[k]:.3g})' for k in small.tolist()), len(small))}, {words}. "
-        # Wilson 1927: the lower end for n right of n is n / (n + z^2).
-        f"With {plural(least, 'clip')}, {least} right of {least} can mean anything "
-        f"from {least / (least + Z * Z):.0%} to 100% (95% interval).",
-        "Read the accuracy of such a class as a hint, or collect more videos of it.",
-    )
-
-
-def imbalance(facts: Facts) -> Iterator[Finding]:
-    """Find classes of very different sizes; in a cache, among the clips that train."""
-    which = facts.good if facts.split is None else facts.in_split(Split.TRAIN)
-    counts = facts.counts(which)
-    present = np.flatnonzero(counts)
-    if len(present) < 2:
-        return
-    largest, smallest = int(present[counts[present].argmax()]), int(present[counts[present].argmin()])
-    ratio = counts[largest] / counts[smallest]
-    if ratio < IMBALANCE_NOTE:
-        return
-    noun = "video" if facts.split is None else "training clip"
-    yield Finding(
-        Severity.WARNING if ratio >= IMBALANCE_WARNING else Severity.NOTE,
-        f"The largest class is {ratio:.1f} times the smallest",
-        f"{_name(facts, largest)} has {plural(int(counts[largest]), noun)}, "
-        f"{_name(facts, smallest)} {counts[smallest]:,}; the median is {np.median(counts[present]):g}.",
-        f"Think about vidtrain --balance. The default, both, makes up for it twice: the smallest class then weighs "
-        f"{ratio:.1f} times as much as the largest. sampler or loss alone make all classes equal; with none the "
-        f"largest weighs {ratio:.1f} times as much. vidtrain prints what it does to each class.",
-    )
-
-
-def shortcuts(facts: Facts, study: MetadataLeakReport) -> Iterator[Finding]:
-    """Find side effects that tell the class."""
-    telling = [shortcut for shortcut in study.alone if shortcut.is_significant]
-    together = [study.together] if study.together and study.together.is_significant else []
-    given_away = _given_away(facts, study)
-    if not telling and not together and not given_away:
-        return
-    sentences = []
-    if telling or together:
-        said = [f"{shortcut.feature} alone {_percent(shortcut.accuracy)}" for shortcut in telling]
-        said += [f"{shortcut.feature} {_percent(shortcut.accuracy)}" for shortcut in together]
-        chance = f"guessing {_percent(1 / study.num_classes)}"
-        sentences.append(f"Mean share recognised over {study.num_classes} classes: {', '.join(said)}; {chance}.")
-    sentences += [sentence for _, sentence in given_away[:3]]
-    if len(given_away) > 3:
-        sentences.append(f"And {plural(len(given_away) - 3, 'more class', 'more classes')}.")
-    sentences.append(
-        f"({study.num_videos:,} videos, each shown to a forest that had not learnt from it; with the labels in random "
-        "order, so much is found in less than 1 of 100 data sets.)"
-    )
-    strong = any(shortcut.skill >= SKILL_WARNING for shortcut in (*telling, *together))
-    strong = strong or any(advantage >= ADVANTAGE_WARNING for advantage, _ in given_away)
-    yield Finding(
-        Severity.WARNING if strong else Severity.NOTE,
-        f"The class can be guessed from {_causes(study, telling)}, without looking at the pictures",
-        " ".join(sentences),
-        "Ask where each class comes from. What differs by camera, source or cutting is learnt instead of what "
-        "happens, and the test split rewards it. Give all classes the same mixture, and test on videos of "
-        "another origin. Length, and file size with it, can be part of what happens: then it is no harm.",
-    )
-
-
-def _given_away(facts: Facts, study: MetadataLeakReport) -> list[tuple[float, str]]:
-    """Classes that one side effect gives away, each by its most telling one: (advantage, sentence)."""
-    best: dict[int, tuple[ClassShortcut, str]] = {}
-    for shortcut in study.alone:
-        for found in shortcut.classes:
-            if found.label not in best or found.advantage > best[found.label][0].advantage:
-                best[found.label] = found, shortcut.feature
-    return sorted(
-        (
-            (
-                found.advantage,
-                f"{_name(facts, found.label)} by {feature} alone: {found.num_found:,} of {found.num_videos:,} found, "
-                f"{found.num_mistaken:,} of {found.num_others:,} others mistaken for it.",
-            )
-            for found, feature in best.values()
-        ),
-        key=lambda item: -item[0],
-    )
-
-
-def _causes(study: MetadataLeakReport, telling: list[Shortcut]) -> str:
-    features = [s.feature for s in telling] or [s.feature for s in study.alone if s.classes]
-    return some_names(features, len(features)) if features else "side effects together"
-
-
-def _name(facts: Facts, label: int) -> str:
-    return printable(facts.classes[label])
-
-
-def _percent(part: float) -> str:
-    return f"{100 * part:.3g}%"
-
-
-MANY_FAILED = 0.1
-COMPARED = (Split.TRAIN, Split.VAL, Split.TEST)  # what is unused cannot make results too good
-
-
-def failures(facts: Facts) -> Iterator[Finding]:
-    """Find failed and damaged videos."""
-    for status, advice in (
-        (Status.FAILED, "They have no clip. Replace or remove them; the reason is in videos.csv."),
-        (Status.DAMAGED, "Their clips are used as far as they go. Look at them, or fetch the files again."),
+def failures(facts: Facts) -> Findings:
+    """Failed and damaged videos."""
+    for status, severity, title, advice in (
+        (Status.FAILED, WARNING, "Failed videos", "They have no clip. Replace or remove them; see videos.csv."),
+        (Status.DAMAGED, NOTE, "Damaged videos", "Their clips are used. Watch them, or fetch the files again."),
     ):
         rows = np.flatnonzero(facts.status == status)
-        if not len(rows):
-            continue
-        reasons, counts = np.unique([facts.reason_of(row) for row in rows.tolist()], return_counts=True)
-        order = np.argsort(-counts, kind="stable")
-        said = ", ".join(f"{counts[k]:,} {reasons[k]}" for k in order.tolist())
-        failed, many = status == Status.FAILED, len(rows) > MANY_FAILED * len(facts)
-        yield Finding(
-            (Severity.PROBLEM if many else Severity.WARNING) if failed else Severity.NOTE,
-            f"{plural(len(rows), 'video')} {'failed' if failed else 'came out damaged'}",
-            f"{share(len(rows), len(facts))}: {said}. For example {_names(facts, rows)}.",
-            advice,
+        is_worse = status == Status.FAILED and len(rows) > MANY_FAILED * len(facts)
+        names = facts.names(rows, facts.reasons(rows))
+        yield from _some(PROBLEM if is_worse else severity, title, names, advice, len(facts))
+
+
+def classes(facts: Facts) -> Findings:
+    """Classes without clips, a single class, and names that look alike."""
+    videos, clips = np.bincount(facts.label, minlength=len(facts.classes)), facts.counts(facts.good)
+    names, advice = _classes(facts, np.flatnonzero(clips == 0), videos), "Replace their videos, or remove the folders."
+    yield from _some(PROBLEM, "Classes of which all videos failed", names, advice, len(clips))
+    for split in USED if facts.split is not None else ():
+        names = _classes(facts, np.flatnonzero((clips > 0) & (facts.counts(facts.in_split(split)) == 0)), clips)
+        severity, title = PROBLEM if split == Split.TRAIN else WARNING, f"Classes without a {split.name.lower()} clip"
+        advice = "Collect more videos of them, or build with another --split or --seed."
+        yield from _some(severity, title, names, advice, len(clips))
+    if len(clips) == 1:
+        advice = "A classifier needs at least two classes, each in a folder of its own."
+        yield Finding(PROBLEM, "There is only one class", f"All videos are in {printable(facts.classes[0])}.", advice)
+    twins = find_twins(map(os.fsencode, facts.classes))
+    if twins:
+        title = f"{plural(sum(map(len, twins)), 'class has', 'classes have')} a name that looks like another one"
+        detail = f"They differ only by case, blanks, Unicode form or invisible characters: {describe_twins(twins)}."
+        yield Finding(WARNING, title, detail, "If they are one class, give it one name.")
+
+
+def class_sizes(facts: Facts) -> Findings:
+    """Classes too small to be evaluated, and classes of very different sizes."""
+    clips = facts.counts(facts.good)
+    test, train, noun = clips * DEFAULT_TEST_FRACTION, clips, "Videos"  # what the default split will give
+    if facts.split is not None:
+        test, train = facts.counts(facts.in_split(Split.TEST)).astype(float), facts.counts(facts.in_split(Split.TRAIN))
+        noun = "Training clips"
+    order = np.argsort(test, kind="stable")
+    small = order[(test[order] > 0) & (test[order] < MIN_TEST_CLIPS)]  # none at all is another finding
+    if len(small):
+        least = max(round(float(test[small[0]])), 1)
+        low = binomtest(least, least).proportion_ci(method="wilson").low
+        advice = f"Collect more videos: {least} of {least} correct can mean an accuracy of {low:.0%} (95% interval)."
+        title = f"Classes with fewer than {MIN_TEST_CLIPS} test clips"
+        yield from _some(WARNING, title, _classes(facts, small, test), advice, len(test))
+    order = np.argsort(-train, kind="stable")[: np.count_nonzero(train)]
+    ratio = train[order[0]] / train[order[-1]] if len(order) else 0.0
+    if ratio >= IMBALANCE_NOTE:
+        largest, smallest = _classes(facts, order[[0, -1]], train)
+        detail = f"{noun}: {largest}, {smallest}; the median is {np.median(train[order]):g}."
+        advice = (
+            "vidtrain --balance sampler or loss weigh all classes equally; both (the default) favours the smallest."
         )
+        severity = WARNING if ratio >= IMBALANCE_WARNING else NOTE
+        yield Finding(severity, f"The largest class is {ratio:.1f} times the smallest", detail, advice)
 
 
-def duplicates(facts: Facts) -> Iterator[Finding]:
-    """Find videos that are the same file, or give the same clip."""
+def find_copies(facts: Facts) -> list[Rows]:
+    """Group the videos with the same clip; with the same file where there is no hash of the clip, or it is black."""
+    key = facts.source_hash
+    if facts.clip_hash is not None and facts.black is not None:
+        key = np.where(facts.black, facts.source_hash, facts.clip_hash)
+    rows = np.flatnonzero(facts.good & (key != b""))
+    rows = rows[np.argsort(key[rows], kind="stable")]
+    groups = np.split(rows, np.flatnonzero(key[rows][1:] != key[rows][:-1]) + 1)
+    return sorted((group for group in groups if len(group) > 1), key=lambda group: int(group[0]))
+
+
+def copies(facts: Facts) -> Findings:
+    """Videos that are the same file, or give the same clip."""
     groups = find_copies(facts)
-    clashing = [group for group in groups if len(set(facts.label[group].tolist())) > 1]
-    if clashing:
-        yield Finding(
-            Severity.PROBLEM,
-            f"{plural(len(clashing), 'video is', 'videos are')} under two labels",
-            f"The same file or clip, in different classes: {_examples(facts, clashing)}.",
-            "Keep each under the label that is right: no model can learn both, and one of them counts as an error.",
-        )
-    leaking = [group for group in groups if sum(facts.in_split(split)[group].any() for split in COMPARED) > 1]
-    if leaking:
-        yield Finding(
-            Severity.PROBLEM,
-            f"{plural(len(leaking), 'video is', 'videos are')} in more than one split",
-            f"The same file or clip, in different splits: {_examples(facts, leaking)}.",
-            "The results are too good: the model is asked what it was taught. Remove the copies and build again.",
-        )
-    known = [id(group) for group in (*clashing, *leaking)]
-    others = [group for group in groups if id(group) not in known]
-    if others:
-        num_more = sum(len(group) for group in others) - len(others)
-        yield Finding(
-            Severity.NOTE if facts.split is not None else Severity.WARNING,
-            f"{plural(num_more, 'video is an exact copy', 'videos are exact copies')} of another",
-            f"{plural(len(others), 'group')} of the same file or clip, in one class"
-            f"{'' if facts.split is None else ' and one split'}: {_examples(facts, others)}.",
-            "A copy counts twice, and in another split than its original it makes the results too good. Remove it.",
-        )
+    clashing = [len(np.unique(facts.label[group])) > 1 for group in groups]
+    leaking = [sum(facts.in_split(split)[group].any() for split in USED) > 1 for group in groups]
+    others = [not clash and not leak for clash, leak in zip(clashing, leaking, strict=True)]
+    usual = WARNING if facts.split is None else NOTE
+    for chosen, severity, title, advice in (
+        (clashing, PROBLEM, "The same video under two labels", "Keep each under the correct label only."),
+        (leaking, PROBLEM, "The same video in more than one split", f"{INFLATED} Remove copies and build again."),
+        (others, usual, "Groups of exact copies", "Each copy counts like another video. Remove the copies."),
+    ):
+        equal = itertools.compress(groups, chosen)
+        names = [join(facts.names(group, facts.split_names(group)), " = ") for group in equal]
+        yield from _some(severity, title, names, advice)
 
 
-def blank_pictures(facts: Facts) -> Iterator[Finding]:
-    """Find clips that are black, or do not move."""
-    if facts.black is None or facts.still is None:
-        return
-    black, still = np.flatnonzero(facts.black), np.flatnonzero(facts.still & ~facts.black)
-    if len(black):
-        yield Finding(
-            Severity.WARNING,
-            f"{plural(len(black), 'clip is', 'clips are')} black",
-            f"Mean brightness below {BLACK_BELOW:g} of 255: {_names(facts, black)}.",
-            "Look at the videos: a black clip under a label teaches nothing about it.",
-        )
-    if len(still):
-        single = int((facts.num_frames[still] <= 1).sum())
-        only = f" Of these, {plural(single, 'has', 'have')} a single frame." if single else ""
-        yield Finding(
-            Severity.WARNING,
-            f"{plural(len(still), 'clip does', 'clips do')} not move",
-            f"In {STILL_FRAMES} evenly spaced frames no value changes by more than {STILL_RANGE} of 255: "
-            f"{_names(facts, still)}.{only}",
-            "Look at the videos: a frozen recording, or a picture, shows nothing that happens.",
-        )
-
-
-def high_dynamic_range(facts: Facts) -> Iterator[Finding]:
-    """Find HDR videos beside others."""
-    rows = np.flatnonzero(np.isin(facts.transfer, [name.encode() for name in HDR_TRANSFERS]))
-    if len(rows):
-        yield Finding(
-            Severity.NOTE,
-            f"{plural(len(rows), 'video is', 'videos are')} in HDR",
-            f"{share(len(rows), len(facts))}: PQ or HLG, for example {_names(facts, rows)}.",
-            "Their clips look washed out beside others, unless they were built with --tonemap.",
-        )
-
-
-def left_out(facts: Facts) -> Iterator[Finding]:
-    """Say what of a folder belongs to no class, or may be meant in another way."""
-    if facts.notes:
-        yield Finding(
-            Severity.WARNING if any("link" in note for note in facts.notes) else Severity.NOTE,
-            f"{plural(len(facts.notes), 'thing')} in the folder may be meant in another way",
-            "; ".join(facts.notes) + ".",
-            "Check that this is the data that you mean.",
-        )
-        return
-    count = facts.skipped.get("outside a class folder", 0)
-    if count:
-        yield Finding(
-            Severity.NOTE,
-            f"{plural(count, 'file lies', 'files lie')} outside the class folders",
-            f"Beside the {plural(len(facts.classes), 'class folder')} of {facts.name}.",
-            "They are left out. A video belongs into the folder of its class.",
-        )
-
-
-def _names(facts: Facts, rows: npt.NDArray[np.int64]) -> str:
-    return some_names((facts.name_of(row) for row in rows.tolist()), len(rows))
-
-
-def _examples(facts: Facts, groups: list[npt.NDArray[np.int64]]) -> str:
-    def where(row: int) -> str:
-        name = facts.name_of(row)
-        return name if facts.split is None else f"{name} ({Split(facts.split[row]).name.lower()})"
-
-    def equation(group: npt.NDArray[np.int64]) -> str:
-        more = f" = {len(group) - MAX_NAMES:,} more" if len(group) > MAX_NAMES else ""
-        return " = ".join(where(row) for row in group[:MAX_NAMES].tolist()) + more
-
-    return some_names(map(equation, groups), len(groups))
-
-
-MANY_PADDED = 0.05
-MIN_CLASS_CLIPS = 8  # before anything is said of their share
-STRONG = 0.5  # Cramer's V
-COARSE_FPS = 2.0
-PRETRAINED_FPS = 15  # what the Kinetics-400 weights saw
-MIN_FOR_OUTLIERS = 8
-COMMON = 0.05  # share of the videos from which on a codec, rate or shape counts as one of a mixture
-
-
-def coarse_sampling(facts: Facts) -> Iterator[Finding]:
-    """Find videos so long that their clips are a slide show."""
+def frames(facts: Facts) -> Findings:
+    """Clips that skip or repeat frames."""
     rates, num_good = facts.effective_fps, int(facts.good.sum())
-    coarse = np.flatnonzero((rates < COARSE_FPS) & ~facts.padded)  # NaN is not; a padded clip has all frames there are
-    if not len(coarse):
-        return
-    worst = int(coarse[rates[coarse].argmin()])
-    yield Finding(
-        Severity.WARNING if len(coarse) > 0.1 * num_good else Severity.NOTE,
-        f"{plural(len(coarse), 'clip has', 'clips have')} fewer than {COARSE_FPS:g} frames per second",
-        f"{share(len(coarse), num_good)}; the fewest: {rates[worst]:.2g} per second, "
-        f"{plural(int(facts.num_real[worst]), 'frame')} of {amount(facts.duration_seconds[worst])} s in "
-        f"{facts.name_of(worst)}. The median of all is {np.nanmedian(rates):.3g}; "
-        f"the pretrained weights saw {PRETRAINED_FPS}.",
-        "What happens between two frames is not seen. Cut long videos into shorter ones, or raise --num-frames.",
-    )
+    coarse = np.flatnonzero((rates < COARSE_FPS) & ~facts.padded)  # a padded clip has all frames there are
+    coarse = coarse[np.argsort(rates[coarse], kind="stable")]
+    names = facts.names(coarse, [f"{rates[row]:.2g} in {amount(facts.duration_seconds[row])} s" for row in coarse])
+    title = f"Clips with fewer than {COARSE_FPS} frames per second"
+    advice = "The model does not see what happens between two frames. Cut long videos, or raise --num-frames."
+    yield from _some(WARNING if len(coarse) > MANY_COARSE * num_good else NOTE, title, names, advice, num_good)
+    padded = np.flatnonzero(facts.padded)
+    if len(padded) >= MANY_PADDED * num_good:
+        names = facts.names(padded, [plural(int(count), "frame") for count in facts.num_real[padded]])
+        title = f"Clips of fewer than {facts.num_frames_per_clip} frames, which repeat the last one"
+        advice = "Such padding is normal. Fewer frames per clip (--num-frames) pad less."
+        yield from _some(NOTE, title, names, advice, num_good)
 
 
-def outliers(facts: Facts) -> Iterator[Finding]:
-    """Find videos that are far from the others in length, rate or size.
-
-    On a log scale, farther from the median than 3.5 robust standard deviations (Iglewicz and Hoaglin,
-    "How to Detect and Handle Outliers", 1993), and than a factor of 2.
-    """
-    pixels = facts.width.astype(float) * facts.height
-    for what, values, unit, advice in (
+def pictures(facts: Facts) -> Findings:
+    """Clips that are black, or do not move, and HDR videos."""
+    hdr = np.isin(facts.transfer, [name.encode() for name in HDR_TRANSFERS])
+    black, still = (np.zeros(len(facts), bool) if chosen is None else chosen for chosen in (facts.black, facts.still))
+    for chosen, severity, title, advice in (
+        (black, WARNING, "Black clips", "Watch them: a black clip teaches nothing about its class."),
         (
-            "length",
-            facts.duration_seconds,
-            "s",
-            "A clip has the same number of frames whatever the length: long videos are sampled coarsely, short ones "
-            "are padded.",
+            still & ~black,
+            WARNING,
+            "Clips that do not move",
+            "Watch them: a frozen recording shows nothing that happens.",
         ),
-        ("frame rate", facts.fps, "per second", "Headers can be wrong: look whether they play at their speed."),
-        ("frame size", pixels, "pixels", "All are scaled to one size: small ones show less."),
+        (hdr, NOTE, "HDR videos (PQ or HLG)", "Unless built with --tonemap, they look washed out beside others."),
+    ):
+        yield from _some(severity, title, facts.names(np.flatnonzero(chosen)), advice, len(facts))
+
+
+def outliers(facts: Facts) -> Findings:
+    """Videos far from the median on a log scale: a factor of 2, and 3.5 robust sigma (Iglewicz and Hoaglin, 1993)."""
+    pixels = facts.width.astype(float) * facts.height
+    for name, values, unit, advice in (
+        ("length", facts.duration_seconds, "s", "Long videos are sampled coarsely, short ones are padded."),
+        ("frame rate", facts.fps, "fps", "A header can be wrong: check that they play at normal speed."),
+        ("frame size", pixels, "pixels", "All are scaled to the size of the clips: small ones show less."),
     ):
         known = np.flatnonzero(facts.good & (values > 0))
         if len(known) < MIN_FOR_OUTLIERS:
             continue
-        median = float(np.median(values[known]))
-        distance = np.abs(np.log(values[known] / median))
-        low, high = np.percentile(np.log(values[known]), [25, 75])
+        median, logs = float(np.median(values[known])), np.log(values[known])
+        distance, (low, high) = np.abs(logs - math.log(median)), np.percentile(logs, [25, 75])
         # Where most are equal, the median distance is 0: then the quartiles, or 10 %, are the scale.
         scale = max(1.4826 * float(np.median(distance)), (high - low) / 1.349, math.log(1.1))
-        far = known[(distance > max(3.5 * scale, math.log(2)))]
-        if len(far):
-            far = far[np.argsort(-np.abs(np.log(values[far] / median)), kind="stable")]
-            named = (f"{facts.name_of(row)} ({amount(values[row])} {unit})" for row in far.tolist())
-            yield Finding(
-                Severity.NOTE,
-                f"{plural(len(far), 'video is', 'videos are')} far from the others in {what}",
-                f"The median is {amount(median)} {unit}; the farthest: {some_names(named, len(far))}.",
-                advice,
-            )
-
-
-def padding(facts: Facts) -> Iterator[Finding]:
-    """Say how many clips are padded, and whether that depends on the class."""
-    num_good, padded = int(facts.good.sum()), facts.padded
-    clips, of_class = facts.counts(facts.good), facts.counts(padded)
-    large = clips >= MIN_CLASS_CLIPS
-    unequal = dependence(of_class[large], clips[large]) >= STRONG
-    if not padded.any() or (padded.sum() < MANY_PADDED * num_good and not unequal):
-        return
-    per_class = ""
-    if unequal:
-        shares = np.where(large, of_class / np.maximum(clips, 1), np.nan)
-        most, least = int(np.nanargmax(shares)), int(np.nanargmin(shares))
-        per_class = (
-            f" From {shares[least]:.0%} of {printable(facts.classes[least])} to "
-            f"{shares[most]:.0%} of {printable(facts.classes[most])}."
+        order = np.argsort(-distance, kind="stable")
+        far = known[order[distance[order] > max(3.5 * scale, math.log(2))]]
+        names = facts.names(far, [f"{amount(values[row])} {unit}" for row in far])
+        yield from _some(
+            NOTE, f"Videos far from the median {name} ({amount(median)} {unit})", names, advice, len(known)
         )
-    added = 1 - facts.num_real[padded].mean() / facts.num_frames_per_clip
-    title = f"{plural(int(padded.sum()), 'clip is', 'clips are')} padded"
-    yield Finding(
-        Severity.NOTE,
-        f"{title}, and not alike in all classes" if unequal else title,
-        f"{share(int(padded.sum()), num_good)} have fewer than {facts.num_frames_per_clip} frames and repeat their "
-        f"last one; {added:.0%} of such a clip is repetition.{per_class}",
-        "Padding is normal. Fewer frames per clip (--num-frames) pad less"
-        + ("; a model can tell a class by it." if unequal else "."),
-    )
 
 
-def mixtures(facts: Facts) -> Iterator[Finding]:
-    """Say which codecs, rates and shapes are mixed."""
-    rates = np.char.mod("%.3g fps", facts.fps)
+def mixtures(facts: Facts) -> Findings:
+    """Codecs, rates and shapes that are mixed."""
+    good, parts = facts.good, []
     shapes = np.select([facts.width > facts.height, facts.width < facts.height], ["landscape", "portrait"], "square")
-    parts = []
-    for what, values in (
+    rates = np.where(facts.fps > 0, np.char.mod("%.3g fps", facts.fps), "")
+    for name, values in (
         ("codecs", facts.codec),
         ("pixel formats", facts.pixel_format),
-        ("frame rates", np.where(facts.fps > 0, rates, "")),
+        ("frame rates", rates),
         ("shapes", np.where(facts.width > 0, shapes, "")),
     ):
-        kinds, counts = np.unique(values[facts.good], return_counts=True)
-        order = [
-            k for k in np.argsort(-counts, kind="stable").tolist() if counts[k] >= COMMON * counts.sum() and kinds[k]
-        ]
-        if len(order) > 1:
-            named = [f"{printable(kinds[k])} {counts[k] / counts.sum():.0%}" for k in order]
-            parts.append(f"{what}: {some_names(named, len(named))}")
+        counts = Counter(values[good].tolist()).most_common()
+        shares = [f"{printable(kind)} {n / good.sum():.0%}" for kind, n in counts if kind and n >= COMMON * good.sum()]
+        parts += [f"{name}: {join(shares)}"] if len(shares) > 1 else []
     if parts:
+        advice = "No problem as long as every class has the same mixture."
+        yield Finding(NOTE, "The videos are not all of one kind", f"{'; '.join(parts)}.", advice)
+
+
+def folder_notes(facts: Facts) -> Findings:
+    """Files outside the class folders, and folders that can be read in another way."""
+    outside = facts.skipped.get("outside a class folder", 0)
+    if facts.notes:
+        severity = WARNING if any("link" in note for note in facts.notes) else NOTE
+        title, advice = "The folder can be read in another way", "Check that these are the videos that you mean."
+        yield Finding(severity, title, f"{'; '.join(facts.notes)}.", advice)
+    elif outside:
+        title, advice = f"Files outside the class folders: {outside:,}", "Move videos into the folder of their class."
+        yield Finding(NOTE, title, "They are left out.", advice)
+
+
+def shortcuts(study: dict[str, Any]) -> Findings:
+    """Metadata that predicts the class, by the result of `find_shortcuts`."""
+    significant = [result for result in study["results"] if result["is_significant"]]
+    alone = [result for result in study["results"][1:] if result["is_significant"] or result["classes"]]
+    kappas = [(result["accuracy"] - result["chance"]) / (1 - result["chance"]) for result in significant]
+    told = []
+    for name, row in ((result["feature"], row) for result in alone for row in result["classes"]):
+        youden = row["num_found"] / row["num_videos"] - row["num_mistaken"] / row["num_others"]
+        recall = f"{row['num_found']:,} of {row['num_videos']:,} recognised"
+        text = f"{row['class']} by {name}: {recall}, {row['num_mistaken']:,} of {row['num_others']:,} others mistaken"
+        told.append((youden, text))
+    told.sort(key=lambda item: -item[0])
+    if significant or told:
+        is_strong = max(kappas, default=0) >= KAPPA_WARNING or max(told, default=(0, ""))[0] >= YOUDEN_WARNING
+        features = join([result["feature"] for result in alone]) or "all metadata together"
+        recalls = [f"{result['feature']} {result['accuracy']:.1%}" for result in significant]
+        chance = f"chance {1 / study['num_classes']:.1%} (cross-validated on {study['num_videos']:,} videos)"
         yield Finding(
-            Severity.NOTE,
-            "The videos are not all of one kind",
-            f"{'; '.join(parts)}.",
-            "No harm as long as every class has the same mixture.",
+            WARNING if is_strong else NOTE,
+            f"The class can be guessed from {features}, without looking at the pictures",
+            f"Mean recall: {', '.join([*recalls, chance])}. {join([f'{text}.' for _, text in told], ' ')}".strip(),
+            "A model learns a difference in camera, source or cutting before it learns what happens. Give all classes "
+            "the same mixture, and test on videos of another origin. If length is what differs, this may be no harm.",
         )
 
 
-def look_alikes(reader: Reader) -> Iterator[Finding]:
-    """Find clips that show the same without being the same bit for bit: those are `video_findings.duplicates`.
+def look_alikes(reader: Reader) -> Findings:
+    """Clips that look alike without being copies."""
 
-    Args:
-        reader: The cache, or several.
-    """
-    found = find_duplicates(reader.columns, splits=reader.columns["split"])
-    near = found.rows
-    if not len(near):
-        return
-    leaks = leaks_among(found, reader.columns["split"])
-    across = len(leaks.pairs)
-    if across:
-        yield Finding(
-            Severity.PROBLEM,
-            f"{plural(len(np.unique(leaks.pairs)), 'clip')} of different splits look alike",
-            f"{leaks.in_words.capitalize()}. For example {_pair_examples(reader, leaks.pairs)}.",
-            "The results are too good: the model is asked what it was taught. See them with vidcache leaks CACHE, keep "
-            "them together with vidcache split CACHE --near-duplicates group.",
+    def examples(chosen: Rows) -> str:
+        return f"For example {join([' and '.join(printable(reader.path_of(row)) for row in pair) for pair in chosen])}."
+
+    duplicates = find_duplicates(reader.columns, splits=reader.columns["split"])
+    pairs, leaks = duplicates.rows, leaks_among(duplicates, reader.columns["split"])
+    clashing, count = pairs[reader.labels[pairs[:, 0]] != reader.labels[pairs[:, 1]]], len(np.unique(pairs))
+    if len(leaks.pairs):
+        advice = (
+            f"{INFLATED} See vidcache leaks CACHE; vidcache split CACHE --near-duplicates group keeps them together."
         )
-    labels = reader.labels[near]
-    clashing = near[labels[:, 0] != labels[:, 1]]
+        detail = f"{leaks.in_words.capitalize()}. {examples(leaks.pairs)}"
+        yield Finding(PROBLEM, "Clips of different splits look alike", detail, advice)
     if len(clashing):
-        yield Finding(
-            Severity.WARNING,
-            f"{plural(len(clashing), 'pair')} of clips look alike, but are under two labels",
-            f"Of {plural(len(near), 'pair')} that look alike. For example {_pair_examples(reader, clashing)}.",
-            "Watch some: cuts of one scene can differ in what happens for a moment, copies cannot. Correct labels that "
-            "are wrong.",
-        )
-    if not across:
-        clips = len(np.unique(near))
-        yield Finding(
-            Severity.NOTE,
-            f"{plural(clips, 'clip')} look like others",
-            f"{share(clips, len(reader.rows()))}, in {plural(len(near), 'pair')}; none straddle the splits. "
-            f"For example {_pair_examples(reader, near)}.",
-            "They count as one when you ask how much data there is.",
-        )
+        title = f"{plural(len(clashing), 'pair')} of clips look alike, but are under two labels"
+        advice = "Watch some: two cuts of one scene can belong to two classes, copies cannot. Correct wrong labels."
+        yield Finding(WARNING, title, f"{share(len(clashing), len(pairs))} pairs. {examples(clashing)}", advice)
+    if count and not len(leaks.pairs):
+        where = f"{share(count, len(reader.rows()))}, in {plural(len(pairs), 'pair')}; none straddle the splits"
+        advice = "They add less than as many different clips would."
+        yield Finding(NOTE, f"{plural(count, 'clip')} look like others", f"{where}. {examples(pairs)}", advice)
 
 
-def mirror_images(reader: Reader) -> Iterator[Finding]:
-    """Find classes that are told apart by left and right.
-
-    Args:
-        reader: The cache, or several.
-    """
+def mirror_images(reader: Reader) -> Findings:
+    """Classes that are told apart by left and right."""
     pairs = find_mirror_pairs(reader)
     if pairs:
-        yield Finding(
-            Severity.WARNING if any(pair.share is not None for pair in pairs) else Severity.NOTE,
-            "Classes are told apart by left and right",
-            f"{in_words(pairs, reader.classes)}.",
-            "vidtrain mirrors half of the clips and keeps their labels: train with --flip 0, and do not evaluate "
-            "with videval --tta flip.",
-        )
+        severity = WARNING if any(pair.share is not None for pair in pairs) else NOTE
+        title, detail = "Classes are told apart by left and right", f"{in_words(pairs, reader.classes)}."
+        advice = "vidtrain mirrors half of the clips: train with --flip 0, and evaluate without videval --tta flip."
+        yield Finding(severity, title, detail, advice)
 
 
-def _pair_examples(reader: Reader, pairs: "np.ndarray[tuple[int, int], np.dtype[np.int64]]") -> str:
-    names = [" and ".join(printable(reader.path_of(row)) for row in pair) for pair in pairs[:MAX_NAMES].tolist()]
-    return some_names(names, len(pairs))
+CHECKS = (failures, classes, class_sizes, copies, frames, pictures, outliers, mixtures, folder_notes)
 
 
-def find_all(facts: Facts, study: MetadataLeakReport, extra: Sequence[Finding] = ()) -> tuple[Finding, ...]:
-    """Look for everything.
-
-    Args:
-        facts: The videos.
-        study: Of the same videos.
-        extra: What others have found; sorted in.
-    """
-    found = [
-        *extra,
-        *failures(facts),
-        *missing_classes(facts),
-        *twins(facts),
-        *duplicates(facts),
-        *shortcuts(facts, study),
-        *small_classes(facts),
-        *imbalance(facts),
-        *blank_pictures(facts),
-        *coarse_sampling(facts),
-        *outliers(facts),
-        *padding(facts),
-        *mixtures(facts),
-        *high_dynamic_range(facts),
-        *left_out(facts),
-    ]
-    return worst_first(found)
+def run_checks(facts: Facts, study: dict[str, Any], more: Sequence[Finding] = ()) -> list[Finding]:
+    """Check videos, and what `find_shortcuts` says of them; return all findings with `more`, the worst first."""
+    findings = [*more, *(finding for check in CHECKS for finding in check(facts)), *shortcuts(study)]
+    return sorted(findings, key=lambda finding: list(Severity).index(finding.severity))
