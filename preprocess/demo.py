@@ -48,20 +48,8 @@ def render_demo(
 ) -> list[Path]:
     """Render the videos into `folder/<class>/`: the same pictures every time, however busy the machine is.
 
-    Args:
-        folder: Is created; or an earlier demo, whose files are replaced.
-        tools: The ffmpeg that encodes.
-        seed: Another seed gives other videos.
-        workers: Videos encoded in parallel.
-        progress: Called after every video, with videos done and in all.
-
-    Returns:
-        The files, sorted.
-
-    Raises:
-        InputError: The folder has other things in it.
-        VidcacheError: ffmpeg cannot encode one of them.
-        OSError: The folder cannot be written.
+    `folder` is created, or is an earlier demo whose files are replaced. Returns the files, sorted; raises InputError if
+    other things are in it, and VidcacheError if ffmpeg cannot encode one of them.
     """
     folder = follow(folder)
     _refuse_others(folder)

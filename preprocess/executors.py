@@ -89,10 +89,7 @@ def decode(jobs: list[Job], tools: list[FFmpegBinaries], write_clip: WriteClip, 
 def in_threads(
     work: Callable[[Any], tuple[int, np.void]], jobs: Iterable[Any], workers: int, group: SubprocessGroup
 ) -> Records:
-    """Do work that waits for child processes, in threads; yields the results as they come.
-
-    `group` runs the processes. It is closed when the work is left early, so that no thread waits for one.
-    """
+    """Do work that waits for processes of `group` in threads; left early, it closes the group, so that none waits."""
     parallel = joblib.Parallel(n_jobs=workers, backend="threading", return_as="generator_unordered", batch_size=1)
     results: Records = start_threads(parallel, (joblib.delayed(work)(job) for job in jobs))
     try:

@@ -106,10 +106,7 @@ def choose_split(finished: CacheReader | None, sources: Sources, overrides: Spli
 
 
 def unused_columns(config: SplitConfig, sources: Sources, overrides: SplitOverrides) -> tuple[str, ...]:
-    """Name the columns of the list of labels that do not split the cache, though nobody chose so in this command.
-
-    The cache was split before the list had them, or by `vidcache split` since: its attributes do not say which.
-    """
+    """Name the columns of the labels that do not split the cache, as it was split before or since, and nobody chose."""
     labels = sources.labels
     if labels is None:
         return ()
@@ -123,10 +120,7 @@ def unused_columns(config: SplitConfig, sources: Sources, overrides: SplitOverri
 
 
 def check_reading(output: Path, attributes: dict[str, Any], sources: Sources, options: BuildOptions) -> None:
-    """Refuse to read the folders in another way than the finished cache did, unless that was asked for.
-
-    The same videos would get other classes, or linked ones would be lost.
-    """
+    """Refuse to read the folders in another way than before: videos would get other classes, or linked ones be lost."""
     depth, where = int(attributes["class_depth"]), printable(output)
     if depth != sources.class_depth and options.layout == "auto" and not options.labels:
         origin = {LISTED: "a list", 0: "RAW/<class>/"}.get(depth, "RAW/<split>/<class>/")

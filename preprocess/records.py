@@ -107,10 +107,7 @@ def failures_path(output: Path) -> Path:
 
 
 def write_failures(output: Path, problems: tuple[Problem, ...], scratch: Path) -> None:
-    """Write `<output>.failures.csv`, with only its header if there are no problems.
-
-    A kill can leave half a file in `scratch`, a folder on the same disk that is removed some day.
-    """
+    """Write `<output>.failures.csv`; a kill can leave half a file in `scratch`, on the same disk, removed some day."""
     rows = []
     for problem in problems:
         names = printable(problem.path), printable(problem.class_name), problem.status.name.lower(), problem.reason

@@ -57,16 +57,7 @@ def _inner(folders: Folders) -> Counter[bytes]:
 
 
 def find_class_depth(raw: str, folders: Folders, layout: str) -> int:
-    """Return which part of a path is the class: 0 in RAW/<class>/, 1 in RAW/<split>/<class>/.
-
-    Args:
-        raw: Name of the raw folder, for messages.
-        folders: What is in it.
-        layout: "classes", "splits", or "auto": the names decide.
-
-    Raises:
-        InputError: The names allow both.
-    """
+    """Return 0 for RAW/<class>/, 1 for RAW/<split>/<class>/; raises InputError if names allow both under "auto"."""
     if layout != "auto" or not folders:
         return int(layout == "splits")
     splits = {split_of_folder(name) for name in folders}

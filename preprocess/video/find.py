@@ -172,10 +172,7 @@ class Link:
 
 
 class Tree:
-    """What is below a folder; raises OSError where it cannot be read.
-
-    Followed, no link leads twice into one folder, nor into one above it: every walk ends.
-    """
+    """What is below a folder; followed, no link leads twice into one folder, nor above it: every walk ends."""
 
     def __init__(self, root: bytes, *, follow_links: bool) -> None:
         self.root, self.follow_links = root, follow_links

@@ -76,10 +76,7 @@ def plan_seeks(video: OpenVideo, probe: Probe, num_frames: int) -> SeekPlan | No
 
 
 def needed_packets(pts: Times, clean: Marks, num_frames: int) -> Marks:
-    """Mark the packets without which the samples cannot be decoded: all of them if the first is no place to start.
-
-    Times are all different; `clean` marks where a decoder may start; `num_frames` is T.
-    """
+    """Mark the packets that T samples need, decoding from `clean` ones: all, if the first is no place to start."""
     starts = np.flatnonzero(clean)
     if not len(starts) or starts[0] != 0:
         return np.ones(len(pts), bool)
@@ -115,10 +112,7 @@ def _is_worth_it(needed: Marks, num_pixels: int) -> bool:
 
 
 def _find_idr_packets(video: OpenVideo, probe: Probe) -> set[int] | None:
-    """Return the times of the packets that hold IDR pictures: containers also call others key frames.
-
-    None when parameter sets change, or only some such packets have them: a picture could depend on a skipped one.
-    """
+    """Return the times of packets with IDR pictures; None where parameter sets change or only some of them have any."""
     units = _UNITS[probe.codec]
     command = [video.binaries.ffmpeg, "-v", "error", "-nostdin"]
     command += [word for name, value in SAFE_INPUT.items() for word in (f"-{name}", value)]

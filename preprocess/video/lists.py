@@ -33,11 +33,7 @@ def check_list(file: Path) -> None:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Read the lines of a text file; undecodable bytes become surrogates, as in `os.fsdecode`.
-
-    Raises:
-        InputError: It cannot be read, or is no regular file.
-    """
+    """Read the lines of a regular text file; undecodable bytes become surrogates, as in `os.fsdecode`."""
     try:
         check_list(file)
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
@@ -62,14 +58,9 @@ def _delimiter_of(lines: Sequence[str]) -> str:
 
 
 def read_table(file: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Read a table of values separated by commas, semicolons or tabulators, whose first line names the columns.
+    """Read values separated by commas, semicolons or tabulators: (line, values by column name), "" where missing.
 
-    Returns:
-        Line number and values by column name of every line that is not empty. A missing value is "". Blanks around
-        a value are left out, but for the column "path": names of files may begin and end with them.
-
-    Raises:
-        InputError: It cannot be read, or one of `columns` is missing.
+    The first line names the columns. Blanks around values are left out, but for "path": names of files may have them.
     """
     lines = read_lines(file)
     header = header_of(lines)
@@ -182,12 +173,7 @@ class Labels:
 
 
 def read_labels(file: Path, paths: Sequence[bytes], unfollowed: Sequence[bytes] = ()) -> Labels:
-    """Read a CSV with the columns path,label and find the videos that it names; `unfollowed` links are for messages.
-
-    Raises:
-        InputError: It cannot be read, or a line names no video or one of several, has no label, an unknown split, or
-            another label than an earlier line has for this video, or a label with control characters.
-    """
+    """Read a CSV path,label[,split][,group] and find the videos that it names; raises InputError with the line."""
     index, list_name = VideoIndex(paths), printable(file)
     classes: list[bytes | None] = [None] * len(paths)
     lines: dict[int, int] = {}

@@ -46,12 +46,9 @@ class Failure(Exception):  # noqa: N818 -- an outcome, caught where a worker end
 
 
 def open_video(path: str | bytes | Path, *, follow_links: bool = False) -> int:
-    """Open a regular file for reading, and nothing else; returns a descriptor.
+    """Open a regular file that is not empty for reading, and nothing else; returns a descriptor.
 
-    Raises:
-        Failure: It is a link (with `follow_links`: to something else than a regular file), a FIFO, device or folder,
-            it is empty, missing, or cannot be read.
-        OSError: Too little memory, or too few file descriptors.
+    Raises Failure for anything else, and OSError for too little memory or too few file descriptors.
     """
     if follow_links:
         path = os.path.realpath(path)  # a link that replaces the target meanwhile is not followed
@@ -103,11 +100,7 @@ def hash_video(path: str | bytes | Path, *, deadline: float, follow_links: bool 
 
 
 def hash_file(descriptor: int, *, deadline: float) -> str:
-    """Return the xxh3-128 of an open file, from its position to its end, hex.
-
-    Raises:
-        Failure: It cannot be read, or not before `deadline` (`time.monotonic()`): a sparse file can be endless.
-    """
+    """Return the xxh3-128 of an open file in hex; raises Failure if it cannot be read, or not before the deadline."""
     digest, num_bytes = xxhash.xxh3_128(), 0
     try:
         while chunk := os.read(descriptor, 1 << 20):
