@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a plain line every half minute in a log."""
+"""Output on a terminal or in a log: escaped text, and how far long work is."""
 
 import dataclasses
 import os
@@ -18,9 +18,11 @@ from rich.text import Text
 
 from vidcache.text import harmless
 
+INTERVAL_SECONDS = 30.0  # between two lines of a log
+
 
 class SafeConsole(Console):
-    """A console on which text is only text: no markup, no emoji codes, and no control character but the newline.
+    """A console without markup, emoji codes and control characters other than the newline.
 
     Args:
         is_verbose: Print details too.
@@ -32,16 +34,16 @@ class SafeConsole(Console):
         self.is_verbose = is_verbose
 
     def detail(self, line: str) -> None:
-        """Print a line that only `--verbose` asks for."""
+        """Print a line only with `--verbose`."""
         if self.is_verbose:
             self.print(line, soft_wrap=True)
 
     def render_str(self, text: str, **settings: Any) -> Text:
-        """Make text of a string; escaped before a table measures it."""
+        """Escape a string before a table measures it."""
         return super().render_str(harmless(text), **settings)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render anything; what was no string before is escaped here. Only rich's own segments move the cursor."""
+        """Escape everything else; only rich's own segments move the cursor."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=harmless(segment.text))
 
@@ -69,12 +71,9 @@ def open_standard_streams() -> None:
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks
 
 
-INTERVAL_SECONDS = 30.0  # between two lines of a log
-
-
 @dataclasses.dataclass
 class _Phase:
-    """A part of the work, and how far it is; `first` is the time and the count of its first report."""
+    """A part of the work; `first` is the time and the count of its first report."""
 
     name: str
     unit: str
@@ -87,12 +86,12 @@ class _Phase:
 
 
 class Progress:
-    """Shows how far something is, as long as it is entered; nothing of a quiet console.
+    """A bar on a terminal, a line every half minute in a log, nothing on a quiet console.
 
-    A verbose console gets a line at the end of every phase too: how much it was, and how long it took.
+    A verbose console gets a line at the end of every phase too: its count and its time.
 
     Args:
-        console: Where to; that of stderr.
+        console: That of stderr.
         phase: What is done first: "decoding".
         unit: What is counted, plural: "videos".
         clock: Seconds.
@@ -105,9 +104,8 @@ class Progress:
         self._phase = _Phase(phase, unit, clock())
         columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rest(self.rest)
         # stdout is for results, also where it is a file and stderr is not.
-        self._bar = Bar(
-            *columns, console=console, disable=not console.is_terminal, transient=True, redirect_stdout=False
-        )
+        hidden = not console.is_terminal
+        self._bar = Bar(*columns, console=console, disable=hidden, transient=True, redirect_stdout=False)
         self._task = self._bar.add_task(phase, total=None)
         self._over = threading.Event()
         self._lines = threading.Thread(target=self._print_lines, name="progress", daemon=True)
@@ -139,14 +137,7 @@ class Progress:
         self._bar.reset(self._task, total=None, description=name)
 
     def update(self, done: int, total: int, failed: int | None = None, note: str = "") -> None:
-        """Say how far this phase is.
-
-        Args:
-            done: How much of it is done.
-            total: How much it is.
-            failed: How many of those that are done have failed, if they can.
-            note: What else is to be shown.
-        """
+        """Report how much of this phase is done, how many of those failed, if they can, and a note to show."""
         phase = self._phase
         phase.done, phase.total, phase.failed, phase.note = done, total, failed, note
         phase.first = phase.first or (self._clock(), done)
@@ -154,8 +145,7 @@ class Progress:
 
     def rest(self) -> str:
         """Return rate, time left, failures and note, as far as they are known."""
-        phase = self._phase
-        parts = []
+        phase, parts = self._phase, []
         if phase.first and phase.total is not None:
             seconds, done = self._clock() - phase.first[0], phase.done - phase.first[1]
             if seconds > 0 and done > 0:
@@ -165,7 +155,7 @@ class Progress:
                     parts.append(f"{in_words((phase.total - phase.done) / rate)} left")
         if phase.failed is not None:
             parts.append(f"{phase.failed:,} failed")
-        return ", ".join([*parts, *([phase.note] if phase.note else [])])
+        return ", ".join([*parts, phase.note] if phase.note else parts)
 
     def line(self) -> str:
         """Return everything in one line."""
@@ -195,12 +185,11 @@ class _Rest(ProgressColumn):
 
 
 def in_words(seconds: float) -> str:
-    """Return a duration as people say it.
+    """Return a duration for people.
 
     >>> in_words(4.25), in_words(45), in_words(200), in_words(9000)
     ('4.2 s', '45 s', '3.3 min', '2.5 h')
     """
-    for limit, factor, unit in ((10, 1, "s"), (100, 1, "s"), (100 * 60, 60, "min")):
-        if seconds < limit:
-            return f"{seconds / factor:.{0 if limit == 100 else 1}f} {unit}"
-    return f"{seconds / 3600:.1f} h"
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

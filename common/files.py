@@ -1,4 +1,4 @@
-"""Writing files so that a power cut leaves the old one or the new one, never half of one."""
+"""Files: written whole or not at all, also in a power cut, and read only where they are regular files."""
 
 import errno
 import io
@@ -41,7 +41,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def follow(path: Path) -> Path:
-    """Return the file or folder that a link leads to, whether it is there or not; what is no link as it is.
+    """Return the target of a link, whether it exists or not; any other path as it is.
 
     Raises:
         InputError: The link leads to itself.
@@ -68,7 +68,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], scratch: P
     """
     target = follow(path)
     folder = scratch if scratch and target is path else target.parent
-    temporary = _unused_name(folder, target.name)
+    # A killed process of the same number may have left one.
+    names = (f".{target.name}.{os.getpid()}{suffix}.tmp" for suffix in itertools.chain([""], itertools.count(1)))
+    temporary = next(folder / name for name in names if not os.path.lexists(folder / name))
     try:
         with temporary.open("xb") as file:  # never what a link of that name leads to
             write(file)
@@ -83,19 +85,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], scratch: P
     sync_folder(target.parent)
 
 
-def _unused_name(folder: Path, name: str) -> Path:
-    """Return the name of a temporary file; a killed process of the same number may have left one."""
-    names = (folder / f".{name}.{os.getpid()}{suffix}.tmp" for suffix in itertools.chain([""], itertools.count(1)))
-    return next(path for path in names if not os.path.lexists(path))
-
-
 def write_text_atomically(path: Path, text: str, scratch: Path | None = None) -> None:
     """Create or replace a text file in one step; undecodable bytes of names are kept as they were."""
     write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")), scratch)
 
 
 def modification_time_ns(facts: os.stat_result) -> int:
-    """Return the modification time of a file in nanoseconds, as an int64: from 1677 to 2262, and no further."""
+    """Return the modification time of a file in nanoseconds, within an int64 (1677 to 2262)."""
     return max(-(2**63), min(facts.st_mtime_ns, 2**63 - 1))
 
 
@@ -103,19 +99,20 @@ def open_regular(path: Path) -> io.BufferedReader:
     """Open a file for reading; a pipe or a device of that name is neither waited for nor read.
 
     Raises:
-        OSError: It is not there, not readable, or no regular file.
+        OSError: It does not exist, is not readable, or no regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-        raise OSError(code, os.strerror(code) if stat.S_ISDIR(mode) else "Not a regular file", str(path))
+        if stat.S_ISDIR(mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
     return os.fdopen(descriptor, "rb")
 
 
 def read_small(path: Path, max_bytes: int = 1 << 24) -> bytes:
-    """Read a file that is small where it is what its name says.
+    """Read a file that has no reason to be large.
 
     Raises:
         OSError: It cannot be read, is no regular file, or is larger.
@@ -128,7 +125,7 @@ def read_small(path: Path, max_bytes: int = 1 << 24) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a small file with one JSON object; an empty one where it is not there, or something else."""
+    """Read a small file with one JSON object; {} where it is missing or something else."""
     try:
         values = json.loads(read_small(path).decode("utf-8", "surrogateescape"))
     except (OSError, ValueError, RecursionError):
@@ -137,12 +134,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def free_bytes(folder: Path) -> int:
-    """Return how much the disk of a folder has left for us, in bytes."""
+    """Return the free space of a folder's disk, in bytes."""
     return shutil.disk_usage(folder).free
 
 
 def pwrite_all(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`; one call may write less than it was given.
+    """Write all of `data` at `offset`; a single call may write less.
 
     Raises:
         OSError: The disk is full or broken; part of the data may have been written.
@@ -172,24 +169,20 @@ def copy_range(source: int, source_offset: int, target: int, target_offset: int,
         EOFError: The source ends early.
         OSError: The disk is full or broken; part may have been written.
     """
+    done, end = 0, num_bytes
     if sys.platform == "linux":
         try:
-            while num_bytes:
-                count = os.copy_file_range(source, target, num_bytes, source_offset, target_offset)
+            while done < end:
+                count = os.copy_file_range(source, target, end - done, source_offset + done, target_offset + done)
                 if count == 0:
                     break  # the source ends here, or this file system says so: reading will tell
-                source_offset, target_offset, num_bytes = (
-                    source_offset + count,
-                    target_offset + count,
-                    num_bytes - count,
-                )
+                done += count
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
-    buffer = memoryview(bytearray(min(num_bytes, 1 << 22)))
-    while num_bytes:
-        piece = buffer[: min(num_bytes, len(buffer))]
-        pread_all(source, piece, source_offset)
-        pwrite_all(target, piece, target_offset)
-        size = len(piece)
-        source_offset, target_offset, num_bytes = source_offset + size, target_offset + size, num_bytes - size
+    buffer = memoryview(bytearray(min(end - done, 1 << 22)))
+    while done < end:
+        piece = buffer[: min(end - done, len(buffer))]
+        pread_all(source, piece, source_offset + done)
+        pwrite_all(target, piece, target_offset + done)
+        done += len(piece)

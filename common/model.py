@@ -27,10 +27,9 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
 class BatchNorm3d(nn.BatchNorm3d):
-    """torch's, except that in training a single value per channel is normalised by the running statistics.
+    """torch's, which in training refuses a single value per channel; the running statistics normalize it here.
 
-    The mean of one value is the value itself: torch refuses it. It happens where a part of a step is one clip, and
-    the clip is small enough for the last stages to have one place left.
+    It happens where a part of a step is one clip, so small that the last stages have one position left.
     """
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -69,11 +68,7 @@ class R3D18(VideoResNet):  # type: ignore[misc]  # torchvision has no types
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode of what is not frozen; frozen stages stay in evaluation mode.
-
-        In training mode a BatchNorm would move its running statistics, and with them a frozen
-        layer, without any gradient.
-        """
+        """Set the training mode; frozen stages stay in evaluation mode, or their running statistics would move."""
         super().train(mode)
         for stage in self.frozen_stages:
             getattr(self, stage).train(False)
@@ -97,13 +92,10 @@ def frozen_stages(freeze: str) -> tuple[str, ...]:
     Raises:
         ValueError: There is no such stage.
     """
-    if freeze == "none":
-        return ()
-    if freeze == "all":
-        return STAGES
-    if freeze not in STAGES:
+    choices = ("none", *STAGES, "all")
+    if freeze not in choices:
         raise ValueError(f"freeze {freeze!r}, expected none, {', '.join(STAGES)} or all")
-    return STAGES[: STAGES.index(freeze) + 1]
+    return STAGES[: choices.index(freeze)]
 
 
 def build_model(num_classes: int, weights: str, freeze: str) -> R3D18:
@@ -142,7 +134,7 @@ def kinetics_path() -> Path:
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"{printable(path)}: not there, and {KINETICS_URL} cannot be downloaded ({error}). Download it "
-                "elsewhere and put it there, or name its place with --weights PATH; --weights none starts from nothing"
+                "elsewhere and put it there, or give its path with --weights PATH; --weights none starts from nothing"
             ) from None
     return path
 
@@ -190,12 +182,12 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     Raises:
         ValueError: They are not those of such a model; the model is as it was.
     """
-    there = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    if found != there:
-        name = next(name for name in (*there, *found) if found.get(name) != there.get(name))
-        shapes = (tuple(shapes[name]) if name in shapes else "missing" for shapes in (found, there))
-        raise ValueError("{}: {}, expected {}".format(one_line(name, 60), *shapes))
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in (*wanted, *given):
+        if given.get(name) != wanted.get(name):
+            shapes = given.get(name, "missing"), wanted.get(name, "missing")
+            raise ValueError("{}: {}, expected {}".format(one_line(name, 60), *shapes))
     model.load_state_dict(weights)
 
 
@@ -207,8 +199,7 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 def state_on_cpu(model: nn.Module) -> dict[str, Any]:
     """Copy the state dict to the CPU, so that what is saved does not change with the model."""
-    state: dict[str, Any] = copy_to_cpu(dict(model.state_dict()))
-    return state
+    return dict(copy_to_cpu(dict(model.state_dict())))
 
 
 def copy_to_cpu(state: Any) -> Any:

@@ -1,13 +1,14 @@
-"""Finding clips that show the same: scaled, brighter, cropped, mirrored, stamped copies, or shifted in time.
+"""Near-duplicate clips: scaled, brighter, cropped, mirrored or stamped copies, or shifted in time.
 
-Pure arithmetic on the perceptual hashes of a cache. Two steps: candidates, all pairs that are near by one vector per
-clip; then every candidate pair frame by frame. Time grows as N ** 2, memory as N.
+Pure arithmetic on the perceptual hashes of a cache. Two steps: candidates, all pairs whose clip vectors are near; then
+each candidate pair frame by frame. Time grows as N ** 2, memory as N.
 """
 
 import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,8 @@ _LONGEST_BAR = 45  # % of height or width: an upright film in a 16:9 frame has b
 def perceptual_hash(clip: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Shrink evenly spaced frames of a clip to grey thumbnails.
 
-    Bars are cut off first: rows and columns at the sides that are one colour all the time, up to 45 % at each. With
-    them, films that have nothing else in common would look alike, and a film unlike its copy without them.
+    Bars are cut off first, up to 45 % at each side: with them unrelated films look alike, and a film unlike its copy
+    without them.
 
     Args:
         clip: (T, H, W, 3) uint8, RGB, without padding: repeated frames would outvote the others.
@@ -49,7 +50,7 @@ def perceptual_hash(clip: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _without_bars(frames: npt.NDArray[np.uint8]) -> tuple[slice, slice]:
-    """Find the rows and columns that are not bars: black ones beside a film, or a border of any colour."""
+    """Return the rows and columns inside of the bars, black ones or borders of any colour."""
     # Colours first: along a last axis of 3, numpy is 30 times as slow.
     pixels = np.ascontiguousarray(np.moveaxis(np.stack([frames.min(axis=0), frames.max(axis=0)]), -1, 0), np.int16)
     rows, columns = (slice(0, size) for size in frames.shape[1:3])
@@ -60,7 +61,7 @@ def _without_bars(frames: npt.NDArray[np.uint8]) -> tuple[slice, slice]:
 
 
 def _inside(pixels: npt.NDArray[np.int16], kept: slice) -> slice:
-    """Leave out the bars at both ends of the third axis, if they are not left out yet."""
+    """Cut off the bars at both ends of the third axis."""
     size = pixels.shape[2]
     start = kept.start or _bar(pixels)
     end = size - kept.stop or _bar(pixels[:, :, ::-1])
@@ -103,9 +104,8 @@ def _cells(size: int) -> npt.NDArray[np.float64]:
     return cells
 
 
-# On 277 clips of one room under one camera, the hardest case at hand, this finds 95 to 100 % of the copies made in the
-# ways of tests/benchmarks/bench_near.py; of pairs from different recordings 0.27 % are nearer (walks that leave the
-# same empty room in half of their frames). Elsewhere there is more room: of 340 rendered clips no two are.
+# On 277 clips of one room, the hardest case at hand, this finds 95 to 100 % of the copies of
+# tests/benchmarks/bench_near.py; of pairs of different recordings 0.27 % are nearer. Of 340 rendered clips none are.
 NEAR = 0.008
 
 _CORE = 8  # side of the pictures that are compared
@@ -125,36 +125,26 @@ Window = tuple[float, float, float, float]  # top, height, left, width, as parts
 _WHOLE: Window = (0, 1, 0, 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Way:
-    """How two clips can show the same.
+class _Way(NamedTuple):
+    """How two clips can show the same: one of some windows of the first shows what one of the second does."""
 
-    Attributes:
-        firsts: Windows of the first, one of which shows what `second` does; by the first of them candidates are found.
-        second: Window of the second.
-        num_frames: Of each, of 16, how many must have a frame of the other that is near.
-        strictness: How many times nearer than elsewhere they must be.
-    """
-
-    firsts: tuple[Window, ...]
+    firsts: tuple[Window, ...]  # candidates are found by the first of them
     second: Window = _WHOLE
-    num_frames: int = 8
-    strictness: float = 1.0
+    num_frames: int = 8  # of 16, that must have a frame of the other that is near
+    strictness: float = 1.0  # how many times nearer
 
     @property
     def symmetric(self) -> bool:
-        """Whether it is the same with the two exchanged."""
         return self.firsts == (self.second,)
 
 
 def _crops(kept: float) -> tuple[Window, ...]:
-    """Windows that leave the same part of height and width, the one in the middle first."""
+    """Return the nine crops to a part of height and width, the one in the middle first."""
     starts = ((1 - kept) / 2, 0, 1 - kept)
     return tuple((top, kept, left, kept) for top, left in itertools.product(starts, starts))
 
 
-# A stamp, a logo or a subtitle lies above or below, and the rest is the same in all frames. Clips of one room are the
-# same there, too, but seldom so near and so long: this adds 0.006 % of pairs of different recordings.
+# A stamp or a subtitle lies above or below: the rest must be nearer, for longer (adds 0.006 % of unrelated pairs).
 _UPPER: Window = (0, 0.71, 0, 1)  # nothing of the lower 3 of 12 cells, though pixels are interpolated
 _LOWER: Window = (0.29, 0.71, 0, 1)
 _WAYS = (
@@ -190,17 +180,13 @@ class NearPairs:
 def find_near_pairs(hashes: Hashes, threshold: float = NEAR, splits: npt.ArrayLike | None = None) -> NearPairs:
     """Find pairs of clips that show the same.
 
-    The distance of two pictures is 1 minus their correlation, so brightness and contrast do not count;
-    of two clips it is the smallest d such that half of the frames of each have a frame of the other within
-    d, for the best of 19 crops of either and for the mirrored clip; or if what lies in the upper or the lower
-    quarter is left out, a third of which 12 of their 16 frames are within. Clips that are flat (black, one
-    colour) in more than half of their frames show nothing and are near to none; if they are not quite
-    blank they can still be the same as others.
+    The distance of two pictures is 1 minus their correlation. That of two clips is the smallest d such that half of
+    the frames of each have a frame of the other within d, for the best of 19 crops and the mirrored clip; without the
+    upper or lower quarter, 12 of 16 frames within d / 3. Clips that are flat (one colour) in more than half of their
+    frames are near to none, but can be the same as others unless they are blank.
 
-    Compared are all pairs of clips whose mean pictures correlate, however many. Once a clip has been found near
-    to very many, pairs are left out that change neither what is connected nor to which splits a clip is near.
-    Sums in float32 depend on the kind of CPU in the last digit: only a pair that lies on the very limit can be
-    found on one and not on another.
+    Once a clip is near to very many, pairs are left out that change neither the connected groups nor to which splits
+    a clip is near. Sums in float32 depend on the CPU in the last digit: a pair on the very limit may differ.
 
     Args:
         hashes: (N, 16, 12, 12) uint8, of `vidcache.near_duplicates.perceptual_hash`.
@@ -234,7 +220,7 @@ def _splits_of_all(same: Rows, splits: npt.ArrayLike | None) -> Rows:
 
 
 def _same(hashes: Hashes) -> Rows:
-    """(N,) for every clip, the first with the same hash; blank ones are only the same as themselves."""
+    """(N,) for every clip, the first with the same hash; blank ones only equal themselves."""
     digests = np.array([xxhash.xxh3_64_intdigest(clip.tobytes()) for clip in hashes], np.uint64)
     _, first, same = np.unique(digests, return_index=True, return_inverse=True)
     blank = np.array([int(clip.max()) - int(clip.min()) <= _BLANK for clip in hashes], bool)
@@ -255,9 +241,6 @@ def _nearest(rows: Rows, distances: Floats) -> tuple[Rows, Floats]:
     is_first = np.ones(len(rows), bool)
     is_first[1:] = (rows[1:] != rows[:-1]).any(axis=1)
     return rows[is_first], distances[is_first]
-
-
-# --- pictures ----------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -287,7 +270,7 @@ def _unit(vectors: Floats) -> Floats:
 
 def _num_flat(hashes: Hashes) -> Rows:
     """(N,) how many frames of each clip show nothing."""
-    parts = [hashes[start : start + 8192] for start in range(0, len(hashes), 8192)]
+    parts = (hashes[start : start + 8192] for start in range(0, len(hashes), 8192))
     counts = [(part.std(axis=(2, 3), dtype=np.float32) < _FLAT).sum(axis=1) for part in parts]
     return np.concatenate([np.zeros(0, np.int64), *counts])
 
@@ -314,11 +297,8 @@ def _clip_distances(hashes: Hashes, pairs: Rows, way: _Way, mirrored: bool) -> F
     return np.maximum(best, 0).round(5)  # what is beyond differs from CPU to CPU
 
 
-# --- candidates ----------------------------------------------------------------------------------
-
-
 class _Clips:
-    """One vector for each clip: its mean picture, and where in it something moves."""
+    """One vector per clip: its mean picture, and where in it something moves."""
 
     def __init__(self, hashes: Hashes) -> None:
         parts = [hashes[start : start + 2048].astype(np.float32) for start in range(0, len(hashes), 2048)]
@@ -366,10 +346,7 @@ def _bounding(vectors: Floats, axes: Floats) -> Floats:
 
 
 class _Known:
-    """Which clips are connected, and how often each was found near to those of a kind.
-
-    Thousands of clips that all look alike have millions of pairs: most tell nothing new.
-    """
+    """Which clips are connected, and how often each is near to those of a kind; alike clips have millions of pairs."""
 
     def __init__(self, kinds: Rows) -> None:
         self._kinds = kinds

@@ -4,7 +4,6 @@ Every output passes `claim`, or `claim_folder`, before the work begins.
 """
 
 import dataclasses
-import itertools
 import mmap
 import os
 import re
@@ -20,7 +19,7 @@ from vidcache.text import printable
 
 _HEAD_BYTES = 4096
 _PICKLE_BYTES = 8 << 20  # the pickle of the largest checkpoint that vidtrain writes has 0.2 MB
-# What a file is called that begins so.
+# Names of files by how they begin.
 _NAMES = (
     (re.compile(rb"vidcache"), "a cache"),
     (re.compile(rb"vidfeats"), "a file of features"),
@@ -30,13 +29,7 @@ _NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of file that is written here.
-
-    Attributes:
-        name: With its article.
-        matches: Whether an open file is one, undamaged or not.
-        error: What is raised where another file is in its place.
-    """
+    """A kind of file: its name with an article, a test of an open file, the error where another file is in its place."""
 
     name: str
     matches: Callable[[BinaryIO], bool]
@@ -57,7 +50,7 @@ def begins(name: str, *starts: bytes, error: type[VidcacheError] = InputError) -
 
 
 def _is_checkpoint(file: BinaryIO) -> bool:
-    """Whether it begins as what `torch.save` made of a `vidcache.checkpoint.Checkpoint`, which may be cut off."""
+    """Whether it begins as a checkpoint that `torch.save` made, which may be cut off."""
     head = file.read(30)
     if not head.startswith(b"PK\x03\x04") or len(head) < 30:
         return False
@@ -77,14 +70,16 @@ def _is_picture(file: BinaryIO) -> bool:
     return head.startswith(b"\x89PNG\r\n\x1a\n") and b"tEXtSoftware\0vidcache" in head
 
 
+def _is_page(file: BinaryIO) -> bool:
+    return b'<meta name="generator" content="vidcache">' in file.read(_HEAD_BYTES)
+
+
 CACHE = begins("a cache", b"vidcache", error=CacheError)
 FEATURES = begins("a file of features", b"vidfeats")
 CHECKPOINT = Kind("a checkpoint", _is_checkpoint, MismatchError)
 EXPORT = Kind("an exported checkpoint", _is_export)
 PICTURE = Kind("a picture that vidcache drew", _is_picture)
-PAGE = Kind(
-    "a page that vidcache wrote", lambda file: b'<meta name="generator" content="vidcache">' in file.read(_HEAD_BYTES)
-)
+PAGE = Kind("a page that vidcache wrote", _is_page)
 
 
 def claim(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
@@ -93,15 +88,13 @@ def claim(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
     Args:
         path: The output; a link is written through, also one that leads to nothing yet.
         kind: What is going to be written.
-        inputs: Files that the command reads, and folders: nothing is written into them.
+        inputs: Files that the command reads, and folders, into which nothing is written.
 
     Returns:
         Where to write.
 
     Raises:
-        InputError: It is an input, lies in one, or is something that is not to be replaced.
-        CacheError: Something else is where a cache is to be written.
-        MismatchError: Something else is where a checkpoint is to be written.
+        InputError: It is an input, lies in one, or must not be replaced; `kind.error` where another file is there.
     """
     place, where = follow(path), printable(path)
     _refuse_inputs(place, where, inputs)
@@ -127,33 +120,31 @@ def claim_folder(folder: Path, files: Mapping[str, Kind], inputs: Iterable[Path]
         folder: The output; a link is written through.
         files: What is going to be written, by name.
         inputs: As for `claim`.
-        neutral: Name of what may lie there without telling whose folder it is.
+        neutral: Name of an entry that tells nothing of whose folder it is.
 
     Returns:
         Where to write.
 
     Raises:
-        InputError: It is no folder, one of other things, lies in an input, or a file in it is not to be replaced.
-        MismatchError: Something else is where a checkpoint is to be written.
+        InputError: It is no folder, one of other things, lies in an input, or a file in it must not be replaced.
+        MismatchError: Another file is in the place of a checkpoint.
     """
     place, where = follow(folder), printable(folder)
     _refuse_inputs(place, where, inputs)
     if os.path.lexists(place) and not place.is_dir():
         raise InputError(f"{where}: is no folder, and is not replaced. Choose another name")
-    others = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
-    seen = [name for name in others if not name.startswith(".") and name != neutral]
-    if seen and not any(kind.is_at(place / name) for name, kind in files.items()):
-        raise InputError(
-            f"{where}: is a folder of other things ({', '.join(map(printable, itertools.islice(seen, 3)))}). "
-            "Choose another, or a new one"
-        )
+    entries = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
+    others = [name for name in entries if not name.startswith(".") and name != neutral]
+    if others and not any(kind.is_at(place / name) for name, kind in files.items()):
+        examples = ", ".join(map(printable, others[:3]))
+        raise InputError(f"{where}: is a folder of other things ({examples}). Choose another, or a new one")
     for name, kind in files.items():
         claim(place / name, kind, inputs)
     return place
 
 
 def why_not_writable(folder: Path) -> OSError | None:
-    """Return what keeps files out of a folder, which may not be there yet; None where nothing does."""
+    """Return what keeps files out of a folder, which may not exist yet; None if nothing does."""
     place = folder.absolute()
     while not os.path.lexists(place):
         place = place.parent
@@ -165,16 +156,15 @@ def why_not_writable(folder: Path) -> OSError | None:
 
 
 def name_of(head: bytes) -> str:
-    """Name the kind of a file that begins so, with its article; "" for one that nobody knows here."""
+    """Name the kind of a file by its first bytes, with its article; "" if unknown."""
     return next((name for pattern, name in _NAMES if pattern.match(head)), "")
 
 
 def _refuse_inputs(place: Path, where: str, inputs: Iterable[Path]) -> None:
     for source in inputs:
         real, real_source = os.path.realpath(place), os.path.realpath(source)
-        inside = os.path.isdir(source) and Path(real).is_relative_to(real_source)
-        if inside and real != real_source:
-            raise InputError(f"{where}: lies in {printable(source)}, which is only read. Choose a place outside of it")
         same = os.path.exists(place) and os.path.exists(source) and os.path.samefile(place, source)
         if same or real == real_source:
             raise InputError(f"{where}: is read by this command ({printable(source)}). Choose another name")
+        if os.path.isdir(source) and Path(real).is_relative_to(real_source):
+            raise InputError(f"{where}: lies in {printable(source)}, which is only read. Choose a place outside of it")

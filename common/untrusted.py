@@ -1,7 +1,6 @@
-"""The archive that torch writes, looked at before torch reads it: what is in it can run nothing, inflate or explode.
+"""Checks of a checkpoint file before torch reads it: nothing in it can run, inflate or explode.
 
-A pickle builds its objects with a small machine, and one that an attacker wrote can make, of a few bytes, objects that
-take forever to compare or to print: lists that hold each other. Ours are trees, and not deep.
+A hostile pickle of a few bytes can build objects that take forever to compare or print. Ours are shallow trees.
 """
 
 import dataclasses
@@ -86,7 +85,7 @@ def _check_members(archive: zipfile.ZipFile, num_bytes: int) -> bytes:
 
 
 def _check_pickle(data: bytes) -> None:
-    """Follow the machine of pickle without making anything: of each object only how deep it is, and its text."""
+    """Simulate the pickle machine without making objects: of each only its depth and text."""
     stack: list[tuple[int, str]] = []  # a mark has depth -1
     memo: dict[int, str] = {}  # texts and globals: only these may be used again
     leaf, is_leaf, num_letters = "", False, 0
@@ -236,10 +235,11 @@ def build(cls: type[T], fields: Any, *, finite: bool = True) -> T:
 
 
 def _rule_of(hint: Any, *, finite: bool) -> Rule:
+    arguments = typing.get_args(hint)
     if typing.get_origin(hint) is dict:
-        return table(_rule_of(typing.get_args(hint)[1], finite=finite), 1000)
+        return table(_rule_of(arguments[1], finite=finite), 1000)
     if isinstance(hint, types.UnionType):  # X | None
-        rule = _rule_of(typing.get_args(hint)[0], finite=finite)
+        rule = _rule_of(arguments[0], finite=finite)
         return Rule(lambda value: value is None or rule.holds(value), f"{rule.words}, or nothing")
     if dataclasses.is_dataclass(hint):
         return Rule(lambda value: type(value) is dict, "fields")
