@@ -29,7 +29,7 @@ _NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of file: its name with an article, a test of an open file, the error where another file is in its place."""
+    """A kind of file: its name with an article, a test of an open file, the error if another file is there."""
 
     name: str
     matches: Callable[[BinaryIO], bool]
