@@ -9,9 +9,9 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from vidcache.cache.format import Split, Status
-from vidcache.cache.leakage import Leaks, draw_leaks, find_leaks
-from vidcache.cache.reader import CacheReader, Reader
+from vidcache.cache.format import NEAR_GROUP, Split, Status
+from vidcache.cache.leakage import draw_leaks, find_leaks
+from vidcache.cache.reader import CacheReader, open_caches
 from vidcache.cli import (
     Command,
     FiniteRange,
@@ -31,6 +31,7 @@ from vidcache.spec import Spec
 from vidcache.text import plural, printable
 
 _MAX_REASONS = 20  # of failures, the most frequent
+_MANY = 20_000  # clips that take seconds to compare
 
 
 @click.command(cls=Command)
@@ -47,17 +48,16 @@ def info(cache: Path, as_json: bool) -> None:
     if as_json:
         echo_json(facts)
         return
-    console = SafeConsole()
-    shown = [name for name, counts in facts["splits"].items() if name != "unused" or any(counts.values())]
-    table = Table("class", *shown, "clips")
+    console, spec = SafeConsole(), facts["spec"]
+    splits = {name: line for name, line in facts["splits"].items() if name != "unused" or any(line.values())}
+    table = Table("class", *splits, "clips")
     for name in facts["classes"]:
-        counts = [facts["splits"][split][name] for split in shown]
+        counts = [line[name] for line in splits.values()]
         table.add_row(Text(name), *map(str, counts), str(sum(counts)))
-    totals = [sum(facts["splits"][split].values()) for split in shown]
+    totals = [sum(line.values()) for line in splits.values()]
     table.add_section()
     table.add_row("all", *map(str, totals), str(sum(totals)))
     console.print(table)
-    spec = facts["spec"]
     lines = {
         "cache": facts["cache"],
         "clips": f"{facts['num_clips']:,} of {plural(facts['num_videos'], 'video')} "
@@ -76,31 +76,29 @@ def info(cache: Path, as_json: bool) -> None:
 
 def describe(reader: CacheReader) -> dict[str, Any]:
     """Return the facts of a cache as JSON-ready values; splits are {split: {class: clips}}."""
-    status, columns = reader.columns["status"], reader.columns
+    status, good = reader.columns["status"], reader.rows()
     classes = [printable(name) for name in reader.classes]
-    splits = {}
-    for split in Split:
-        rows = reader.rows(split.name.lower())
-        counts = np.bincount(reader.labels[rows], minlength=len(classes))
-        splits[split.name.lower()] = dict(zip(classes, counts.tolist(), strict=True))
-    good = reader.rows()
-    reasons = [printable(error.split(b":")[0]) for error in columns["error"][status == Status.FAILED].tolist()]
-    known = np.bincount(reader.labels[good], minlength=len(classes))
-    attributes = {k: v for k, v in reader.attributes.items() if k not in ("format", "sampling", "scaling")}
+    rows_of = {split.name.lower(): reader.rows(split.name.lower()) for split in Split}
+
+    def count(rows: np.ndarray[Any, Any]) -> dict[str, int]:
+        return dict(zip(classes, np.bincount(reader.labels[rows], minlength=len(classes)).tolist(), strict=True))
+
+    errors = reader.columns["error"][status == Status.FAILED].tolist()
+    reasons = Counter(printable(error.split(b":")[0]) for error in errors)
     return {
-        "cache": printable(reader.path),
+        "cache": reader.name,
         "fingerprint": reader.fingerprint,
         "split_hash": reader.split_hash,
         "num_videos": len(reader),
         "num_clips": len(good),
         "num_failed": int((status == Status.FAILED).sum()),
         "num_damaged": int((status == Status.DAMAGED).sum()),
-        "num_padded": int((columns["num_real"][good] < reader.spec.num_frames).sum()),
-        "classes": dict(zip(classes, known.tolist(), strict=True)),
+        "num_padded": int((reader.columns["num_real"][good] < reader.spec.num_frames).sum()),
+        "classes": count(good),
         "spec": reader.spec.to_dict(),
-        "splits": splits,
-        "failures": dict(sorted(Counter(reasons).most_common(_MAX_REASONS))),
-        "attributes": attributes,
+        "splits": {name: count(rows) for name, rows in rows_of.items()},
+        "failures": dict(sorted(reasons.most_common(_MAX_REASONS))),
+        "attributes": {k: v for k, v in reader.attributes.items() if k not in ("format", "sampling", "scaling")},
     }
 
 
@@ -134,7 +132,7 @@ def verify(cache: Path, as_json: bool) -> None:
         echo(f"{printable(cache)}: {plural(len(good), 'clip')} checked, {len(bad)} bad")
     if bad:
         raise CacheError(
-            f"{printable(cache)}: {len(bad)} of {plural(len(good), 'clip')} do not match their hash, expected none. "
+            f"{printable(cache)}: {len(bad)} of {plural(len(good), 'clip')} do not match their hash. "
             "Restore a copy, or decode them again: vidcache build RAW CACHE --verify-sources"
         )
 
@@ -150,9 +148,9 @@ def verify(cache: Path, as_json: bool) -> None:
     show_default="cache.leaks.png beside cache.h5",
     help="Picture of the nearest pairs.",
 )
-@option("--num-pictures", type=click.IntRange(1, 50), default=8, help="Pairs in the picture.")
-@option("--num-pairs", type=click.IntRange(0), default=100, help="List at most so many.")
-@option("--max-distance", type=FiniteRange(0, 0.1), default=NEAR, help="What counts as alike: 0 is the same.")
+@option("--num-pictures", type=click.IntRange(1, 50), default=8, help="Number of pairs in the picture.")
+@option("--num-pairs", type=click.IntRange(0), default=100, help="Largest number of pairs to list.")
+@option("--max-distance", type=FiniteRange(0, 0.1), default=NEAR, help="Largest distance of a pair; 0 is the same.")
 @verbosity_options()
 @json_option()
 def leaks(
@@ -170,48 +168,41 @@ def leaks(
     \b
     vidcache leaks cache.h5
     """
-    from vidcache.cache.reader import open_caches
-
     picture = claim(out or beside(caches[0], ".leaks.png"), PICTURE, caches)
     failure: OSError | None = None
     with open_caches(caches) as reader, Progress(progress_console(), "comparing clips") as shown:
-        found = find_leaks(reader, max_distance)
-        total = len(found.pairs)
-        pairs = [_describe_pair(reader, found, number) for number in range(min(total, num_pairs))]
+        if isinstance(reader, CacheReader) and NEAR_GROUP not in reader.columns and len(reader) > _MANY:
+            echo(f"{reader.name}: stores no near-duplicates; vidcache split CACHE adds them", err=True)
+        result = find_leaks(reader, max_distance)
+        total, pairs = len(result.pairs), []
+        for rows, distance in zip(result.pairs[:num_pairs].tolist(), result.distances.tolist(), strict=False):
+            pairs.append(
+                {
+                    "distance": round(distance, 6),
+                    "splits": [Split(result.splits[row]).name.lower() for row in rows],
+                    "classes": [printable(reader.classes[reader.labels[row]]) for row in rows],
+                    "paths": [printable(reader.path_of(row)) for row in rows],
+                }
+            )
         try:
             if total:
                 shown.start_phase("drawing")
-                draw_leaks(reader, found, picture, num_pictures)
+                draw_leaks(reader, result, picture, num_pictures)
         except OSError as error:
             failure = error
     drawn = printable(picture) if total and not failure else None
     if as_json:
         echo_json({"cache": reader.name, "num_pairs": total, "pairs": pairs, "picture": drawn})
     else:
-        _show_leaks(reader, found, pairs)
+        for pair in pairs:
+            names = "  ".join(f"{split:5}  {path}" for split, path in zip(pair["splits"], pair["paths"], strict=True))
+            echo(f"{pair['distance']:.6f}  {names}")
+        if total > len(pairs):
+            echo(f"and {total - len(pairs):,} more: --num-pairs")
+        echo(f"{reader.name}: {result.in_words}")
         if drawn:
             echo(f"{drawn}: the nearest {min(num_pictures, total)} side by side")
     if failure:
         raise VidcacheError(
             f"{printable(picture)}: the picture cannot be written ({failure.strerror}). Choose another place with --out"
         )
-
-
-def _show_leaks(reader: Reader, found: Leaks, pairs: list[dict[str, Any]]) -> None:
-    total = len(found.pairs)
-    for pair in pairs:
-        said = "  ".join(f"{split:5}  {path}" for split, path in zip(pair["splits"], pair["paths"], strict=True))
-        echo(f"{pair['distance']:.6f}  {said}")
-    if total > len(pairs):
-        echo(f"and {total - len(pairs):,} more: --num-pairs")
-    echo(f"{reader.name}: {found.in_words}")
-
-
-def _describe_pair(reader: Reader, found: Leaks, number: int) -> dict[str, Any]:
-    rows = found.pairs[number].tolist()
-    return {
-        "distance": round(float(found.distances[number]), 6),
-        "splits": [Split(found.splits[row]).name.lower() for row in rows],
-        "classes": [printable(reader.classes[reader.labels[row]]) for row in rows],
-        "paths": [printable(reader.path_of(row)) for row in rows],
-    }

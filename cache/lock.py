@@ -1,8 +1,8 @@
-"""The place that a cache is written to: its lock, its room, and the folder in which it is built.
+"""The place where a cache is written: its lock, the space it needs, and the folder in which it is built.
 
-Next to `cache.h5` lie, while it is built, `cache.h5.lock` (never removed: removing a lock file is
-a race) and `.cache.h5.build/`; that of a cache has one folder for each plan. No link is followed here, and
-nothing is removed that no build has made.
+Next to `cache.h5` lie, while it is built, `cache.h5.lock` (never removed: removing a lock file is a race) and
+`.cache.h5.build/`, with one folder for each manifest. No link is followed here, and nothing is removed that no build
+has made.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from vidcache.errors import InputError, LockedError, VidcacheError
 from vidcache.files import free_bytes
 from vidcache.text import printable
 
-# What is in the folder of a build, of a cache or of features.
+# What is in the folder of one build, of a cache or of features.
 _MADE = re.compile(r"plan\.json|key|data\.h5|journal|split|\..+\.[0-9]+\.tmp")
 
 
@@ -28,7 +28,7 @@ def build_folder(output: Path) -> Path:
 
 
 def lock_output(output: Path) -> int:
-    """Make this process the only one that writes a file; the lock is gone when the descriptor is closed.
+    """Make this process the only one that writes a file; closing the descriptor releases the lock.
 
     Raises:
         LockedError: Another process has it.
@@ -39,7 +39,7 @@ def lock_output(output: Path) -> int:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise VidcacheError(f"{printable(lock)}: is a link, not a lock. Rename it") from None
+            raise VidcacheError(f"{printable(lock)}: is a link, not a lock file. Rename it") from None
         raise VidcacheError(
             f"{where}: cannot write into {printable(output.parent)} ({error.strerror}). "
             "Choose a folder that exists and is writable"
@@ -57,12 +57,7 @@ def lock_output(output: Path) -> int:
 
 
 def check_space(output: Path, num_bytes: int, present: int = 0) -> None:
-    """Refuse to begin what the disk has no room for, or what is longer than this process may write.
-
-    Args:
-        output: The file.
-        num_bytes: How long it will be.
-        present: What of it is on the disk already.
+    """Check before the work begins that a file of `num_bytes`, of which some are present, may be written and has room.
 
     Raises:
         VidcacheError: Fewer bytes are free than are needed, or allowed in one file.
@@ -81,36 +76,12 @@ def check_space(output: Path, num_bytes: int, present: int = 0) -> None:
         )
 
 
-def clean_up(output: Path) -> None:
-    """Remove what a killed build has left beside a finished cache; leave it to a build that still runs."""
-    if _is_folder(build_folder(output)) and _holds_builds(build_folder(output)):
-        try:
-            lock = lock_output(output)
-        except LockedError:
-            return
-        try:
-            remove_builds(output)
-        finally:
-            os.close(lock)
-
-
 def check_build_folder(folder: Path) -> None:
-    """Refuse to build where something lies that no build has made.
-
-    Args:
-        folder: Of all builds of a cache, of one of them, or of a file of features.
-
-    Raises:
-        InputError: A link, a file, or a folder with other things in it.
-    """
-    if not os.path.lexists(folder) or _is_build(folder) or (_is_folder(folder) and _holds_builds(folder)):
+    """Raise InputError where a link, a file, or a folder with something that no build has made is in the way."""
+    if not os.path.lexists(folder) or _is_build(folder) or all(map(_is_build, _entries(folder) or [folder])):
         return
-    inside = _entries(folder) if _is_folder(folder) else []
-    foreign = (
-        path
-        for path in (*inside, *(file for build in inside if _is_folder(build) for file in _entries(build)))
-        if not _is_folder(path) and not (_MADE.fullmatch(path.name) and stat.S_ISREG(_mode(path)))
-    )
+    inside = [path for entry in _entries(folder) for path in (entry, *_entries(entry))]
+    foreign = (path for path in inside if not _is_made(path) and not stat.S_ISDIR(_mode(path)))
     raise InputError(
         f"{printable(next(foreign, folder))}: was not made by vidcache, which builds there. Move it away, or choose "
         "another name"
@@ -119,8 +90,21 @@ def check_build_folder(folder: Path) -> None:
 
 def own_builds(output: Path) -> list[Path]:
     """List the folders of the builds of a cache that were not finished."""
+    return [entry for entry in _entries(build_folder(output)) if _is_build(entry)]
+
+
+def clean_up(output: Path) -> None:
+    """Remove what a killed build has left beside a finished cache, unless a build is running."""
     folder = build_folder(output)
-    return [entry for entry in _entries(folder) if _is_build(entry)] if _is_folder(folder) else []
+    if stat.S_ISDIR(_mode(folder)) and all(map(_is_build, _entries(folder))):
+        try:
+            lock = lock_output(output)
+        except LockedError:
+            return
+        try:
+            remove_builds(output)
+        finally:
+            os.close(lock)
 
 
 def remove_builds(output: Path) -> None:
@@ -132,7 +116,7 @@ def remove_builds(output: Path) -> None:
 
 
 def remove_build(folder: Path) -> None:
-    """Remove one build, plan first, so that a kill in between leaves nothing that resumes."""
+    """Remove one build, manifest first, so that a kill in between leaves nothing that resumes."""
     if _is_build(folder):
         for file in sorted(folder.iterdir(), key=lambda file: file.name not in ("plan.json", "key")):
             file.unlink()
@@ -141,28 +125,23 @@ def remove_build(folder: Path) -> None:
 
 def _is_build(folder: Path) -> bool:
     """Whether it is a real folder with nothing in it but what a build makes; it may be begun, or half removed."""
-    return _is_folder(folder) and all(
-        _MADE.fullmatch(entry.name) and stat.S_ISREG(_mode(entry)) for entry in _entries(folder)
-    )
+    return stat.S_ISDIR(_mode(folder)) and all(map(_is_made, _entries(folder)))
 
 
-def _holds_builds(folder: Path) -> bool:
-    return all(_is_build(entry) for entry in _entries(folder))
+def _is_made(path: Path) -> bool:
+    return bool(_MADE.fullmatch(path.name)) and stat.S_ISREG(_mode(path))
 
 
 def _entries(folder: Path) -> list[Path]:
+    """List a folder; nothing where none is, or a link to one."""
     try:
-        return sorted(folder.iterdir())
+        return sorted(folder.iterdir()) if stat.S_ISDIR(_mode(folder)) else []
     except OSError:  # another build has removed it meanwhile
         return []
 
 
-def _is_folder(path: Path) -> bool:
-    return stat.S_ISDIR(_mode(path))
-
-
 def _mode(path: Path) -> int:
-    """Return type and permissions of what is there, of a link those of the link; 0 where nothing is."""
+    """Return type and permissions of a file, of a link those of the link; 0 where nothing is."""
     try:
         return path.lstat().st_mode
     except OSError:

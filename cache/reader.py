@@ -1,7 +1,6 @@
 """Reading a cache: checked once, then bytes straight from the descriptor.
 
-No HDF5 object is kept: reading is `preadv`, so a reader works in threads, after fork and (by
-reopening) after pickling.
+No HDF5 object is kept: reading is `preadv`, so a reader works in threads, after fork and (by reopening) after pickling.
 """
 
 import abc
@@ -10,15 +9,13 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from vidcache.cache import format as layout
-from vidcache.cache.format import NEAR_GROUP, Split, Status
+from vidcache.cache.format import FORMAT_VERSION, NEAR_GROUP, Split, Status, clip_hash_of
 from vidcache.cache.validate import read_metadata
 from vidcache.errors import CacheError
 from vidcache.files import pread_all
@@ -29,47 +26,27 @@ Rows = npt.NDArray[np.int64]
 
 
 class Reader(abc.ABC):
-    """Clips to read: one cache, or several that are used as one.
-
-    Attributes:
-        spec: Shape of the clips.
-        classes: Class names; a label is an index into them.
-        columns: One (N, ...) array per column of `vidcache.cache.format.COLUMNS`; `near_group` only where it is known.
-    """
+    """Clips to read: one cache, or several that are used as one; see `CacheReader`."""
 
     spec: Spec
     classes: tuple[str, ...]
     columns: dict[str, npt.NDArray[Any]]
+    name: str
+    fingerprint: str
+    split_hash: str
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __len__(self) -> int:
         return len(self.columns["label"])
 
-    @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """The file, or the files, for messages."""
-
-    @property
-    @abc.abstractmethod
-    def fingerprint(self) -> str:
-        """Names the content: spec, classes, paths, labels and clips."""
-
-    @property
-    @abc.abstractmethod
-    def split_hash(self) -> str:
-        """Names the split: which path is in which part."""
-
     @abc.abstractmethod
     def close(self) -> None:
-        """Give the descriptors back. Reading afterwards is an error."""
+        """Close the files. Reading afterwards is an error."""
 
     @abc.abstractmethod
     def _read_clip(self, row: int, frames: Rows | None, out: npt.NDArray[np.uint8], verify: bool) -> None:
@@ -95,10 +72,8 @@ class Reader(abc.ABC):
             `out`: RGB, 0 to 255.
 
         Raises:
-            ValueError: A row has no clip or does not exist, a frame does not exist, or `out` has
-                another shape.
-            CacheError: The file has become shorter since it was opened, or a clip is not what was
-                written.
+            ValueError: A row has no clip or does not exist, a frame does not exist, or `out` has another shape.
+            CacheError: The file has become shorter since it was opened, or a clip is not what was written.
         """
         row_list = np.asarray(rows, np.int64)
         frame_list = None if frames is None else np.asarray(frames, np.int64)
@@ -125,7 +100,7 @@ class Reader(abc.ABC):
         """Rows that have a clip, ascending.
 
         Args:
-            split: "train", "val" or "test"; None for all three.
+            split: "train", "val", "test" or "unused"; None for all.
 
         Raises:
             ValueError: There is no such split.
@@ -164,30 +139,41 @@ class CacheReader(Reader):
         path: The file.
 
     Attributes:
-        path: The file.
+        path, name: The file, and its printable name.
+        spec: Shape of the clips.
+        classes: Class names; a label is an index into them.
+        columns: One (N, ...) array per column of `vidcache.cache.format.COLUMNS`; `near_group` only where it is known.
+        fingerprint: Names the content: spec, classes, paths, labels and clips.
+        split_hash: Names the split: which path is in which part.
         attributes: Root attributes of the file: how it was made.
         header: The user block.
+        decoded_format: Format version of the cache whose videos were decoded; `vidcache split` may have made a newer
+            one of it.
 
     Raises:
         CacheError: The file is missing, unfinished, damaged, foreign or of another version.
+
+    Example:
+        >>> with CacheReader("cache.h5") as cache:  # doctest: +SKIP
+        ...     clips = cache.read(cache.rows("train")[:8])  # (8, T, H, W, 3) uint8
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path, self.name = Path(path), printable(path)
         self._descriptor = -1
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # waits for no pipe
         except OSError as error:
-            raise CacheError(
-                f"{printable(path)}: {error.strerror}. Build it first: vidcache build RAW {printable(path)}"
-            ) from None
+            raise CacheError(f"{self.name}: {error.strerror}. Build it first: vidcache build RAW {self.name}") from None
         try:
-            metadata = read_metadata(self._descriptor, printable(self.path))
+            metadata = read_metadata(self._descriptor, self.name)
         except BaseException:
             self.close()
             raise
         self.header, self.attributes, self.spec = metadata.header, metadata.attributes, metadata.spec
         self.classes, self.columns = metadata.classes, metadata.columns
+        self.fingerprint, self.split_hash = self.header.fingerprint, self.header.split_hash
+        self.decoded_format = int(self.attributes.get("decoded_format", self.header.format_version))
 
     def __del__(self) -> None:
         self.close()
@@ -196,15 +182,10 @@ class CacheReader(Reader):
         return (type(self), (self.path,))
 
     def close(self) -> None:
-        """Give the descriptor back. Reading afterwards is an error."""
+        """Close the file. Reading afterwards is an error."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    @property
-    def name(self) -> str:
-        """The file, for messages."""
-        return printable(self.path)
 
     def fileno(self) -> int:
         """Return the descriptor, which stays ours."""
@@ -212,23 +193,8 @@ class CacheReader(Reader):
 
     @property
     def is_current_format(self) -> bool:
-        """Whether the file knows all that a cache made today knows of a video."""
-        return self.decoded_format == layout.FORMAT_VERSION
-
-    @property
-    def decoded_format(self) -> int:
-        """Format version of the cache whose videos were decoded: `vidcache split` may have made a newer one of it."""
-        return int(self.attributes.get("decoded_format", self.header.format_version))
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the content: spec, classes, paths, labels and clips."""
-        return self.header.fingerprint
-
-    @property
-    def split_hash(self) -> str:
-        """Names the split: which path is in which part."""
-        return self.header.split_hash
+        """Whether the file knows everything about a video that a cache made today does."""
+        return self.decoded_format == FORMAT_VERSION
 
     def _read_clip(self, row: int, frames: Rows | None, out: npt.NDArray[np.uint8], verify: bool) -> None:
         clip_bytes, offset = self.spec.clip_bytes, self.header.clips_offset + row * self.spec.clip_bytes
@@ -244,97 +210,64 @@ class CacheReader(Reader):
             raise CacheError(
                 f"{self.name}: {error}: it was cut while open. Restore a copy, or build it again"
             ) from None
-        if verify and layout.clip_hash_of(clip).encode() != self.columns["clip_hash"][row]:
+        if verify and clip_hash_of(clip).encode() != self.columns["clip_hash"][row]:
             raise CacheError(
-                f"{self.name}: the clip of row {row} ({printable(self.path_of(row))}) does not match its hash, "
-                "expected what was written. List all with: vidcache verify"
+                f"{self.name}: the clip of row {row} ({printable(self.path_of(row))}) does not match its hash. "
+                "List all such clips with: vidcache verify"
             )
         if frames is not None:
             out[:] = clip[frames]
 
     def damaged_rows(self, rows: npt.ArrayLike | None = None) -> Rows:
-        """Re-read clips and return the rows whose bytes are not what was written."""
+        """Re-read clips (None: all) and return the rows whose bytes are not what was written."""
         wanted = self.rows() if rows is None else np.asarray(rows, np.int64)
         buffer = np.empty((1, *self.spec.clip_shape), np.uint8)
         expected = self.columns["clip_hash"]
-        return np.array(
-            [
-                row
-                for row in wanted.tolist()
-                if layout.clip_hash_of(self.read([row], out=buffer)).encode() != expected[row]
-            ],
-            np.int64,
-        )
+        damaged = [row for row in wanted if clip_hash_of(self.read([row], out=buffer)).encode() != expected[row]]
+        return np.array(damaged, np.int64)
 
 
-class JoinedReader(Reader):
-    """Caches of one spec and one list of classes, used as one.
-
-    Args:
-        paths: Of the caches, at least one.
-
-    Attributes:
-        readers: Of the caches, in the given order.
-
-    Raises:
-        CacheError: One cannot be read, or they do not belong together.
-    """
+class ConcatReader(Reader):
+    """Caches of one spec and one list of classes, used as one; `readers` has one for each, in the given order."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.readers: list[CacheReader] = []
         try:
             for path in paths:
                 self.readers.append(CacheReader(path))
-            first = self.readers[0]
-            for other in self.readers[1:]:
-                _check_equal(first, other)
+                _check_equal(self.readers[0], self.readers[-1])
         except BaseException:
             self.close()
             raise
+        first = self.readers[0]
         self.spec, self.classes = first.spec, first.classes
+        self.name = " + ".join(reader.name for reader in self.readers)
         # Paths of different widths become one as wide as the widest.
         self.columns = {
             name: np.concatenate([reader.columns[name] for reader in self.readers])
             for name in first.columns
             if name != NEAR_GROUP  # near-duplicates may be in different caches
         }
+        self.fingerprint = _hash_of([reader.fingerprint for reader in self.readers])
+        self.split_hash = _hash_of([reader.split_hash for reader in self.readers])
         self._starts = [0, *itertools.accumulate(len(reader) for reader in self.readers)]
 
     def __reduce__(self) -> tuple[type[Self], tuple[list[Path]]]:
         return (type(self), ([reader.path for reader in self.readers],))
 
     def close(self) -> None:
-        """Give the descriptors back. Reading afterwards is an error."""
+        """Close the files. Reading afterwards is an error."""
         for reader in self.readers:
             reader.close()
 
-    @property
-    def name(self) -> str:
-        """The files, for messages."""
-        return " + ".join(reader.name for reader in self.readers)
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the content: a hash of the caches' own, in their order."""
-        return _hash_of([reader.fingerprint for reader in self.readers])
-
-    @property
-    def split_hash(self) -> str:
-        """Names the split: a hash of the caches' own, in their order."""
-        return _hash_of([reader.split_hash for reader in self.readers])
-
     def _read_clip(self, row: int, frames: Rows | None, out: npt.NDArray[np.uint8], verify: bool) -> None:
-        place = bisect.bisect_right(self._starts, row) - 1
-        self.readers[place].read([row - self._starts[place]], frames, out[None], verify=verify)
+        index = bisect.bisect_right(self._starts, row) - 1
+        self.readers[index].read([row - self._starts[index]], frames, out[None], verify=verify)
 
 
 def open_caches(paths: Sequence[Path]) -> Reader:
-    """Open one cache, or several as one.
-
-    Raises:
-        CacheError: One cannot be read, or they do not belong together.
-    """
-    return CacheReader(paths[0]) if len(paths) == 1 else JoinedReader(paths)
+    """Open one cache, or several as one; raises CacheError if one cannot be read, or they do not belong together."""
+    return CacheReader(paths[0]) if len(paths) == 1 else ConcatReader(paths)
 
 
 def _check_equal(first: CacheReader, other: CacheReader) -> None:

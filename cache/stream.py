@@ -12,7 +12,7 @@ import mmap
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ import torch
 Rows = npt.NDArray[np.int64]
 
 
-class Source(Protocol):
+class ClipSource(Protocol):
     """What can be streamed: arrays of bytes, all of one shape, each with a label; a `Reader` of a cache is one."""
 
     @property
@@ -35,6 +35,26 @@ class Source(Protocol):
         self, rows: npt.ArrayLike, frames: npt.ArrayLike | None, out: npt.NDArray[np.uint8], *, verify: bool
     ) -> npt.NDArray[np.uint8]:
         """Read some into `out`, (B, *shape) uint8; may be called from several threads."""
+
+
+class StreamOptions(TypedDict, total=False):
+    """How to read.
+
+    Attributes:
+        frames: (T',) frames of each clip; None, the default, for all.
+        labels: (N,) to hand out instead of the reader's.
+        device: Where the batches go; "cpu".
+        num_threads: Reader threads; >= 1, by default 2.
+        prefetch: Batches read ahead; >= 1, by default 1.
+        verify: Compare each clip with its hash; reads all its frames.
+    """
+
+    frames: npt.ArrayLike | None
+    labels: Rows | None
+    device: str | torch.device
+    num_threads: int
+    prefetch: int
+    verify: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,153 +73,62 @@ class Batch:
     rows: Rows
 
 
-class Workspace:
-    """Memory that is used again for every batch: on a CPU, fresh pages cost more than the arithmetic.
-
-    What a function returns from a workspace is overwritten by the next call with the same one.
-    """
-
-    def __init__(self) -> None:
-        self._memory: dict[tuple[str, torch.dtype, torch.device, bool], torch.Tensor] = {}
-
-    def take(
-        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, pinned: bool = False
-    ) -> torch.Tensor:
-        """Return a tensor with anything in it; the same memory for the same name.
-
-        Args:
-            name: Of the memory.
-            shape: Of the tensor.
-            dtype: Of the tensor.
-            device: Where it is.
-            pinned: Page-locked, for copies to a GPU that nobody waits for.
-        """
-        key, size = (name, dtype, device, pinned), math.prod(shape)
-        if key not in self._memory or self._memory[key].numel() < size:
-            self._memory[key] = _new_memory(size, dtype, device, pinned)
-        return self._memory[key][:size].view(shape)
-
-
-def _new_memory(size: int, dtype: torch.dtype, device: torch.device, pinned: bool) -> torch.Tensor:
-    if device.type != "cpu" or pinned:
-        return torch.empty(size, dtype=dtype, device=device, pin_memory=pinned)
-    # Not by malloc, which keeps what it is given back, in pieces. Huge pages: they are touched much sooner.
-    memory = mmap.mmap(-1, max(size * dtype.itemsize, 1))
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype)[:size]
-
-
 def stream_batches(
-    reader: Source,
-    rows: Rows,
-    batch_size: int,
-    *,
-    frames: npt.ArrayLike | None = None,
-    device: str | torch.device = "cpu",
-    num_threads: int = 2,
-    prefetch: int = 1,
-    verify: bool = False,
-    workspace: Workspace | None = None,
+    reader: ClipSource, rows: Rows, batch_size: int, **options: Unpack[StreamOptions]
 ) -> Iterator[Batch]:
-    """Read clips in the given order, in batches of one size; the last is as short as it must be.
+    """Read rows in the given order, repetitions allowed, in batches of one size; the last is as short as it must be.
 
-    Args:
-        reader: The cache.
-        rows: (n,) rows to read, repetitions allowed; every one comes exactly once.
-        batch_size: Clips per batch (B). >= 1.
-        frames: As for `stream_chunks`, which all others are too.
-        device: Where the batches go.
-        num_threads: Reader threads. >= 1.
-        prefetch: Batches read ahead. >= 1.
-        verify: Compare each clip with its hash.
-        workspace: Holds the memory from one stream to the next.
-
-    Raises:
-        ValueError: A count is below 1, or a row has no clip.
-        CacheError: The file has become shorter, or a clip is not what was written.
+    See `StreamOptions` and `stream_chunks`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}, expected 1 or more")
-    return stream_chunks(
-        reader,
-        [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)],
-        frames=frames,
-        device=device,
-        num_threads=num_threads,
-        prefetch=prefetch,
-        verify=verify,
-        workspace=workspace,
-    )
+    chunks = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return stream_chunks(reader, chunks, **options)
 
 
-def stream_chunks(
-    reader: Source,
-    chunks: Sequence[Rows],
-    *,
-    frames: npt.ArrayLike | None = None,
-    labels: Rows | None = None,
-    device: str | torch.device = "cpu",
-    num_threads: int = 2,
-    prefetch: int = 1,
-    verify: bool = False,
-    workspace: Workspace | None = None,
-) -> Iterator[Batch]:
+def stream_chunks(reader: ClipSource, chunks: Sequence[Rows], **options: Unpack[StreamOptions]) -> Iterator[Batch]:
     """Read one batch for each chunk of rows, `prefetch` batches ahead of the consumer.
 
-    The memory of `prefetch + 1` batches is allocated once (pinned, for CUDA) and reused; each batch
-    is read by all threads together. Leaving the loop early stops the threads; what goes wrong in one
-    of them is raised here.
+    The memory of `prefetch + 1` batches is allocated once (pinned, for CUDA) and reused; each batch is read by all
+    threads together. Leaving the loop early stops the threads; what goes wrong in one of them is raised here.
 
     Args:
         reader: The cache.
         chunks: (B,) rows of each batch, repetitions allowed; a chunk may be empty, and so is its batch.
-        frames: (T',) frames of each clip; None for all.
-        labels: (N,) to hand out instead of the reader's.
-        device: Where the batches go.
-        num_threads: Reader threads. >= 1.
-        prefetch: Batches read ahead. >= 1.
-        verify: Compare each clip with its hash; reads all its frames.
-        workspace: Holds the memory from one stream to the next, one at a time; None makes a new one.
+        options: See `StreamOptions`.
 
     Raises:
         ValueError: A count is below 1, or a row has no clip.
         CacheError: The file has become shorter, or a clip is not what was written.
     """
+    num_threads, prefetch = options.get("num_threads", 2), options.get("prefetch", 1)
     if min(num_threads, prefetch) < 1:
         raise ValueError(f"num_threads {num_threads}, prefetch {prefetch}, expected both to be 1 or more")
-    device = torch.device(device)
     if not chunks:
         return
-    given = reader.labels if labels is None else labels
-    size = max(len(chunk) for chunk in chunks)
-    ring = _Ring(reader, given, size, frames, device, prefetch + 1, verify, workspace or Workspace())
+    ring = _Ring(reader, max(len(chunk) for chunk in chunks), prefetch + 1, options)
     coming = iter(chunks)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="vidcache-reader") as pool:
-
-        def begin(chunk: Rows) -> _Filling:
-            """Let all threads read a part of one batch, so that one batch ahead keeps them all busy."""
-            buffer = ring.take()
-            edges = np.linspace(0, len(chunk), num_threads + 1).astype(int).tolist()
-            parts = [part for part in itertools.pairwise(edges) if part[0] < part[1]]
-            return _Filling(buffer, chunk, [pool.submit(ring.fill, buffer, chunk, *part) for part in parts])
-
-        waiting: collections.deque[_Filling] = collections.deque()
+        pending: collections.deque[_PendingBatch] = collections.deque()
 
         def begin_until(count: int) -> None:
-            """Have so many batches on their way; the ring has a buffer more than `prefetch`."""
-            waiting.extend(begin(chunk) for chunk in itertools.islice(coming, count - len(waiting)))
+            """Have so many batches on their way; all threads read a part of each, so that one keeps them all busy."""
+            for rows in itertools.islice(coming, count - len(pending)):
+                buffer = ring.take()
+                edges = np.linspace(0, len(rows), num_threads + 1).astype(int).tolist()
+                parts = [part for part in itertools.pairwise(edges) if part[0] < part[1]]
+                reads = [pool.submit(ring.fill, buffer, rows, *part) for part in parts]
+                pending.append(_PendingBatch(buffer, rows, reads))
 
         try:
             begin_until(prefetch)
-            while waiting:
-                filled = waiting.popleft()
-                for part in filled.parts:
-                    part.result()
+            while pending:
+                batch = pending.popleft()
+                for read in batch.reads:
+                    read.result()
                 begin_until(prefetch)
-                yield ring.hand_over(filled.buffer, filled.rows)
-                ring.give_back(filled.buffer)
+                yield ring.to_device(batch.buffer, batch.rows)
+                ring.release(batch.buffer)
                 begin_until(prefetch + 1)  # not after the next wait: threads go from one batch to the next without one
         finally:
             pool.shutdown(cancel_futures=True)
@@ -216,47 +145,32 @@ class _Buffer:
 
 
 @dataclasses.dataclass
-class _Filling:
+class _PendingBatch:
     """A batch that is being read."""
 
     buffer: _Buffer
     rows: Rows
-    parts: list[Future[None]]
+    reads: list[Future[None]]
 
 
 class _Ring:
     """The buffers of one stream, and the copies from them to the device."""
 
-    def __init__(
-        self,
-        reader: Source,
-        labels: Rows,
-        batch_size: int,
-        frames: npt.ArrayLike | None,
-        device: torch.device,
-        size: int,
-        verify: bool,
-        workspace: Workspace,
-    ) -> None:
-        self._reader, self._verify = reader, verify
-        self._labels = labels
-        self._frames = frames
-        self._device = device
-        self._is_cuda = device.type == "cuda"
-        shape = (batch_size, *reader.shape_of(frames))
-        host = torch.device("cpu")
+    def __init__(self, reader: ClipSource, batch_size: int, num_buffers: int, options: StreamOptions) -> None:
+        labels, self._frames = options.get("labels"), options.get("frames")
+        self._reader, self._labels = reader, reader.labels if labels is None else labels
+        self._verify, self._device = options.get("verify", False), torch.device(options.get("device", "cpu"))
+        is_cuda = self._device.type == "cuda"
+        shape = (batch_size, *reader.shape_of(self._frames))
         self._buffers = [
-            _Buffer(
-                workspace.take(f"clips {index}", shape, torch.uint8, host, pinned=self._is_cuda),
-                workspace.take(f"labels {index}", (batch_size,), torch.int64, host, pinned=self._is_cuda),
-            )
-            for index in range(size)
+            _Buffer(_new_memory(shape, is_cuda), torch.empty(batch_size, dtype=torch.int64, pin_memory=is_cuda))
+            for _ in range(num_buffers)
         ]
         self._free = collections.deque(self._buffers)
-        self._copier = torch.cuda.Stream(device) if self._is_cuda else None  # type: ignore[no-untyped-call]
+        self._copier = torch.cuda.Stream(self._device) if is_cuda else None  # type: ignore[no-untyped-call]
 
     def take(self) -> _Buffer:
-        """Return a free buffer; there is always one for who keeps to the number of batches ahead."""
+        """Return a free buffer; there is always one for a caller who keeps to the number of batches ahead."""
         return self._free.popleft()
 
     def fill(self, buffer: _Buffer, rows: Rows, start: int, stop: int) -> None:
@@ -266,13 +180,11 @@ class _Ring:
         self._reader.read(rows[start:stop], self._frames, out=buffer.clips[start:stop].numpy(), verify=self._verify)
         buffer.labels[start:stop] = torch.from_numpy(self._labels[rows[start:stop]])
 
-    def hand_over(self, buffer: _Buffer, rows: Rows) -> Batch:
+    def to_device(self, buffer: _Buffer, rows: Rows) -> Batch:
         """Bring a filled buffer to the device."""
         clips, labels = buffer.clips[: len(rows)], buffer.labels[: len(rows)]
-        if self._copier is None:
-            if self._device.type != "cpu":
-                clips, labels = clips.to(self._device), labels.to(self._device)
-            return Batch(clips, labels, rows)
+        if self._copier is None:  # on the CPU, `to` copies nothing
+            return Batch(clips.to(self._device), labels.to(self._device), rows)
         consumer = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._copier):
             clips = clips.to(self._device, non_blocking=True)
@@ -280,44 +192,40 @@ class _Ring:
             buffer.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             buffer.copied.record(self._copier)
         consumer.wait_stream(self._copier)
-        # Their memory belongs to the copy stream's pool: it must not be reused there before the
-        # consumer's kernels, which are only queued now, have read it.
+        # Their memory belongs to the copy stream's pool: it must not be reused there before the consumer's kernels,
+        # which are only queued now, have read it.
         clips.record_stream(consumer)
         labels.record_stream(consumer)
         return Batch(clips, labels, rows)
 
-    def give_back(self, buffer: _Buffer) -> None:
+    def release(self, buffer: _Buffer) -> None:
         self._free.append(buffer)
 
     def wait(self) -> None:
-        """Return when no copy to the device reads the buffers any more: another stream may use their memory."""
+        """Return when no copy to the device reads the buffers any more."""
         for buffer in self._buffers:
             if buffer.copied is not None:
                 buffer.copied.synchronize()
 
 
-def epoch_order(rows: Rows, seed: int, epoch: int) -> Rows:
-    """Shuffle rows: a function of `(seed, epoch)` only.
+def _new_memory(shape: tuple[int, ...], pinned: bool) -> torch.Tensor:
+    """Not by malloc, which keeps what it is given back, in pieces. Huge pages: they are touched much sooner."""
+    if pinned:
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+    memory = mmap.mmap(-1, max(math.prod(shape), 1))
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)[: math.prod(shape)].view(shape)
 
-    Args:
-        rows: (n,) rows, in ascending order.
-        seed: Of the run.
-        epoch: From 1.
-    """
+
+def epoch_order(rows: Rows, seed: int, epoch: int) -> Rows:
+    """Shuffle (n,) ascending rows, a function of `(seed, epoch)` only."""
     return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 def rank_slice(order: Rows, rank: int, num_ranks: int) -> Rows:
-    """Return what one of several processes takes of an order: together they take every clip once.
-
-    Args:
-        order: (n,) the order of all.
-        rank: Of this process, from 0.
-        num_ranks: Processes.
-
-    Raises:
-        ValueError: There is no such rank.
-    """
+    """Return what one of several processes takes of an order: together they take every clip once."""
     if not 0 <= rank < num_ranks:
         raise ValueError(f"rank {rank} of {num_ranks}, expected 0 to {num_ranks - 1}")
     return order[rank::num_ranks]

@@ -1,7 +1,7 @@
-"""What a cache file says of itself, checked before it is believed.
+"""What a cache file claims, checked before anything uses it.
 
-A file is trusted only after its header and metadata hashes are right; libhdf5 parses it then, and
-only to compare the structure. Nothing of HDF5 is open afterwards.
+A file is trusted only after its header and metadata hashes are right; libhdf5 parses it then, and only to compare the
+structure. No HDF5 object is open afterwards.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidcache.cache import format as layout
-from vidcache.cache.format import COLUMNS, NEAR_GROUP, USER_BLOCK_BYTES, Column, Header, Split, Status, columns_of
+from vidcache.cache.format import COLUMNS, NEAR_GROUP, USER_BLOCK_BYTES, Column, Header, Split, Status
 from vidcache.errors import CacheError
 from vidcache.spec import Spec
 from vidcache.text import brief, one_line
@@ -27,54 +28,82 @@ _FRACTIONS = Rule(
     lambda value: numbers(3).holds(value) and min(value) >= 0 and abs(sum(value) - 1) < 1e-6, "3 fractions of sum 1"
 )
 _ATTRIBUTES = {
-    "format": text(100),
-    "format_version": whole(1),
-    "sampling": text(200),
-    "scaling": text(200),
+    **{name: text(100) for name in ("format", "split_source", "split_near_duplicates", "split_files_hash")},
+    **{name: text(200) for name in ("sampling", "scaling", "vidcache_version")},
+    **{name: text(4096) for name in ("split_by", "ffmpeg_version")},
+    **{name: whole(1) for name in ("format_version", "decoded_format")},
     "class_depth": whole(-1, 100),
-    "split_by": text(4096),
-    "split_source": text(100),
     "split_fractions": _FRACTIONS,
     "split_seed": whole(0),
-    "split_near_duplicates": text(100),
-    "split_files_hash": text(100),
-    "vidcache_version": text(200),
-    "ffmpeg_version": text(4096),
-    "decoded_format": whole(1),
 }
 _OPTIONAL = frozenset({"decoded_format"})
 _MAX_LIST = 16  # numbers of an attribute that a newer vidcache may add
 _SMALLEST = 1e-9  # of a number that something is divided by, unless it is 0
-# What a video or its header can claim: `bounded` keeps a build within what `check_columns` believes.
+# What a video or its header can claim: `bounded` keeps a build within what `check_columns` accepts.
 _BOUNDS: dict[str, tuple[float, float]] = {
     "source_bytes": (0, 2**63 - 1),
-    "width": (0, 2**24),
-    "height": (0, 2**24),
+    **dict.fromkeys(("width", "height"), (0, 2**24)),
     "rotation": (0, 359),
-    "fps": (0, 1e12),
-    "duration_seconds": (0, 1e12),
+    **dict.fromkeys(("fps", "duration_seconds"), (0, 1e12)),
     "num_frames": (0, 2**48),
     "num_frames_from_header": (-1, 2**48),
 }
+_REBUILD = "Build it again with --overwrite"
+_RESTORE = "Restore a copy, or build it again with --overwrite"
+_PLUGINS = threading.Lock()
 
 
-def read_attributes(file: Any) -> dict[str, Any]:
-    """Read the root attributes of an open HDF5 file: str, int, float, bool, or a list of numbers.
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """Everything in a cache but its clips.
 
-    Raises:
-        ValueError: One is missing, or not what it has to be.
+    Columns that the format version of the file lacks are zeros or empty texts; `near_group` is missing then.
     """
-    attributes = {name: _read_attribute(file, name) for name in file.attrs}
-    check_attributes(attributes)
-    return attributes
+
+    header: Header
+    attributes: dict[str, Any]
+    spec: Spec
+    classes: tuple[str, ...]
+    columns: dict[str, npt.NDArray[Any]]
+
+
+def read_metadata(descriptor: int, where: str) -> Metadata:
+    """Read and check everything in an open cache but its clips; `where` names it in messages. Raises CacheError."""
+    header = _read_header(descriptor, where)
+    try:
+        # The same descriptor, so that the file that is parsed is the file that was hashed.
+        with _no_plugins(), os.fdopen(os.dup(descriptor), "rb") as raw, h5py.File(raw, "r") as file:
+            present = _check_structure(file, header)
+            attributes = {name: _read_attribute(file, name) for name in file.attrs}
+            check_attributes(attributes)
+            spec = Spec(header.num_frames, header.height, header.width, attributes["sampling"], attributes["scaling"])
+            names = [bytes(name) for name in file["classes"][:]]
+            columns = {
+                column.name: file["videos"][column.name][:]
+                if column in present
+                else np.zeros((header.num_clips, *column.shape), column.dtype)
+                for column in COLUMNS
+                if column in present or column.name != NEAR_GROUP
+            }
+    except Exception as error:  # h5py raises as many kinds of it as there are ways to write a file wrongly
+        reason = one_line(str(error), 300)
+        raise CacheError(f"{where}: no valid cache structure ({reason}). {_REBUILD}") from error
+    for name, value, expected in (
+        ("fingerprint", layout.fingerprint_of(spec, names, columns), header.fingerprint),
+        ("split_hash", layout.split_hash_of(columns), header.split_hash),
+    ):
+        if value != expected:
+            raise CacheError(f"{where}: {name} is {value}, expected {expected}. {_REBUILD}")
+    try:
+        check_names(names, columns["path"])
+        check_columns(spec, len(names), columns)
+    except ValueError as error:
+        raise CacheError(f"{where}: {error}. {_REBUILD}") from None
+    return Metadata(header, attributes, spec, tuple(os.fsdecode(name) for name in names), columns)
 
 
 def check_attributes(attributes: dict[str, Any]) -> None:
-    """Refuse root attributes that a cache cannot have.
-
-    Raises:
-        ValueError: One is missing, or not what it has to be.
-    """
+    """Raise ValueError if a root attribute is missing, or not what it has to be."""
     check({name: value for name, value in attributes.items() if name in _ATTRIBUTES}, _ATTRIBUTES, _OPTIONAL)
     for name, value in attributes.items():
         is_list = type(value) is list and len(value) <= _MAX_LIST and numbers(len(value)).holds(value)
@@ -82,38 +111,18 @@ def check_attributes(attributes: dict[str, Any]) -> None:
             raise ValueError(f"attribute {brief(name)} is {brief(value)}, expected {PRIMITIVE.words}")
 
 
-def _read_attribute(file: Any, name: str) -> Any:
-    """Look at its type and size first: a reference, or text of any length, is not even read."""
-    found = file.attrs.get_id(name)
-    if found.shape is None or found.dtype.kind not in "Sbiuf" or found.dtype.itemsize * np.prod(found.shape) > 1 << 14:
-        raise ValueError(f"attribute {brief(name)} is no short text, number or list of numbers")
-    value = file.attrs[name]
-    if isinstance(value, bytes):
-        return os.fsdecode(value)
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
 def check_names(classes: Sequence[bytes], paths: npt.NDArray[np.bytes_]) -> None:
-    """Refuse classes or videos without a name, or two of one name.
-
-    Raises:
-        ValueError: Names one.
-    """
+    """Raise ValueError if a class or a video has no name, or two have the same."""
     for noun, names in (("class", list(classes)), ("path", paths.tolist())):
         if not all(names):
             raise ValueError(f"{noun} {names.index(b'')} has no name")
-        if len(set(names)) < len(names):
-            seen: set[bytes] = set()
-            twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise ValueError(f"{noun} {brief(twice)} is there twice")
+        ((name, count),) = Counter(names).most_common(1)
+        if count > 1:
+            raise ValueError(f"{noun} {brief(name)} is there twice")
 
 
 def check_columns(spec: Spec, num_classes: int, columns: dict[str, npt.NDArray[Any]]) -> None:
-    """Refuse numbers that would be used as indices or in arithmetic, and cannot be meant.
-
-    Raises:
-        ValueError: Names one.
-    """
+    """Raise ValueError for a number that would be used as an index or in arithmetic, and cannot be meant."""
     bounds = {
         "label": (0, num_classes - 1),
         "status": (0, max(Status)),
@@ -122,8 +131,6 @@ def check_columns(spec: Spec, num_classes: int, columns: dict[str, npt.NDArray[A
         "mean_rgb": (0, 255),
         **_BOUNDS,
     }
-    if NEAR_GROUP in columns:
-        _check_near_groups(columns)
     for name, (lowest, highest) in bounds.items():
         values = columns[name].reshape(len(columns[name]), -1)
         good = (values >= lowest) & (values <= highest)  # NaN is not
@@ -131,21 +138,18 @@ def check_columns(spec: Spec, num_classes: int, columns: dict[str, npt.NDArray[A
             good &= (values == 0) | (values >= _SMALLEST)
         if not good.all():
             row = int(np.flatnonzero(~good.all(axis=1))[0])
-            found = values[row].tolist()
+            wrong = values[row].tolist()
             raise ValueError(
-                f"{name} of row {row} is {found[0] if len(found) == 1 else found}, expected {lowest} to {highest}"
+                f"{name} of row {row} is {wrong[0] if len(wrong) == 1 else wrong}, expected {lowest} to {highest}"
             )
-
-
-def _check_near_groups(columns: dict[str, npt.NDArray[Any]]) -> None:
-    """Refuse groups that are not named by their first row, or of failed videos."""
-    first, rows = columns[NEAR_GROUP], np.arange(len(columns[NEAR_GROUP]))
-    expected = np.where(columns["status"] == Status.FAILED, -1, first)
-    bad = (first != expected) | (first < -1) | (first > rows)
-    bad |= ~bad & (first >= 0) & (first[np.where(bad, 0, first)] != first)
-    if bad.any():
-        row = int(bad.argmax())
-        raise ValueError(f"{NEAR_GROUP} of row {row} is {int(first[row])}, not the first row of a group")
+    if NEAR_GROUP in columns:  # each is named by its first row, which belongs to itself; a failed row to none
+        first, rows = columns[NEAR_GROUP], np.arange(len(columns[NEAR_GROUP]))
+        failed = columns["status"] == Status.FAILED
+        bad = np.where(failed, first != -1, (first < 0) | (first > rows))
+        bad |= ~failed & (first[np.where(bad | failed, 0, first)] != first)
+        if bad.any():
+            row = int(bad.argmax())
+            raise ValueError(f"{NEAR_GROUP} of row {row} is {first[row]}, which is not the first row of a group")
 
 
 def bounded(name: str, value: Any) -> Any:
@@ -158,142 +162,82 @@ def bounded(name: str, value: Any) -> Any:
     return max(lowest, min(value, highest))
 
 
-_PLUGINS = threading.Lock()
-
-
-@dataclasses.dataclass(frozen=True)
-class Metadata:
-    """Everything of a cache but its clips.
-
-    Attributes:
-        header: The user block.
-        attributes: Root attributes of the file: how it was made.
-        spec: Shape of the clips.
-        classes: Class names; a label is an index into them.
-        columns: One (N, ...) array per column of `vidcache.cache.format.COLUMNS`; zeros (empty text) where the
-            format version of the file lacks it. Without `near_group` where the file has none.
-    """
-
-    header: Header
-    attributes: dict[str, Any]
-    spec: Spec
-    classes: tuple[str, ...]
-    columns: dict[str, npt.NDArray[Any]]
-
-
-def read_metadata(descriptor: int, where: str) -> Metadata:
-    """Read and check everything of a cache but its clips.
-
-    Args:
-        descriptor: The file, open for reading; stays the caller's.
-        where: The file, for messages.
-
-    Raises:
-        CacheError: The file is unfinished, damaged, foreign or of another version.
-    """
-    header = _read_header(descriptor, where)
-    try:
-        # The same descriptor, so that the file that is parsed is the file that was hashed.
-        with _no_plugins(), os.fdopen(os.dup(descriptor), "rb") as raw, h5py.File(raw, "r") as file:
-            present = _check_structure(file, header)
-            attributes = read_attributes(file)
-            spec = Spec(header.num_frames, header.height, header.width, attributes["sampling"], attributes["scaling"])
-            names = [bytes(name) for name in file["classes"][:]]
-            columns = {
-                column.name: file["videos"][column.name][:]
-                if column in present
-                else np.zeros((header.num_clips, *column.shape), column.dtype)
-                for column in COLUMNS
-                if column in present or column.name != NEAR_GROUP
-            }
-    except Exception as error:  # h5py raises as many kinds of it as there are ways to write a file wrongly
-        reason = one_line(str(error), 300)
-        raise CacheError(f"{where}: no valid cache structure ({reason}). Build it again with --overwrite") from error
-    for name, found, expected in (
-        ("fingerprint", layout.fingerprint_of(spec, names, columns), header.fingerprint),
-        ("split_hash", layout.split_hash_of(columns), header.split_hash),
-    ):
-        if found != expected:
-            raise CacheError(f"{where}: {name} is {found}, expected {expected}. Build it again with --overwrite")
-    try:
-        check_names(names, columns["path"])
-        check_columns(spec, len(names), columns)
-    except ValueError as error:
-        raise CacheError(f"{where}: {error}. Build it again with --overwrite") from None
-    return Metadata(header, attributes, spec, tuple(os.fsdecode(name) for name in names), columns)
+def _read_attribute(file: Any, name: str) -> Any:
+    """Look at its type and size first: a reference, or text of any length, is not even read."""
+    kind = file.attrs.get_id(name)
+    if kind.shape is None or kind.dtype.kind not in "Sbiuf" or kind.dtype.itemsize * np.prod(kind.shape) > 1 << 14:
+        raise ValueError(f"attribute {brief(name)} is no short text, number or list of numbers")
+    value = file.attrs[name]
+    if isinstance(value, bytes):
+        return os.fsdecode(value)
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _read_header(descriptor: int, where: str) -> Header:
     try:
         block = os.pread(descriptor, USER_BLOCK_BYTES, 0)
     except OSError as error:
-        raise CacheError(f"{where}: {error.strerror}. Expected a cache file") from None
+        raise CacheError(f"{where}: {error.strerror}. Name a cache file") from None
     header = Header.from_bytes(block, where)
-    size, clips_bytes = os.fstat(descriptor).st_size, header.num_clips * header.clip_bytes
-    expected = max(header.file_bytes, header.clips_offset + clips_bytes)
+    facts, clips_bytes = os.fstat(descriptor), header.num_clips * header.clip_bytes
+    size, expected = facts.st_size, max(header.file_bytes, header.clips_offset + clips_bytes)
     if size != expected:
-        raise CacheError(
-            f"{where}: {size:,} bytes long, expected {expected:,}. Restore a copy, or build it again with --overwrite"
-        )
+        raise CacheError(f"{where}: {size:,} bytes long, expected {expected:,}. {_RESTORE}")
     # A hole of terabytes would be hashed for hours; the columns of a build are written (64: a disk may compress them).
-    if size - clips_bytes > max(1 << 30, 64 * 512 * os.fstat(descriptor).st_blocks) or not header.num_clips:
-        raise CacheError(f"{where}: no columns that a build writes. Build it again with --overwrite")
-    found = layout.metadata_hash_of(descriptor, header.clips_offset, clips_bytes, size)
-    if found != header.metadata_hash:
-        raise CacheError(
-            f"{where}: the columns are damaged (hash {found}, expected {header.metadata_hash}). "
-            "Restore a copy, or build it again with --overwrite"
-        )
+    if size - clips_bytes > max(1 << 30, 64 * 512 * facts.st_blocks) or not header.num_clips:
+        raise CacheError(f"{where}: no columns that a build writes. {_REBUILD}")
+    metadata_hash = layout.metadata_hash_of(descriptor, header.clips_offset, clips_bytes, size)
+    if metadata_hash != header.metadata_hash:
+        raise CacheError(f"{where}: the columns are damaged (wrong hash). {_RESTORE}")
     return header
 
 
 def _check_structure(file: Any, header: Header) -> tuple[Column, ...]:
     """Refuse everything that could make libhdf5 read other files or run filters; return the columns that are there."""
-    present = columns_of(header.format_version)
-    expected = {f"videos/{column.name}": (header.num_clips, *column.shape) for column in present}
-    expected["clips"] = (header.num_clips, header.num_frames, header.height, header.width, 3)
-    for name, shape in {**expected, "classes": None}.items():
-        if name == f"videos/{NEAR_GROUP}" and NEAR_GROUP not in file["videos"]:  # whose other columns have been checked
-            del expected[name]
-            present = present[:-1]
-            continue
-        holder, place = file, ""
-        for part in name.split("/"):  # each looked at before it is followed: a link opens other files
-            place += f"/{part}"
-            if part not in holder:
-                raise ValueError(f"{place} is missing")
-            if not isinstance(holder.get(part, getlink=True), h5py.HardLink):
-                raise ValueError(f"{place} is a link")
-            holder = holder[part]
-        dataset = holder
-        properties = dataset.id.get_create_plist() if isinstance(dataset, h5py.Dataset) else None
-        if (
-            properties is None
-            or properties.get_layout() != h5py.h5d.CONTIGUOUS
-            or properties.get_external_count()
-            or properties.get_nfilters()
-        ):
-            raise ValueError(f"/{name} is no contiguous, unfiltered, internal dataset")
-        if shape is not None and dataset.shape != shape:
-            raise ValueError(f"/{name} has shape {dataset.shape}, expected {shape}")
-    for column in present:
-        found, wanted = file["videos"][column.name].dtype, layout.column_dtype(column, 0)
-        if found.kind != wanted.kind or (wanted.itemsize and found != wanted):
-            raise ValueError(f"/videos/{column.name} is {found}, expected {wanted}")
-    if file["clips"].dtype != np.uint8 or file["clips"].id.get_offset() != header.clips_offset:
-        raise ValueError(f"/clips is not uint8 at byte {header.clips_offset}")
-    names = file["classes"]
+    clips, count = _dataset(file, "clips", header), header.num_clips
+    expected = (count, header.num_frames, header.height, header.width, 3)
+    if clips.shape != expected or clips.dtype != np.uint8 or clips.id.get_offset() != header.clips_offset:
+        raise ValueError(f"/clips is not uint8 {expected} at byte {header.clips_offset}")
+    names = _dataset(file, "classes", header)
     if names.dtype.kind != "S" or names.ndim != 1 or not names.size:
         raise ValueError(f"/classes is {names.dtype} of shape {names.shape}, expected names")
-    clips_end = header.clips_offset + header.num_clips * header.clip_bytes
-    for name in (*expected, "classes"):
-        start = file[name].id.get_offset() or 0  # inside the user block: it has no storage
-        end = start + file[name].nbytes
-        if start < USER_BLOCK_BYTES or end > header.file_bytes:
-            raise ValueError(f"/{name} lies at {start}, outside the file")
-        if name != "clips" and start < clips_end and end > header.clips_offset:  # where no hash was compared
-            raise ValueError(f"/{name} lies at {start}, among the clips")
-    return present
+    present = []
+    for column in layout.columns_of(header.format_version):
+        if column.name == NEAR_GROUP and NEAR_GROUP not in file["videos"]:  # a group, by now
+            continue
+        dataset, shape = _dataset(file, f"videos/{column.name}", header), (count, *column.shape)
+        kind = np.dtype(f"S{dataset.dtype.itemsize}") if column.name == "path" else np.dtype(column.dtype)
+        if dataset.shape != shape or dataset.dtype != kind:
+            raise ValueError(f"{dataset.name} is {dataset.dtype} {dataset.shape}, expected {kind} {shape}")
+        present.append(column)
+    return tuple(present)
+
+
+def _dataset(file: Any, name: str, header: Header) -> Any:
+    """Return a contiguous, unfiltered, internal dataset; each part of its name is looked at before it is followed."""
+    holder, place = file, ""
+    for part in name.split("/"):
+        place += f"/{part}"
+        if part not in holder:
+            raise ValueError(f"{place} is missing")
+        if not isinstance(holder.get(part, getlink=True), h5py.HardLink):  # a link opens other files
+            raise ValueError(f"{place} is a link")
+        holder = holder[part]
+    properties = holder.id.get_create_plist() if isinstance(holder, h5py.Dataset) else None
+    if (
+        properties is None
+        or properties.get_layout() != h5py.h5d.CONTIGUOUS
+        or properties.get_external_count()
+        or properties.get_nfilters()
+    ):
+        raise ValueError(f"/{name} is no contiguous, unfiltered, internal dataset")
+    start = holder.id.get_offset() or 0  # inside the user block: it has no storage
+    end, clips_end = start + holder.nbytes, header.clips_offset + header.num_clips * header.clip_bytes
+    if start < USER_BLOCK_BYTES or end > header.file_bytes:
+        raise ValueError(f"/{name} lies at {start}, outside the file")
+    if name != "clips" and start < clips_end and end > header.clips_offset:  # where no hash was compared
+        raise ValueError(f"/{name} lies at {start}, among the clips")
+    return holder
 
 
 @contextlib.contextmanager

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from vidcache.cache.format import FORMAT_VERSION, Plan, Split, Status
+from vidcache.cache.builds import Manifest, PreviousBuild, open_previous_builds, previous_builds
+from vidcache.cache.format import FORMAT_VERSION, Split, Status
 from vidcache.cache.leakage import near_groups
 from vidcache.cache.lock import clean_up
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.reuse import Earlier, earlier_builds, open_donors
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import InputError, VidcacheError
 from vidcache.outputs import CACHE, claim
@@ -38,11 +38,11 @@ from vidcache.preprocess.records import FAILURES, Problem, failures_path, find_p
 from vidcache.preprocess.reuse import (
     check_dropped,
     check_lost,
+    copy_clips,
+    invalidate_rows,
     is_current,
     reason_of,
-    reconsider,
     rows_to_retry,
-    take_over,
 )
 from vidcache.preprocess.split.config import SplitConfig, Splitter
 from vidcache.preprocess.split.predefined import expand
@@ -163,7 +163,7 @@ def build_cache(
         finished = None
         if os.path.lexists(output) and not options.overwrite:
             finished = stack.enter_context(CacheReader(output))
-        earlier = [] if options.overwrite else earlier_builds(output, finished)
+        earlier = [] if options.overwrite else previous_builds(output, finished)
         check_spec(output, options.spec, earlier)
         if finished:
             check_reading(output, finished.attributes, sources, options)
@@ -193,7 +193,7 @@ class _Build:
     sources: Sources
     tools: list[FFmpegBinaries]
     finished: CacheReader | None  # the cache that is to be replaced
-    plan: Plan
+    plan: Manifest
     config: SplitConfig
     progress: Progress
     on_problem: OnProblem
@@ -221,12 +221,12 @@ class _Build:
         splitter = Splitter(self.config, plan.paths, plan.labels, plan.classes, self.sources.class_depth)
         with CacheWriter(output, plan) as writer:
             is_new = not writer.done.any()
-            reconsider(raw, writer, options)
+            invalidate_rows(raw, writer, options)
             self._count(writer)
             donor = finished if finished and finished.is_current_format else None
             if not options.overwrite:
-                with open_donors(output, donor, plan.spec, plan.identity()) as donors:
-                    for row in take_over(raw, writer, donors, options):
+                with open_previous_builds(output, donor, plan.spec, plan.hash()) as donors:
+                    for row in copy_clips(raw, writer, donors, options):
                         self._count(writer, row)
             if donor:  # before hours of decoding; for another format the loss is known only afterwards
                 try:
@@ -235,11 +235,11 @@ class _Build:
                     if is_new:  # it would only be in the way of a split
                         writer.discard()
                     raise
-            writer.drop_earlier_builds()
+            writer.drop_previous_builds()
             pending = writer.pending
             with contextlib.closing(self._decode(pending, writer.write_clip)) as results:
                 for row, record in results:
-                    writer.complete(row, record)
+                    writer.mark_done(row, record)
                     self._count(writer, row)
             dropped = check_dropped(raw, output, finished, writer, options.labels) if finished else ()
             if finished:
@@ -325,15 +325,15 @@ class _Build:
 
 
 def make_plan(
-    sources: Sources, options: BuildOptions, config: SplitConfig, tools: FFmpegBinaries, earlier: list[Earlier]
-) -> Plan:
+    sources: Sources, options: BuildOptions, config: SplitConfig, tools: FFmpegBinaries, earlier: list[PreviousBuild]
+) -> Manifest:
     """Write down everything that is known before the first video is opened."""
     # Clips of earlier builds may be reused, so their ffmpeg counts too.
     versions = {tools.version}.union(*(build.ffmpeg_version.split(", ") for build in earlier)) - {""}
     label_of = {name: label for label, name in enumerate(sources.classes)}
     videos, spec = sources.videos, options.spec
     follow_links, ffmpeg_version = options.limits.follow_links, ", ".join(sorted(versions))
-    return Plan(
+    return Manifest(
         spec=spec,
         classes=sources.classes,
         paths=tuple(video.path for video in videos),

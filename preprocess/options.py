@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from vidcache.cache.builds import PreviousBuild
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.reuse import Earlier
 from vidcache.cli import option
 from vidcache.errors import InputError
 from vidcache.preprocess.split.assign import MIN_CLASS_CLIPS
@@ -135,7 +135,7 @@ def check_reading(output: Path, attributes: dict[str, Any], sources: Sources, op
         )
 
 
-def check_spec(output: Path, spec: Spec, earlier: list[Earlier]) -> None:
+def check_spec(output: Path, spec: Spec, earlier: list[PreviousBuild]) -> None:
     """Refuse earlier builds of this cache with other clips."""
     for build in earlier:
         if build.spec != spec:

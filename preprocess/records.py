@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from vidcache.cache.format import ERROR_BYTES, RECORD, Plan, Status, clip_hash_of
+from vidcache.cache.builds import Manifest
+from vidcache.cache.format import ERROR_BYTES, RECORD, Status, clip_hash_of
 from vidcache.cache.validate import bounded
 from vidcache.files import write_text_atomically
 from vidcache.near_duplicates import perceptual_hash
@@ -88,12 +89,12 @@ class Problem:
         return f"{printable(self.path)}: {self.detail}"
 
 
-def find_problems(plan: Plan, facts: Any) -> tuple[Problem, ...]:
+def find_problems(plan: Manifest, facts: Any) -> tuple[Problem, ...]:
     """Return the videos that are not `Status.OK`, by path; `facts`: records, or the columns of a cache."""
     return tuple(problem_of(plan, facts, row) for row in np.flatnonzero(facts["status"] != Status.OK).tolist())
 
 
-def problem_of(plan: Plan, facts: Any, row: int) -> Problem:
+def problem_of(plan: Manifest, facts: Any, row: int) -> Problem:
     """Return what is wrong with the video of a row."""
     reason, _, detail = facts["error"][row].decode("utf-8", "replace").partition(": ")
     status, class_name = Status(facts["status"][row]), plan.classes[plan.labels[row]]

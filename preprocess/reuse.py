@@ -1,4 +1,4 @@
-"""Which videos need no decoding, because an earlier build has done it.
+"""Which videos need no decoding, because a previous build has decoded them; and whether too many clips would be lost.
 
 A video is the same when its path, size and time are; or, when it was moved or touched, its content.
 """
@@ -14,9 +14,9 @@ import joblib
 import numpy as np
 import numpy.typing as npt
 
-from vidcache.cache.format import Plan, Status
+from vidcache.cache.builds import Manifest, PreviousBuild
+from vidcache.cache.format import Status
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.reuse import Donor
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import InputError, VidcacheError
 from vidcache.preprocess.options import BuildOptions
@@ -25,16 +25,15 @@ from vidcache.preprocess.video.ffmpeg import start_threads
 from vidcache.preprocess.video.source_file import Failure, hash_video, is_momentary
 from vidcache.text import plural, printable
 
-VERSIONS = {"vidcache_version", "ffmpeg_version"}
+_VERSIONS = {"vidcache_version", "ffmpeg_version"}
+FEW = 2  # clips that may always be lost
+MAX_LOST_FRACTION = 0.05  # for a reason of the moment
+MAX_FAILED_FRACTION = 0.1  # for whatever reason
+MAX_DROPPED_FRACTION = 0.5
 
 
 def rows_to_retry(records: Any, *, retry_failed: bool) -> npt.NDArray[np.int64]:
-    """Return the failed rows whose verdict may be another one by now.
-
-    Args:
-        records: Columns "status" and "error", (N,) each.
-        retry_failed: Take all failed rows, also those that fail because of the bytes of the video.
-    """
+    """Return the failed rows whose reason may be gone; with `retry_failed`, all that have failed."""
     failed = np.flatnonzero(records["status"] == Status.FAILED)
     return failed if retry_failed else failed[[is_momentary(reason_of(records["error"][row])) for row in failed]]
 
@@ -44,211 +43,156 @@ def reason_of(error: bytes) -> str:
     return error.decode("utf-8", "replace").partition(": ")[0]
 
 
-def is_current(raw: Path, reader: CacheReader, plan: Plan, options: BuildOptions) -> bool:
-    """Whether a finished cache is what a build of this plan would give.
+def is_current(raw: Path, reader: CacheReader, manifest: Manifest, options: BuildOptions) -> bool:
+    """Whether a finished cache is what a build of this manifest would give, whatever versions made it.
 
-    Another version of vidcache or ffmpeg alone makes no cache out of date.
-
-    Args:
-        raw: The folder that the paths are relative to.
-        reader: The cache.
-        plan: The plan.
-        options: Whether to compare the hashes of all videos and all clips too.
+    With `check_contents`, the hashes of all videos and all clips are compared too.
     """
-    wanted = {name: value for name, value in plan.attributes.items() if name not in VERSIONS}
+    expected = {name: value for name, value in manifest.attributes.items() if name not in _VERSIONS}
     if (
         not reader.is_current_format
         or "near_group" not in reader.columns
-        or len(reader) != plan.num_clips
-        or reader.spec != plan.spec
-        or reader.classes != tuple(os.fsdecode(name) for name in plan.classes)
-        or any(reader.attributes.get(name) != value for name, value in wanted.items())
-        or any((reader.columns[name] != column).any() for name, column in plan.columns().items())
+        or len(reader) != manifest.num_clips
+        or reader.spec != manifest.spec
+        or reader.classes != tuple(os.fsdecode(name) for name in manifest.classes)
+        or any(reader.attributes.get(name) != value for name, value in expected.items())
+        or any((reader.columns[name] != column).any() for name, column in manifest.columns().items())
     ):
         return False
     if not options.check_contents:
         return True
-    known = reader.columns["source_hash"]
-    hashes = _hashes(raw, plan, range(plan.num_clips), options)
-    return all(known[row] == digest for row, digest in hashes) and not len(reader.damaged_rows())
+    hashes = _hash_videos(raw, manifest, range(manifest.num_clips), options)
+    return all(reader.columns["source_hash"][row] == digest for row, digest in hashes) and not len(
+        reader.damaged_rows()
+    )
 
 
-def reconsider(raw: Path, writer: CacheWriter, options: BuildOptions) -> None:
-    """Take back rows that an interrupted build had completed, but that are to be done again.
-
-    Those are failures that may be none by now, and, if contents are to be checked, videos with another hash than when
-    they were decoded.
-
-    Args:
-        raw: The folder that the paths are relative to.
-        writer: The build.
-        options: How.
-    """
+def invalidate_rows(raw: Path, writer: CacheWriter, options: BuildOptions) -> None:
+    """Invalidate rows of an interrupted build: failures worth a retry; with `check_contents`, videos that changed."""
     for row in rows_to_retry(writer.records, retry_failed=options.retry_failed).tolist():
-        writer.forget(row)
+        writer.invalidate(row)
     if options.check_contents:
         done = np.flatnonzero(writer.done).tolist()
-        for row, digest in _hashes(raw, writer.plan, done, options):
+        for row, digest in _hash_videos(raw, writer.manifest, done, options):
             if writer.records[row]["source_hash"] != digest:
-                writer.forget(row)
+                writer.invalidate(row)
 
 
-def take_over(raw: Path, writer: CacheWriter, donors: list[Donor], options: BuildOptions) -> Iterator[int]:
-    """Complete what earlier builds have decoded; yields each row that was done so.
+def copy_clips(raw: Path, writer: CacheWriter, builds: list[PreviousBuild], options: BuildOptions) -> Iterator[int]:
+    """Copy the clips of previous builds, the best first, that are still valid; yields each row that was completed so.
 
-    Args:
-        raw: The folder that the paths are relative to.
-        writer: The new build.
-        donors: The earlier builds, the best first.
-        options: Whether to believe hashes only, not sizes and times, and which failures count.
+    With `check_contents`, only hashes of videos count, not sizes and times.
 
     Raises:
         OSError: The disk is full or broken.
     """
-    offers, check_contents = _Offers(donors, options), options.check_contents
-    plan, left = writer.plan, []
-    for row in writer.pending:
-        name = plan.paths[row], plan.source_bytes[row], plan.source_mtime_ns[row]
-        offer = None if check_contents else offers.by_name.get(name)
-        if offer and writer.take_over(row, *offer):
-            yield row
-        elif check_contents or plan.source_bytes[row] in offers.sizes:
-            left.append(row)
-    for row, digest in _hashes(raw, plan, left, options):
-        offer = offers.by_content.get(digest)
-        if offer and writer.take_over(row, *offer):
-            yield row
-
-
-class _Offers:
-    """The rows of all donors, by what a video is known by."""
-
-    def __init__(self, donors: list[Donor], options: BuildOptions) -> None:
-        self.by_name: dict[tuple[bytes, int, int], tuple[Donor, int]] = {}
-        self.by_content: dict[bytes, tuple[Donor, int]] = {}
-        self.sizes: set[int] = set()
-        for donor in donors:
-            offered = donor.done.copy()
-            offered[rows_to_retry(donor.records, retry_failed=options.retry_failed)] = False
-            for row in np.flatnonzero(offered).tolist():
-                size = int(donor.source_bytes[row])
-                self.by_name.setdefault((donor.paths[row], size, int(donor.source_mtime_ns[row])), (donor, row))
-                digest = donor.records[row]["source_hash"]
+    by_name: dict[tuple[bytes, int, int], tuple[PreviousBuild, int]] = {}
+    by_content: dict[bytes, tuple[PreviousBuild, int]] = {}
+    sizes: set[int] = set()
+    for build in builds:
+        usable = build.done.copy()
+        usable[rows_to_retry(build.records, retry_failed=options.retry_failed)] = False
+        names = (build.columns[name].tolist() for name in ("path", "source_bytes", "source_mtime_ns"))
+        for row, (name, digest) in enumerate(zip(zip(*names, strict=True), build.records["source_hash"], strict=True)):
+            if usable[row]:
+                by_name.setdefault(name, (build, row))
                 if digest:
-                    self.by_content.setdefault(digest, (donor, row))
-                    self.sizes.add(size)
-
-
-def _hashes(raw: Path, plan: Plan, rows: Iterable[int], options: BuildOptions) -> Iterator[tuple[int, bytes]]:
-    """Hash source files; yields (row, hex digest), the digest empty for what cannot be read, or not in time."""
-    parallel = joblib.Parallel(n_jobs=options.workers, backend="threading", return_as="generator")
-    limits = options.limits
-    yield from start_threads(parallel, (joblib.delayed(_hash_one)(raw, plan.paths[row], row, limits) for row in rows))
-
-
-def _hash_one(raw: Path, path: bytes, row: int, limits: DecodeLimits) -> tuple[int, bytes]:
-    deadline = time.monotonic() + limits.timeout_seconds
-    try:
-        digest = hash_video(bytes(raw) + b"/" + path, deadline=deadline, follow_links=limits.follow_links)
-        return row, digest.encode()
-    except Failure:
-        return row, b""
-
-
-FEW = 2  # clips that may always be lost
-MAX_LOST_FRACTION = 0.05  # for a reason of the moment
-MAX_FAILED_FRACTION = 0.1  # for whatever reason
-MAX_DROPPED_FRACTION = 0.5
+                    by_content.setdefault(digest, (build, row))
+                    sizes.add(name[1])
+    manifest, to_hash = writer.manifest, []
+    for row in writer.pending:
+        name = manifest.paths[row], manifest.source_bytes[row], manifest.source_mtime_ns[row]
+        candidate = None if options.check_contents else by_name.get(name)
+        if candidate and writer.copy_clip_from(row, *candidate):
+            yield row
+        elif options.check_contents or manifest.source_bytes[row] in sizes:
+            to_hash.append(row)
+    for row, digest in _hash_videos(raw, manifest, to_hash, options):
+        candidate = by_content.get(digest)
+        if candidate and writer.copy_clip_from(row, *candidate):
+            yield row
 
 
 def check_dropped(
     raw: Path, output: Path, finished: CacheReader, writer: CacheWriter, labels: Path | None = None
 ) -> tuple[str, ...]:
-    """See that the videos of most clips of the older cache are still there, as themselves or under another name.
+    """Check that the videos of most clips of the older cache are still there, as themselves or under another name.
 
-    Args:
-        raw: The folder of videos.
-        output: The cache.
-        finished: The older one.
-        writer: The new one, which has taken over what it can.
-        labels: The list that names the videos, if one does.
-
-    Returns:
-        A sentence about the clips that the new cache will not have; none if there are no such clips.
+    The writer has copied what it can; `labels` is the list that names the videos, if one does. Returns a sentence about
+    the clips that the new cache will not have, if there are any.
 
     Raises:
-        InputError: They are more than half of all, and more than 2; or all of a class whose folder is empty now.
+        InputError: They are more than half of all, and more than 2; or all clips of a class whose folder is empty now.
     """
     columns, where = finished.columns, printable(labels or raw)
     had_clip = columns["status"] != Status.FAILED
-    stayed = set(zip(columns["path"].tolist(), columns["source_hash"].tolist(), strict=True))
-    found = zip(writer.plan.paths, writer.records["source_hash"].tolist(), writer.done.tolist(), strict=True)
-    # A copy that was there before is no other clip that has moved.
-    moved = [digest for path, digest, is_done in found if is_done and (path, digest) not in stayed]
-    is_there = np.isin(columns["path"], writer.plan.paths) | np.isin(columns["source_hash"], moved)
+    unmoved = set(zip(columns["path"].tolist(), columns["source_hash"].tolist(), strict=True))
+    rows = zip(writer.manifest.paths, writer.records["source_hash"].tolist(), writer.done.tolist(), strict=True)
+    # A copy that was there before is not a clip that has moved.
+    moved = [digest for path, digest, is_done in rows if is_done and (path, digest) not in unmoved]
+    is_there = np.isin(columns["path"], writer.manifest.paths) | np.isin(columns["source_hash"], moved)
     dropped = np.flatnonzero(had_clip & ~is_there)
     if not len(dropped):
         return ()
-    num_clips = int(had_clip.sum())
-    whole = _whole_classes(columns["label"], had_clip, dropped)
-    emptied = [
-        folder
-        for row in dropped[np.isin(columns["label"][dropped], whole)].tolist()
-        if (folder := _empty_folder(raw, finished.path_of(row)))
-    ]
-    if emptied or len(dropped) > max(FEW, MAX_DROPPED_FRACTION * num_clips):
-        what = f", and {printable(emptied[0])} is empty" if emptied else ""
+    count = len(finished.classes)
+    counts, num_dropped = (np.bincount(columns["label"][rows], minlength=count) for rows in (had_clip, dropped))
+    whole = np.flatnonzero((counts > 0) & (counts == num_dropped)).tolist()  # classes
+    of_whole = dropped[np.isin(columns["label"][dropped], whole)].tolist()
+    emptied = next(filter(None, (_empty_folder(raw, finished.path_of(row)) for row in of_whole)), None)
+    if emptied or len(dropped) > max(FEW, MAX_DROPPED_FRACTION * had_clip.sum()):
+        what = f", and {printable(emptied)} is empty" if emptied else ""
         raise InputError(
-            f"{printable(output)}: {len(dropped)} of its {plural(num_clips, 'clip')} are of videos that are no longer "
-            f"in {where}{what}; it stays as it is. If a folder is away, run the same command again "
-            "when it is back; if they were removed for good, use another name, or replace it with --overwrite"
+            f"{printable(output)}: {len(dropped)} of its {plural(int(had_clip.sum()), 'clip')} are of videos that are "
+            f"no longer in {where}{what}; it stays as it is. If a folder is away, run the same command again when it "
+            "is back; if they were removed for good, use another name, or replace it with --overwrite"
         )
     gone = f", all of class {', '.join(printable(finished.classes[label]) for label in whole)}" if whole else ""
     return (f"Dropped {plural(len(dropped), 'clip')} of videos that are no longer in {where}{gone}.",)
 
 
-def _empty_folder(raw: Path, path: bytes) -> Path | None:
-    """Return the folder that a video was in, or the part of it that is still there, if nothing is in that."""
-    for folder in (raw / os.fsdecode(path)).parents:
-        if folder == raw:
-            break
-        if folder.is_dir():
-            return None if any(folder.iterdir()) else folder
-    return None
-
-
 def check_lost(output: Path, finished: CacheReader, writer: CacheWriter) -> None:
-    """See that few videos which had a clip in the older cache have none now.
-
-    Args:
-        output: The cache.
-        finished: The older one.
-        writer: The new one, with every row completed.
+    """Check, when every row is completed, that few videos which had a clip in the older cache have none now.
 
     Raises:
         VidcacheError: They are more than 2 and more than 10 % of its clips, or 5 % for reasons of the moment.
     """
     columns, records = finished.columns, writer.records
     had_clip = columns["path"][columns["status"] != Status.FAILED]
-    is_lost = (records["status"] == Status.FAILED) & np.isin(np.array(writer.plan.paths), had_clip)
+    is_lost = (records["status"] == Status.FAILED) & np.isin(np.array(writer.manifest.paths), had_clip)
     lost, num_momentary = np.flatnonzero(is_lost).tolist(), is_lost[rows_to_retry(records, retry_failed=False)].sum()
-    if len(lost) <= max(FEW, MAX_FAILED_FRACTION * len(had_clip)) and num_momentary <= max(
-        FEW, MAX_LOST_FRACTION * len(had_clip)
-    ):
+    few_failed = len(lost) <= max(FEW, MAX_FAILED_FRACTION * len(had_clip))
+    if few_failed and num_momentary <= max(FEW, MAX_LOST_FRACTION * len(had_clip)):
         return
-    reasons = Counter(reason_of(records["error"][row]) for row in lost)
-    said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    reasons = Counter(reason_of(records["error"][row]) for row in lost).most_common()
     raise VidcacheError(
         f"{printable(output)}: {len(lost)} of its {plural(len(had_clip), 'clip')} would be lost, since their videos "
-        f"failed this time ({said}; {printable(writer.plan.paths[lost[0]])}: "
-        f"{records['error'][lost[0]].decode('utf-8', 'replace')}). It stays as it is, and what was decoded is "
-        "kept: when the cause is gone, run the same command again. If they are to go, use another name, or --overwrite"
+        f"failed this time ({', '.join(f'{count} {reason}' for reason, count in reasons)}; "
+        f"{printable(writer.manifest.paths[lost[0]])}: {records['error'][lost[0]].decode('utf-8', 'replace')}). It "
+        "stays as it is, and what was decoded is kept: when the cause is gone, run the same command again. If they are "
+        "to go, use another name, or --overwrite"
     )
 
 
-def _whole_classes(
-    label: npt.NDArray[np.integer[Any]], had_clip: npt.NDArray[np.bool_], dropped: npt.NDArray[np.int64]
-) -> list[int]:
-    """Return the labels of which every clip is dropped."""
-    counts = np.bincount(label[had_clip]), np.bincount(label[dropped], minlength=int(label.max()) + 1)
-    return [k for k, count in enumerate(counts[0].tolist()) if count and counts[1][k] == count]
+def _empty_folder(raw: Path, path: bytes) -> Path | None:
+    """Return the folder that a video was in, or the part of it that is still there, if nothing is in that."""
+    folders = (raw / os.fsdecode(path)).parents
+    there = next((folder for folder in folders if folder == raw or folder.is_dir()), raw)
+    return None if there == raw or any(there.iterdir()) else there
+
+
+def _hash_videos(
+    raw: Path, manifest: Manifest, rows: Iterable[int], options: BuildOptions
+) -> Iterator[tuple[int, bytes]]:
+    """Hash source files; yields (row, hex digest), the digest empty for what cannot be read, or not in time."""
+    parallel = joblib.Parallel(n_jobs=options.workers, backend="threading", return_as="generator")
+    limits = options.limits
+    jobs = (joblib.delayed(_hash_one)(bytes(raw) + b"/" + manifest.paths[row], row, limits) for row in rows)
+    yield from start_threads(parallel, jobs)
+
+
+def _hash_one(path: bytes, row: int, limits: DecodeLimits) -> tuple[int, bytes]:
+    try:
+        deadline = time.monotonic() + limits.timeout_seconds
+        return row, hash_video(path, deadline=deadline, follow_links=limits.follow_links).encode()
+    except Failure:
+        return row, b""

@@ -32,9 +32,8 @@ from unittest import mock
 import numpy as np
 import xxhash
 
-from vidcache.cache import journal, writer
+from vidcache.cache import builds, writer
 from vidcache.cache import lock as place
-from vidcache.cache import reuse as donors
 from vidcache.cache.format import clip_hash_of
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import LockedError, VidcacheError
@@ -61,14 +60,7 @@ CREATE, WRITE, TRUNCATE, SYNC, RENAME, UNLINK, MKDIR, RMDIR, LINK, MARK = range(
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a child ended.
-
-    Attributes:
-        signal: That killed it, or 0.
-        error: Type and text of what was raised, or empty.
-        decoded: Paths of the videos that were decoded.
-        calls: Write-class system calls.
-    """
+    """How a child ended: the signal that killed it or 0, what was raised, which videos were decoded, how many calls."""
 
     signal: int
     error: str = ""
@@ -184,7 +176,7 @@ def _stand_in(stack: ExitStack, shim: Shim, raw: Path, decoded: list[str]) -> No
             shim.mark(row)
 
     stack.enter_context(mock.patch.object(backends, "decode_video", decode))
-    stack.enter_context(mock.patch.object(backends, "Children", NoChildren))
+    stack.enter_context(mock.patch.object(backends, "SubprocessGroup", NoChildren))
     stack.enter_context(mock.patch.object(build, "find_all_tools", lambda _: TOOLS))
     stack.enter_context(mock.patch.object(writer.CacheWriter, "commit", commit_and_say_so))
     # What a build does between commits must not depend on the clock.
@@ -208,15 +200,7 @@ def _stopper(number: int) -> Callable[[int, int, int], None]:
 class Scenario:
     """A state of the disk, and a folder of videos to build from there.
 
-    Attributes:
-        name: For people.
-        raw: The videos.
-        before: The output folder before the build; to be copied.
-        golden: The cache that must come out.
-        old: The cache that was there, if any.
-        needed: Videos that a build without accidents decodes.
-        paths: All videos, by row.
-        calls: Write-class calls of a build without accidents.
+    The output folder is `before`; `golden` must come out, `old` was there; a build without accidents decodes `needed`.
     """
 
     name: str
@@ -397,6 +381,11 @@ class Suite:
                 yield name, [f"not killed: {ended}"]
                 continue
             yield name, self.check(scenario, set(marks(self.log)))
+
+    def fresh(self, runs: int) -> Iterator[Outcome]:
+        """As `kills`, of a first build alone."""
+        self.scenarios = self.scenarios[:1]
+        yield from self.kills(runs)
 
     def chains(self, runs: int) -> Iterator[Outcome]:
         """Two to five kills in a row, in whatever is going on then."""
@@ -656,12 +645,7 @@ class Disk:
         self.later = kept
 
     def lose_power(self, rng: random.Random, *, ordered: bool) -> None:
-        """Write to the folder what is left.
-
-        Args:
-            rng: Decides what of the rest has reached the disk.
-            ordered: A journaling file system: names change in order; else any subset of the changes.
-        """
+        """Write to the folder what is left; `ordered`: names change in order, as a journaling file system has it."""
         names = dict(self.safe)
         count = rng.randint(0, len(self.later))
         for index, op in enumerate(self.later):
@@ -689,15 +673,10 @@ def _patch(target: Any, name: str, value: Any) -> Callable[[ExitStack], None]:
 
 
 def _journal_first(stack: ExitStack) -> None:
-    real = writer._write_all
-
-    def late(descriptor: int, data: bytes) -> None:
-        real(descriptor, data)
-
     def commit(self: writer.CacheWriter) -> None:
         if self._waiting:
             os.lseek(self._journal, 0, os.SEEK_END)
-            late(self._journal, b"".join(self._waiting))
+            writer._write_all(self._journal, b"".join(self._waiting))
             writer.sync_file(self._journal)
             self._waiting.clear()
 
@@ -744,14 +723,8 @@ def _torn_tail(stack: ExitStack) -> None:
 
 
 def _acknowledge_after_failure(stack: ExitStack) -> None:
-    class Never:
-        def is_set(self) -> bool:
-            return False
-
-        def set(self) -> None:
-            pass
-
-    stack.enter_context(mock.patch.object(writer.threading, "Event", Never))
+    never = mock.Mock(is_set=lambda: False)
+    stack.enter_context(mock.patch.object(writer.threading, "Event", lambda: never))
 
 
 def _no_lock(stack: ExitStack) -> None:
@@ -784,11 +757,11 @@ MUTANTS: dict[str, Callable[[ExitStack], None]] = {
     "no_folder_sync": _patch(writer, "sync_folder", lambda _: None),
     "journal_before_data": _journal_first,
     "no_clip_hash": _all_match,
-    "no_skeleton_hash": _patch(donors.Skeleton, "matches", lambda *_: True),
+    "no_skeleton_hash": _patch(builds.Skeleton, "matches", lambda *_: True),
     "no_lock": _no_lock,
     "publish_in_place": _publish_in_place,
     "no_sync_before_publishing": _no_sync_at_the_end,
-    "no_journal_checksum": _patch(journal, "_checksum", lambda *_: 0),
+    "no_journal_checksum": _patch(builds, "_checksum", lambda *_: 0),
     "torn_tail_is_kept": _torn_tail,
     "acknowledge_after_failed_sync": _acknowledge_after_failure,
     "no_metadata_hash": _no_metadata_hash,

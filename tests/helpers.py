@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vidcache.cache.format import RECORD, Plan, Split, Status, clip_hash_of
+from vidcache.cache.builds import Manifest
+from vidcache.cache.format import RECORD, Split, Status, clip_hash_of
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.near_duplicates import perceptual_hash
@@ -81,11 +82,11 @@ def make_record(clip: npt.NDArray[np.uint8], status: Status = Status.OK, error: 
     return record[()]
 
 
-def make_plan(spec: Spec, classes: list[str], labels: npt.NDArray[np.int64], *, prefix: str = "video") -> Plan:
+def make_plan(spec: Spec, classes: list[str], labels: npt.NDArray[np.int64], *, prefix: str = "video") -> Manifest:
     """A plan for made-up clips."""
     paths = sorted(f"{classes[label]}/{prefix}_{row:04}.mp4".encode() for row, label in enumerate(labels.tolist()))
     index = {name.encode(): label for label, name in enumerate(classes)}
-    return Plan(
+    return Manifest(
         spec=spec,
         classes=tuple(name.encode() for name in classes),
         paths=tuple(paths),
@@ -118,10 +119,10 @@ def make_cache(
         for row in range(plan.num_clips):
             clip = (make or make_clip)(spec, row, seed, plan.labels[row] if learnable else None)
             if row in failed:
-                writer.complete(row, make_record(clip, Status.FAILED, "no_frames: made to fail"))
+                writer.mark_done(row, make_record(clip, Status.FAILED, "no_frames: made to fail"))
                 continue
             writer.write_clip(row, clip)
-            writer.complete(row, make_record(clip))
+            writer.mark_done(row, make_record(clip))
         good = np.array([row not in failed for row in range(plan.num_clips)])
         split = assign_splits(plan.paths, plan.labels, good, (0.7, 0.15, 0.15), seed)
         writer.finish(np.arange(plan.num_clips, dtype=np.int32), split)

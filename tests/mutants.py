@@ -10,7 +10,6 @@ python -m tests.mutants --out FOLDER [--only cache/reader.py,...] [--at-most N]
 
 import argparse
 import ast
-import dataclasses
 import difflib
 import json
 import os
@@ -22,6 +21,7 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py  # noqa: F401  (once, not in every fork)
 import hypothesis
@@ -36,7 +36,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 CHECKOUT = Path(__file__).parents[1]
 FOLDERS = {"common": "vidcache", **{name: f"vidcache/{name}" for name in ("cache", "eval", "preprocess", "train")}}
-# Which tests are there for a module; the fast ones of them first, as the first failure ends the run.
+# Which tests there are for a module; the fast ones of them first, as the first failure ends the run.
 TARGETS = {
     "common/sampling.py": "sampling",
     "preprocess/video/decode.py": "sampling decode",
@@ -46,7 +46,7 @@ TARGETS = {
     "preprocess/split/groups.py": "groups leaks resplit",
     "preprocess/split/config.py": "split given resplit",
     "cache/format.py": "cache stream leaks rebuild resplit",
-    "cache/journal.py": "cache resume",
+    "cache/builds.py": "cache rebuild",
     "cache/cli.py": "leaks cli",
     "cache/writer.py": "cache rebuild",
     "cache/lock.py": "cache rebuild",
@@ -54,16 +54,15 @@ TARGETS = {
     "cache/reader.py": "cache stream joined",
     "cache/stream.py": "stream joined",
     "cache/dataset.py": "joined stream",
-    "train/feature_cache.py": "features",
     "cache/leakage.py": "leaks",
-    "cache/reuse.py": "rebuild",
+    "preprocess/reuse.py": "rebuild verdicts",
+    "train/feature_cache.py": "features",
 }
 # Not a change of what the code does, or without an operator's arguments.
 LEFT_OUT = ("VariableReplacer", "VariableInserter")
 
 
-@dataclasses.dataclass(frozen=True)
-class Mutant:
+class Mutant(NamedTuple):
     """One change: the n-th place where an operator of cosmic-ray finds something to change."""
 
     module: str
@@ -120,15 +119,16 @@ def annotations(source: str) -> set[tuple[int, int]]:
 def build_tree(root: Path) -> None:
     """The package as folders of links, as an editable install has it."""
     for folder, place in FOLDERS.items():
-        (root / place).mkdir(parents=True, exist_ok=True)
-        for path in (CHECKOUT / folder).iterdir():
-            if path.is_file():
-                (root / place / path.name).symlink_to(path)
+        for path in (CHECKOUT / folder).rglob("*"):
+            link = root / place / path.relative_to(CHECKOUT / folder)
+            if path.is_file() and "__pycache__" not in path.parts:
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path)
 
 
 def place_of(root: Path, module: str) -> Path:
     """Where a file of the checkout is in the tree."""
-    folder, name = module.split("/")
+    folder, name = module.split("/", 1)
     return root / FOLDERS[folder] / name
 
 

@@ -126,7 +126,7 @@ def test_clips_without_motion_and_black_clips_are_seen(tmp_path: Path) -> None:
         for row, num_real in enumerate((8, 8, 8, 8, 2, 1, 8, 8)):
             clip = np.repeat(np.array(levels[row], np.uint8), 16 * 16 * 3).reshape(8, 16, 16, 3)
             writer.write_clip(row, clip)
-            writer.complete(row, make_record(clip, num_real=num_real))
+            writer.mark_done(row, make_record(clip, num_real=num_real))
         writer.finish(np.arange(8, dtype=np.int32), np.zeros(8, np.uint8))
     calls: list[tuple[int, int, int]] = []
 

@@ -21,7 +21,7 @@ from tests.helpers import make_cache, tiny_models
 from tests.tiny_model import TinyModel
 from vidcache import cli
 from vidcache.cache.format import Split
-from vidcache.cache.reader import CacheReader, JoinedReader, Reader
+from vidcache.cache.reader import CacheReader, ConcatReader, Reader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, VidcacheError
 from vidcache.model import state_on_cpu
@@ -237,7 +237,7 @@ def test_the_pages_of_the_clips_are_dropped_in_each_cache(tmp_path: Path, monkey
     paths = [make_cache(tmp_path / f"{name}.h5", {"a": 4}, spec=odd, prefix=name) for name in "xy"]
     dropped: list[tuple[int, int, int]] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, size, _: dropped.append((fd, start, size)))
-    with JoinedReader(paths) as reader:
+    with ConcatReader(paths) as reader:
         assert drop_pages(reader, np.array([5, 0]))
         first, second = reader.readers
 
@@ -765,7 +765,7 @@ def test_several_caches_are_measured_as_one(tmp_path: Path) -> None:
     facts = facts_of(*paths, "--amp", "off")
 
     assert f"{paths[0]} + {paths[1]}" == facts["cache"]
-    with JoinedReader(paths) as reader:
+    with ConcatReader(paths) as reader:
         assert len(reader.rows("train")) == facts["num_train_clips"]
 
 

@@ -91,17 +91,18 @@ MALICIOUS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "external link": (_link("classes", h5py.ExternalLink("other.h5", "/x")), "/classes is a link"),
     "external link to a group": (_link("videos", h5py.ExternalLink("other.h5", "/")), "/videos is a link"),
     "soft link": (_link("videos/label", h5py.SoftLink("/videos/width")), "/videos/label is a link"),
+    "soft link to groups": (_link("videos/near_group", h5py.SoftLink("/videos/width")), "/videos/near_group is a link"),
     "virtual data set": (virtual("videos/label"), "/videos/label is no contiguous"),
     "hard link in a circle": (cycle, "/videos/label is no contiguous"),
     "gzip": (_replace("videos/label", chunks=(2,), compression="gzip"), "/videos/label is no contiguous"),
     "checksum filter": (_replace("videos/label", chunks=(2,), fletcher32=True), "/videos/label is no contiguous"),
     "compact": (compact, "/videos/label is no contiguous"),
     "a tebibyte without storage": (_replace("videos/label", shape=(2**38,), chunks=(2,)), "/videos/label is no contig"),
-    "a tebibyte, contiguous": (_replace("videos/label", shape=(2**38,)), "/videos/label has shape"),
+    "a tebibyte, contiguous": (_replace("videos/label", shape=(2**38,)), "/videos/label lies at"),
     "a column without storage": (_replace("videos/width"), r"/videos/width lies at \d+, outside the file"),
     "classes beyond the end": (_replace("classes", shape=(1 << 20,)), r"/classes lies at \d+, outside the file"),
-    "strings of any length": (_replace("videos/error", dtype=h5py.string_dtype()), "/videos/error is object"),
-    "clips elsewhere": (moved, "/clips is not uint8 at byte"),
+    "strings of any length": (_replace("videos/error", dtype=h5py.string_dtype()), "/videos/error lies at"),
+    "clips elsewhere": (moved, r"/clips is not uint8 \(8, 4, 16, 16, 3\) at byte"),
     "clips of another type": (_replace("clips", dtype="<f4"), "/clips"),
 }
 
@@ -123,6 +124,7 @@ def test_it_is_refused_in_one_line(cache: Path, name: str) -> None:
     assert not any(word in result.stderr for word in ("secret of another", "root:"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 @pytest.mark.parametrize(
     "name", ["external storage, relative", "external storage of the clips", "external link", "external link to a group"]
@@ -143,6 +145,7 @@ def test_no_other_file_is_opened(cache: Path, name: str, tmp_path: Path) -> None
     assert not [path for path in opened if path.endswith(("secret", "other.h5"))]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
 def test_no_plugin_runs(cache: Path, tmp_path: Path) -> None:
     folder, marker = tmp_path / "plugins", tmp_path / "it_ran"
@@ -180,16 +183,6 @@ def test_no_plugin_runs(cache: Path, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_plugins_of_the_process_are_as_before(cache: Path) -> None:
-    h5py.h5pl.append(b"/nowhere")
-    before = [h5py.h5pl.get(index) for index in range(h5py.h5pl.size())]
-    try:
-        CacheReader(cache).close()
-        assert before == [h5py.h5pl.get(index) for index in range(h5py.h5pl.size())]
-    finally:
-        h5py.h5pl.remove(h5py.h5pl.size() - 1)
-
-
 def forged(name: str, value: object) -> Callable[[h5py.File], None]:
     """A number that no build writes, in row 3."""
 
@@ -207,6 +200,8 @@ def forged(name: str, value: object) -> Callable[[h5py.File], None]:
         ("label", 2**30, "label of row 3 is 1073741824, expected 0 to 1"),
         ("status", 9, "status of row 3 is 9, expected 0 to 2"),
         ("split", 77, "split of row 3 is 77, expected 0 to 3"),
+        ("near_group", 4, "near_group of row 3 is 4, which is not the first row of a group"),
+        ("near_group", -1, "near_group of row 3 is -1, which is not the first row of a group"),
         ("num_real", 5, "num_real of row 3 is 5, expected 0 to 4"),
         ("mean_rgb", [1, np.nan, 2], r"mean_rgb of row 3 is \[1.0, nan, 2.0\], expected 0 to 255"),
         ("mean_rgb", [1, 256, 2], r"mean_rgb of row 3 is \[1.0, 256.0, 2.0\], expected 0 to 255"),

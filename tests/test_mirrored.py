@@ -1,28 +1,22 @@
 """Classes that are told apart by left and right: what is found, what is not, and who says so."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from click.testing import CliRunner
 
 from tests.helpers import SHARED, make_cache, tiny_models
 from vidcache.cache.format import Split
 from vidcache.cache.mirrored import MirrorPair, find_mirror_pairs, in_words, named_pairs, proven_pairs
 from vidcache.cache.reader import CacheReader
-from vidcache.console import SafeConsole
 from vidcache.near_duplicates import perceptual_hash
-from vidcache.preprocess.analysis.checks import mirror_images
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.options import BuildOptions
 from vidcache.spec import Spec
-from vidcache.train.augment import Strength
-from vidcache.train.callbacks import Callbacks, Reporter
-from vidcache.train.config import TrainConfig
-from vidcache.train.loop import train
-from vidcache.train.run import run_training
+from vidcache.train.cli import main as vidtrain
 
 Clip = npt.NDArray[np.uint8]
 SIDE, FRAMES = 36, 16
@@ -138,69 +132,28 @@ def test_only_training_clips_are_asked(tmp_path: Path) -> None:
         assert () == find_mirror_pairs(reader)
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({}, "This run mirrors 50% of the clips"),
-        ({"strength": Strength(flip=0.25), "augment": "exact"}, "This run mirrors 25% of the clips"),
-        ({"strength": Strength(flip=0)}, None),
-        ({"augment": "none"}, None),
-        ({"shuffle_labels": True}, None),
-    ],
-)
-def test_a_run_that_mirrors_them_warns_before_its_first_step(
-    tmp_path: Path, changed: dict[str, Any], said: str | None
-) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "warns"), [([], True), (["--flip", "0"], False), (["--augment", "none"], False)])
+def test_a_run_that_mirrors_them_warns(tmp_path: Path, arguments: list[str], warns: bool) -> None:
     cache = cache_of(tmp_path / "c.h5", ["goes_left", "goes_right"], ["a", "b"])
-    heard: list[str] = []
-    hooks = Callbacks(on_mirror=heard.append, on_step=lambda _: heard.append("step"))
-
-    with tiny_models(), CacheReader(cache) as reader:
-        train(reader, TrainConfig(weights="none", freeze="none", epochs=1, amp="off", **changed), hooks)
-
-    assert (heard[0] if said else None) == (
-        f"Mirroring turns one class into another: a and b (100% of their mirrored clips are nearer to the other "
-        f"class). {said} and keeps their labels. Train with --flip 0, unless left and right mean nothing here"
-        if said
-        else None
-    )
-    assert "step" in heard
-
-
-def test_the_advice_ends_the_warning_and_a_resumed_run_does_not_repeat_it(tmp_path: Path) -> None:
-    cache = cache_of(tmp_path / "c.h5", ["goes_up", "goes_down"], ["look_left", "look_right"])
-    config = TrainConfig(weights="none", freeze="none", epochs=1, amp="off")
-
-    def shown(out: Path, changed: TrainConfig, *, resume: bool = False) -> str:
-        text = io.StringIO()
-        with Reporter(SafeConsole(file=text, width=200)) as reporter:
-            run_training([cache], out, changed, reporter.hooks(), resume=resume)
-        return text.getvalue()
+    quick = ["--weights", "none", "--freeze", "none", "--epochs", "1", "--amp", "off", "--device", "cpu"]
 
     with tiny_models():
-        first = shown(tmp_path / "a.pt", config)
-        again = shown(tmp_path / "a.pt", config, resume=True)
-        without = shown(tmp_path / "b.pt", TrainConfig(**{**vars(config), "strength": Strength(flip=0)}))
+        result = CliRunner().invoke(vidtrain, [str(cache), *quick, *arguments, "--out", str(tmp_path / "best.pt")])
 
-    assert "Warning: Mirroring may turn one class into another: look_left and look_right (by their names)." in first
-    assert "Warning" not in again
-    assert "Warning" not in without
+    assert 0 == result.exit_code, result.stderr
+    warning = "Mirroring turns one class into another: a and b (100% of their mirrored clips are nearer to the other"
+    assert warns == (warning in result.stderr)
 
 
-def test_analyze_says_so(tmp_path: Path) -> None:
-    proven = cache_of(tmp_path / "proven.h5", ["goes_left", "goes_right"], ["a", "b"])
-    named = cache_of(tmp_path / "named.h5", ["goes_up", "goes_down"], ["a_l", "a_r"])
-    neither = cache_of(tmp_path / "neither.h5", ["goes_up", "goes_down"], ["up", "down"])
+def test_names_alone_are_a_hint(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path / "named.h5", ["goes_up", "goes_down"], ["a_l", "a_r"])
 
-    found = []
-    for cache in (proven, named, neither):
-        with CacheReader(cache) as reader:
-            found.append(list(mirror_images(reader)))
-
-    assert ["warning", "note"] == [finding.severity.value for (finding,) in found[:2]]
-    assert [] == found[2]
-    assert found[1][0].detail == "Mirroring may turn one class into another: a_l and a_r (by their names)."
-    assert "--flip 0" in found[0][0].advice
+    with CacheReader(cache) as reader:
+        (pair,) = find_mirror_pairs(reader)
+        assert "Mirroring may turn one class into another: a_l and a_r (by their names)" == in_words(
+            (pair,), reader.classes
+        )
 
 
 def test_many_pairs_are_counted_not_listed() -> None:
@@ -211,6 +164,7 @@ def test_many_pairs_are_counted_not_listed() -> None:
     assert said.endswith("c_left and c_right (by their names), and 2 more pairs")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "overhead_home").is_dir(), reason="needs the shared videos")
 def test_a_home_under_a_fixed_camera_is_no_mirror(tmp_path: Path) -> None:
     build_cache(SHARED / "overhead_home", tmp_path / "home.h5", BuildOptions(spec=Spec(16, 36, 36), workers=2))

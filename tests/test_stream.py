@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import make_cache
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.stream import Workspace, epoch_order, stream_batches
+from vidcache.cache.stream import epoch_order, stream_batches
 from vidcache.errors import CacheError
 from vidcache.spec import Spec
 
@@ -65,17 +65,6 @@ def test_memory_is_allocated_once(reader: CacheReader) -> None:
     places = {batch.clips.data_ptr() for batch in stream_batches(reader, rows, 4, prefetch=2)}
 
     assert len(places) <= 3
-
-
-def test_a_workspace_keeps_the_memory_from_stream_to_stream(reader: CacheReader) -> None:
-    workspace = Workspace()
-    places = {
-        batch.clips.data_ptr()
-        for _ in range(3)
-        for batch in stream_batches(reader, reader.rows(), 4, prefetch=1, workspace=workspace)
-    }
-
-    assert 2 == len(places)
 
 
 def test_at_most_prefetch_batches_are_read_ahead(reader: CacheReader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +117,7 @@ print(2 * 16 * reader.spec.clip_bytes / 2**20, peaks[9], peaks[-1])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_memory_is_two_batches_and_does_not_grow(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "c.h5", {"a": 20, "b": 20}, spec=Spec(16, 64, 64))
@@ -166,10 +156,6 @@ def test_leaving_early_stops_the_threads(reader: CacheReader) -> None:
     gc.collect()
 
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("vidcache-reader")]
-
-
-def test_nothing_to_read_is_no_batch(reader: CacheReader) -> None:
-    assert [] == list(stream_batches(reader, np.array([], np.int64), 4))
 
 
 @pytest.mark.parametrize("name", ["batch_size", "num_threads", "prefetch"])

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vidcache.cache.reader import CacheReader, JoinedReader, Reader
-from vidcache.cache.stream import Batch, Rows, Workspace, epoch_order, stream_chunks
+from vidcache.cache.reader import CacheReader, ConcatReader, Reader
+from vidcache.cache.stream import Batch, Rows, epoch_order, stream_chunks
 from vidcache.cli import num_cpus
 from vidcache.model import R3D18, build_model
 from vidcache.text import plural
@@ -358,7 +358,7 @@ class Reading:
     def __init__(self, task: TrainingData, limit: Limit) -> None:
         self._reader, self._frames, self._limit = task.reader, task.frames, limit
         config = task.config
-        self._threads, self._verify, self._memory = config.reader_threads, config.verify, Workspace()
+        self._threads, self._verify = config.reader_threads, config.verify
         self.clip_bytes = math.prod(task.reader.shape_of(self._frames))
         size, order = config.batch_size, epoch_order(task.rows, config.seed, 1)
         # Whole batches of different clips: one that comes twice would come from memory the second time.
@@ -403,7 +403,6 @@ class Reading:
             frames=self._frames,
             num_threads=num_threads,
             verify=self._verify,
-            workspace=self._memory,
         )
         asked = time.perf_counter()
         for _ in stream:
@@ -422,7 +421,7 @@ def drop_pages(reader: Reader, rows: Rows) -> bool:
     """
     if not hasattr(os, "posix_fadvise"):
         return False
-    readers = reader.readers if isinstance(reader, JoinedReader) else [reader]
+    readers = reader.readers if isinstance(reader, ConcatReader) else [reader]
     first = 0
     for one in readers:
         if not isinstance(one, CacheReader):
@@ -845,8 +844,8 @@ class Steps:
         if self._device.type == "cpu":
             return Times()
         shape = (self._config.batch_size, *self._task.reader.shape_of(self._task.frames))
-        pinned, host = self._device.type == "cuda", torch.device("cpu")
-        clips = Workspace().take("clips", shape, torch.uint8, host, pinned=pinned)
+        pinned = self._device.type == "cuda"
+        clips = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         return self._in_turn(lambda: clips.to(self._device, non_blocking=True))[0]
 
     def stages(self, resident: list[Batch]) -> dict[str, Times]:

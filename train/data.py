@@ -12,7 +12,7 @@ from torch.utils.data import WeightedRandomSampler
 
 from vidcache.cache.mirrored import find_mirror_pairs, in_words
 from vidcache.cache.reader import Reader
-from vidcache.cache.stream import Batch, Rows, Source, Workspace, epoch_order, rank_slice, stream_chunks
+from vidcache.cache.stream import Batch, ClipSource, Rows, epoch_order, rank_slice, stream_chunks
 from vidcache.errors import InputError
 from vidcache.eval.inference import to_input
 from vidcache.sampling import sample_indices
@@ -314,12 +314,11 @@ class ClipLoader(Loader):
 
     def __init__(self, task: TrainingData, forward: Forward) -> None:
         self._task, self._forward = task, forward
-        self._ring = Workspace()
 
     def stream(self, chunks: Sequence[Rows], epoch: int | None) -> Generator[Batch, None, None]:  # noqa: ARG002
         """Read ahead: the same clips in every epoch."""
         task = self._task
-        return _stream(task, task.reader, chunks, task.labels, task.frames, self._ring)
+        return _stream(task, task.reader, chunks, task.labels, task.frames)
 
     def features(self, batch: Batch, epoch: int | None) -> torch.Tensor:
         """Augment, normalise, and run the frozen stages."""
@@ -348,7 +347,6 @@ class FeatureLoader(Loader):
 
     def __init__(self, features: FeatureReader, entries: npt.NDArray[np.int64], task: TrainingData) -> None:
         self._reader, self._entries, self._task = features, entries, task
-        self._ring = Workspace()
 
     def stream(self, chunks: Sequence[Rows], epoch: int | None) -> Generator[Batch, None, None]:
         """Read ahead: the view of this epoch."""
@@ -359,7 +357,7 @@ class FeatureLoader(Loader):
         rows_of = np.zeros(len(self._reader), np.int64)
         rows_of[column[column >= 0]] = np.flatnonzero(column >= 0)
         chosen = [column[chunk] for chunk in chunks]
-        for batch in _stream(self._task, self._reader, chosen, labels, None, self._ring):
+        for batch in _stream(self._task, self._reader, chosen, labels, None):
             yield dataclasses.replace(batch, rows=rows_of[batch.rows])
 
     def features(self, batch: Batch, epoch: int | None) -> torch.Tensor:  # noqa: ARG002 -- known when it was read
@@ -369,11 +367,10 @@ class FeatureLoader(Loader):
 
 def _stream(
     task: TrainingData,
-    source: Source,
+    source: ClipSource,
     chunks: Sequence[Rows],
     labels: Rows,
     frames: npt.NDArray[np.int64] | None,
-    ring: Workspace,
 ) -> Generator[Batch, None, None]:
     stream = stream_chunks(
         source,
@@ -383,6 +380,5 @@ def _stream(
         device=task.device,
         num_threads=task.config.reader_threads,
         verify=task.config.verify,
-        workspace=ring,
     )
     return cast(Generator[Batch, None, None], stream)

@@ -19,19 +19,19 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from vidcache.cache.builds import SparseImage
 from vidcache.cache.format import (
     HASH_HEX,
     PAGE_BYTES,
     USER_BLOCK_BYTES,
-    SparseImage,
     create_dataset,
     metadata_hash_of,
     seal,
-    unseal,
 )
 from vidcache.cache.lock import build_folder, check_build_folder, check_space, lock_output, remove_build
 from vidcache.errors import CacheError
 from vidcache.files import open_regular, pread_all, pwrite_all, sync_file, sync_folder
+from vidcache.outputs import name_of
 from vidcache.text import printable
 
 Rows = npt.NDArray[np.int64]
@@ -84,6 +84,19 @@ class FeaturePlan:
         return digest.hexdigest()
 
 
+def _unseal(block: bytes, where: str) -> np.void:
+    if block[: len(MAGIC)] != MAGIC:
+        known = name_of(block)
+        what = f"is {known}, not a file of features" if known else f"no vidfeats file (it begins with {block[:8]!r})"
+        raise CacheError(f"{where}: {what}. Name a file of features")
+    if len(block) < USER_BLOCK_BYTES:
+        raise CacheError(f"{where}: {len(block)} bytes, expected {USER_BLOCK_BYTES} or more. {_REMEDY}")
+    if block != seal(np.frombuffer(block, np.uint8, USER_BLOCK_BYTES - 8)):
+        raise CacheError(f"{where}: the header is damaged. {_REMEDY}")
+    fields: np.void = np.frombuffer(block, HEADER, count=1)[0]
+    return fields
+
+
 class FeatureReader:
     """A file of features, open for reading; a source for `vidcache.cache.stream`.
 
@@ -106,7 +119,7 @@ class FeatureReader:
             self.close()
             raise CacheError(f"{where}: {error.strerror}, expected a file of features") from None
         try:
-            header = unseal(block, HEADER, where, _REMEDY, MAGIC)
+            header = _unseal(block, where)
             if header["format_version"] != FORMAT_VERSION:
                 raise CacheError(f"{where}: version {header['format_version']}, expected {FORMAT_VERSION}. {_REMEDY}")
             self.shape: tuple[int, ...] = tuple(header["shape"].tolist())

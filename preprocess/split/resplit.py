@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vidcache.cache.format import Plan, Split, Status
+from vidcache.cache.builds import SPLIT_MARK, Manifest, open_previous_builds, partial_builds, records_of
+from vidcache.cache.format import Split, Status
 from vidcache.cache.leakage import near_groups
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.reuse import SPLIT_MARK, open_donors, partial_builds, records_of
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import CacheError, InputError, LockedError
 from vidcache.files import follow
@@ -106,7 +106,7 @@ def split_cache(
         )
 
 
-def _plan(reader: CacheReader, columns: dict[str, np.ndarray[Any, Any]], config: SplitConfig) -> Plan:
+def _plan(reader: CacheReader, columns: dict[str, np.ndarray[Any, Any]], config: SplitConfig) -> Manifest:
     attributes = plan_attributes(
         reader.spec,
         int(reader.attributes["class_depth"]),
@@ -118,7 +118,7 @@ def _plan(reader: CacheReader, columns: dict[str, np.ndarray[Any, Any]], config:
     if not reader.is_current_format:
         # A newer file has no more of its videos than the old one: the next build decodes them again.
         attributes[_ORIGIN] = reader.decoded_format
-    return Plan(
+    return Manifest(
         spec=reader.spec,
         classes=tuple(os.fsencode(name) for name in reader.classes),
         paths=tuple(columns["path"].tolist()),
@@ -143,13 +143,13 @@ def _current_columns(reader: CacheReader) -> dict[str, np.ndarray[Any, Any]]:
 
 def _write(
     reader: CacheReader,
-    plan: Plan,
+    plan: Manifest,
     columns: dict[str, np.ndarray[Any, Any]],
     assignment: Assignment,
     progress: Progress,
 ) -> str:
     cache = reader.path
-    with CacheWriter(cache, plan) as writer, open_donors(cache, reader, plan.spec, plan.identity()) as donors:
+    with CacheWriter(cache, plan) as writer, open_previous_builds(cache, reader, plan.spec, plan.hash()) as donors:
         finished = dataclasses.replace(donors[-1], records=records_of(columns))
         # Nobody else writes now, since the writer has the lock: do not throw away what another build has done.
         (writer.folder / SPLIT_MARK).touch()
@@ -163,7 +163,7 @@ def _write(
                 "vidcache build again first, it resumes"
             )
         for row in writer.pending:
-            if not writer.take_over(row, finished, row):
+            if not writer.copy_clip_from(row, finished, row):
                 raise CacheError(
                     f"{printable(cache)}: the clip of row {row} ({printable(plan.paths[row])}) does not match its "
                     "hash. Decode it again: vidcache build RAW CACHE --verify-sources"

@@ -141,7 +141,7 @@ def bench_up_to_date(scratch: Path, num_files: int, runs: int) -> None:
             record = np.zeros((), RECORD)
             record["clip_hash"] = clip_hash_of(np.zeros(spec.clip_shape, np.uint8)).encode()
             for row in range(plan.num_clips):
-                writer.complete(row, record[()])
+                writer.mark_done(row, record[()])
             good = np.ones(plan.num_clips, bool)
             split = assign_splits(plan.paths, plan.labels, good, rule.fractions, rule.seed)
             writer.finish(np.arange(plan.num_clips, dtype=np.int32), split)

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vidcache.cache.dataset import ClipDataset
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.stream import Workspace, epoch_order, stream_batches
+from vidcache.cache.stream import epoch_order, stream_batches
 from vidcache.sampling import sample_indices
 
 Contender = Callable[[], int]
@@ -68,10 +68,7 @@ def contenders(cache: Path, raw: Path, scratch: Path, order: np.ndarray[Any, Any
     """Everything that reads the clips of `order`."""
     reader = CacheReader(cache)
     spec, header = reader.spec, reader.header
-    ring, host = Workspace(), torch.device("cpu")  # the same two buffers for all that need some
-    first, second = (
-        ring.take(f"clips {place}", (size, *spec.clip_shape), torch.uint8, host).numpy() for place in range(2)
-    )
+    first, second = (np.empty((size, *spec.clip_shape), np.uint8) for _ in range(2))
 
     def bare(rows: np.ndarray[Any, Any], *buffers: np.ndarray[Any, Any]) -> int:
         targets = [memoryview(buffer).cast("B") for buffer in buffers]
@@ -111,7 +108,7 @@ def contenders(cache: Path, raw: Path, scratch: Path, order: np.ndarray[Any, Any
 
     def ours(threads: int) -> Contender:
         def run() -> int:
-            stream = stream_batches(reader, order, size, num_threads=threads, workspace=ring)
+            stream = stream_batches(reader, order, size, num_threads=threads)
             return sum(len(batch.rows) for batch in stream)
 
         return run

@@ -1,0 +1,328 @@
+"""Builds on disk: the manifest, the skeleton of the file that a build fills in, its journal, and previous builds.
+
+While `cache.h5` is built, `.cache.h5.build/<hash of the manifest>/` has `plan.json`, `data.h5` and `journal`. Clips of
+previous builds can be copied: the caller decides whether one is still valid for its video; its hash is checked after.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from vidcache.cache.format import (
+    COLUMNS,
+    FORMAT,
+    FORMAT_VERSION,
+    PAGE_BYTES,
+    RECORD,
+    USER_BLOCK_BYTES,
+    Array,
+    Stage,
+    column_dtype,
+    create_dataset,
+    hash_between,
+)
+from vidcache.cache.lock import own_builds
+from vidcache.cache.reader import CacheReader
+from vidcache.files import pread_all, pwrite_all, read_small, write_text_atomically
+from vidcache.spec import Spec
+from vidcache.untrusted import build
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Everything about a cache that is known before the first video is opened.
+
+    One row for each video, sorted by its path below the raw folder; a label is an index into `classes`. The attributes
+    become root attributes of the HDF5 file: str, int, float or lists of them.
+    """
+
+    spec: Spec
+    classes: tuple[bytes, ...]
+    paths: tuple[bytes, ...]
+    labels: tuple[int, ...]
+    source_bytes: tuple[int, ...]
+    source_mtime_ns: tuple[int, ...]
+    attributes: dict[str, Any]
+
+    @property
+    def num_clips(self) -> int:
+        """Rows of the cache (N)."""
+        return len(self.paths)
+
+    @property
+    def path_bytes(self) -> int:
+        """Width of the `path` column."""
+        return max(len(path) for path in self.paths)
+
+    def columns(self) -> dict[str, Array]:
+        """Return the columns that are known now, (N,) each."""
+        columns = [column for column in COLUMNS if column.stage is Stage.PLAN]
+        values = (self.paths, self.labels, self.source_bytes, self.source_mtime_ns)
+        return {
+            column.name: np.array(value, column_dtype(column, self.path_bytes))
+            for column, value in zip(columns, values, strict=True)
+        }
+
+    def hash(self) -> str:
+        """Hash all of it: a build is resumed in place only under the same manifest."""
+        fields = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return xxhash.xxh3_128_hexdigest(repr((self.spec.to_dict(), *fields[1:])).encode())
+
+
+# --- skeleton ------------------------------------------------------------------------------------
+
+
+class SparseImage(io.FileIO):
+    """A file in memory of which only the written pages exist: libhdf5 writes here, and never sees a full disk."""
+
+    def __init__(self) -> None:
+        if sys.platform == "linux":
+            descriptor = os.memfd_create("hdf5", os.MFD_CLOEXEC)
+        else:
+            descriptor, name = tempfile.mkstemp()
+            os.unlink(name)
+        super().__init__(descriptor, "w+b")
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the file."""
+        return os.fstat(self.fileno()).st_size
+
+    def save(self, descriptor: int) -> None:
+        """Write it to an empty file, holes as holes.
+
+        Raises:
+            OSError: The disk is full or broken.
+        """
+        end = 0
+        os.ftruncate(descriptor, self.num_bytes)
+        while end < self.num_bytes:
+            try:
+                start = os.lseek(self.fileno(), end, os.SEEK_DATA)
+            except OSError:  # nothing but a hole is left
+                break
+            end = os.lseek(self.fileno(), start, os.SEEK_HOLE)
+            pwrite_all(descriptor, memoryview(os.pread(self.fileno(), end - start, start)), start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Skeleton:
+    """plan.json: what a later process must know about a build folder; written when the rest is there.
+
+    `content_hash` is over what is in data.h5 from the start: HDF5 metadata and the columns of the manifest.
+    """
+
+    manifest_hash: str
+    spec: Spec
+    ffmpeg_version: str
+    num_clips: int
+    path_bytes: int
+    column_offsets: dict[str, int]
+    clips_offset: int
+    file_bytes: int
+    content_hash: str = ""
+
+    def save(self, folder: Path) -> None:
+        """Write plan.json into a build folder, in one step."""
+        facts = json.dumps(dataclasses.asdict(self))
+        text = json.dumps({"hash": xxhash.xxh3_128_hexdigest(facts.encode()), "facts": facts})
+        write_text_atomically(folder / "plan.json", text)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self | None:
+        """Read it back; None where there is none, not a whole one, or one of a vidcache with other columns."""
+        try:
+            whole = json.loads(read_small(folder / "plan.json"))
+            if whole["hash"] != xxhash.xxh3_128_hexdigest(whole["facts"].encode()):
+                return None
+            skeleton = build(cls, json.loads(whole["facts"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        if not 0 < skeleton.num_clips * (skeleton.spec.clip_bytes + skeleton.path_bytes) < skeleton.file_bytes:
+            return None
+        return skeleton if {column.name for column in COLUMNS} == skeleton.column_offsets.keys() else None
+
+    def matches(self, descriptor: int) -> bool:
+        """Whether an open data.h5 still is what was made."""
+        return os.fstat(descriptor).st_size == self.file_bytes and self.hash_content(descriptor) == self.content_hash
+
+    def hash_content(self, descriptor: int) -> str:
+        """Hash an open data.h5 without the clips and the columns that are filled in later."""
+        gaps = [(self.clips_offset, self.num_clips * self.spec.clip_bytes), (self.file_bytes, 0)]
+        for column in COLUMNS:
+            if column.stage is not Stage.PLAN:
+                row_bytes = np.dtype((column.dtype, column.shape)).itemsize
+                gaps.append((self.column_offsets[column.name], row_bytes * self.num_clips))
+        return hash_between(descriptor, sorted(gaps))
+
+
+def create_skeleton(descriptor: int, manifest: Manifest) -> Skeleton:
+    """Write a complete HDF5 file in which only `/classes`, attributes and the manifest's columns have content.
+
+    Every dataset is contiguous, allocated now and never filled, so the file is sparse and this takes about a
+    millisecond whatever its size.
+    """
+    spec, count, classes = manifest.spec, manifest.num_clips, manifest.classes
+    with SparseImage() as image:
+        with h5py.File(
+            image,
+            "w",
+            libver="earliest",
+            userblock_size=USER_BLOCK_BYTES,
+            # Only datasets above the threshold start on a page: small columns stay packed.
+            alignment_threshold=min(1 << 20, count * spec.clip_bytes),
+            alignment_interval=PAGE_BYTES,
+        ) as file:
+            attributes = {"format": FORMAT.decode(), "format_version": FORMAT_VERSION, **manifest.attributes}
+            for name, value in attributes.items():
+                file.attrs[name] = np.bytes_(os.fsencode(value)) if isinstance(value, str) else value
+            width = max(len(name) for name in classes)
+            names = create_dataset(file, "classes", np.dtype(f"S{width}"), (len(classes),))
+            names.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(classes, f"S{width}"))
+            videos, offsets = file.create_group("videos"), {}
+            for column in COLUMNS:
+                dtype = column_dtype(column, manifest.path_bytes)
+                dataset = create_dataset(videos, column.name, dtype, (count, *column.shape))
+                h5py.Dataset(dataset).attrs["meaning"] = np.bytes_(column.meaning)
+                offsets[column.name] = dataset.get_offset()
+            clips_offset = create_dataset(file, "clips", np.dtype("|u1"), (count, *spec.clip_shape)).get_offset()
+        image.save(descriptor)
+        file_bytes = image.num_bytes
+    for name, values in manifest.columns().items():
+        pwrite_all(descriptor, memoryview(values.tobytes()), offsets[name])
+    version = str(manifest.attributes.get("ffmpeg_version", ""))
+    where = offsets, clips_offset, file_bytes
+    skeleton = Skeleton(manifest.hash(), spec, version, count, manifest.path_bytes, *where)
+    return dataclasses.replace(skeleton, content_hash=skeleton.hash_content(descriptor))
+
+
+# --- journal -------------------------------------------------------------------------------------
+
+_ENTRY = np.dtype([("row", "<u8"), ("record", RECORD)])
+ENTRY_BYTES = _ENTRY.itemsize + 8
+
+
+def encode_entry(manifest_hash: str, row: int, record: np.void) -> bytes:
+    """Return the journal entry of a completed row, `ENTRY_BYTES` long; its checksum is seeded with the manifest."""
+    entry = np.zeros((), _ENTRY)
+    entry["row"], entry["record"] = row, record
+    body = entry.tobytes()
+    return body + _checksum(manifest_hash, body).to_bytes(8, "little")
+
+
+def decode_entries(manifest_hash: str, num_clips: int, data: bytes) -> tuple[Array, npt.NDArray[np.bool_], int]:
+    """Read entries up to the first that is torn, altered, or belongs to another manifest or to no row.
+
+    Returns (N,) records of dtype `RECORD`, the last entry of a row counts; (N,) bool, which rows have one; and the
+    number of good bytes.
+    """
+    records, done = np.zeros(num_clips, RECORD), np.zeros(num_clips, bool)
+    position = 0
+    while position + ENTRY_BYTES <= len(data):
+        body, end = data[position : position + _ENTRY.itemsize], position + ENTRY_BYTES
+        entry = np.frombuffer(body, _ENTRY, count=1)[0]
+        checksum = int.from_bytes(data[end - 8 : end], "little")
+        if checksum != _checksum(manifest_hash, body) or entry["row"] >= num_clips:
+            break
+        records[entry["row"]], done[entry["row"]], position = entry["record"], True, end
+    return records, done, position
+
+
+def _checksum(manifest_hash: str, body: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(body, seed=int(manifest_hash[:16], 16))
+
+
+# --- previous builds -----------------------------------------------------------------------------
+
+SPLIT_MARK = "split"  # file in the folder of a build that decodes nothing: all that it has is in the finished cache
+
+
+@dataclasses.dataclass(frozen=True)
+class PreviousBuild:
+    """A finished cache or an interrupted build; only an open one has more than the first three.
+
+    Attributes:
+        where: The finished cache, or the folder of an interrupted build.
+        ffmpeg_version: Version of the ffmpeg that decoded its clips; empty if none of them can be copied.
+        columns: The columns that were known before decoding, (N,) each.
+        records: (N,) of dtype `RECORD`; meaningful where `done`, (N,) bool: the row is completed.
+        descriptor: The file that holds the clips, open for reading; the first one is at `clips_offset`.
+    """
+
+    where: Path
+    spec: Spec
+    ffmpeg_version: str
+    columns: dict[str, Array] = dataclasses.field(default_factory=dict)
+    records: Array = dataclasses.field(default_factory=lambda: np.zeros(0, RECORD))
+    done: npt.NDArray[np.bool_] = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
+    descriptor: int = -1
+    clips_offset: int = 0
+
+
+def partial_builds(output: Path) -> dict[Path, Skeleton]:
+    """List the interrupted builds of a cache that can be read; interrupted splits have decoded nothing."""
+    skeletons = {folder: Skeleton.load(folder) for folder in own_builds(output) if not (folder / SPLIT_MARK).exists()}
+    return {folder: skeleton for folder, skeleton in skeletons.items() if skeleton}
+
+
+def previous_builds(output: Path, finished: CacheReader | None) -> list[PreviousBuild]:
+    """List the interrupted builds of a cache, and the finished one if there is one; none is open."""
+    builds = [PreviousBuild(folder, made.spec, made.ffmpeg_version) for folder, made in partial_builds(output).items()]
+    if finished:
+        version = str(finished.attributes.get("ffmpeg_version", "")) if finished.is_current_format else ""
+        builds.append(PreviousBuild(output, finished.spec, version))
+    return builds
+
+
+@contextlib.contextmanager
+def open_previous_builds(
+    output: Path, finished: CacheReader | None, spec: Spec, own_hash: str
+) -> Iterator[list[PreviousBuild]]:
+    """Open all builds with clips of this spec but that of one manifest: interrupted ones, then the finished cache."""
+    with contextlib.ExitStack() as stack:
+        builds = []
+        for folder, skeleton in partial_builds(output).items():
+            if skeleton.spec == spec and skeleton.manifest_hash != own_hash:
+                with contextlib.suppress(OSError):
+                    descriptor = os.open(folder / "data.h5", os.O_RDONLY | os.O_CLOEXEC)
+                    stack.callback(os.close, descriptor)
+                    entries = (folder / "journal").read_bytes()
+                    if skeleton.matches(descriptor):
+                        builds.append(_open_partial(folder, skeleton, descriptor, entries))
+        if finished and finished.spec == spec:
+            version = str(finished.attributes.get("ffmpeg_version", ""))
+            records, done = records_of(finished.columns), np.ones(len(finished), bool)
+            known = (finished.columns, records, done, finished.fileno(), finished.header.clips_offset)
+            builds.append(PreviousBuild(output, spec, version, *known))
+        yield builds
+
+
+def records_of(columns: dict[str, Array]) -> Array:
+    """Return the records, (N,) of dtype `RECORD`, that a cache's columns came from."""
+    records = np.zeros(len(columns["status"]), RECORD)
+    for name in RECORD.names or ():
+        records[name] = columns[name]
+    return records
+
+
+def _open_partial(folder: Path, skeleton: Skeleton, descriptor: int, entries: bytes) -> PreviousBuild:
+    columns = {}
+    for column in COLUMNS:
+        if column.stage is Stage.PLAN:
+            columns[column.name] = np.empty(skeleton.num_clips, column_dtype(column, skeleton.path_bytes))
+            pread_all(descriptor, columns[column.name].view(np.uint8).data, skeleton.column_offsets[column.name])
+    records, done, _ = decode_entries(skeleton.manifest_hash, skeleton.num_clips, entries)
+    known = (columns, records, done, descriptor, skeleton.clips_offset)
+    return PreviousBuild(folder, skeleton.spec, skeleton.ffmpeg_version, *known)
