@@ -100,10 +100,10 @@ class CacheWriter:
     def close(self) -> None:
         """Release the lock and the descriptors; what was not committed is decoded again next time."""
         with self._closing:
-            for descriptor in (self._data, self._journal, self._lock):
-                if descriptor >= 0:
-                    os.close(descriptor)
-            self._data = self._journal = self._lock = -1
+            self._close_files()
+            if self._lock >= 0:
+                os.close(self._lock)
+            self._lock = -1
 
     @property
     def pending(self) -> list[int]:
@@ -264,13 +264,12 @@ class CacheWriter:
         try:
             self._open(0)
         except OSError:
+            self._close_files()
             return None
         # A second name for the data (a crash in the middle of a rename) may be the published cache.
         names = max(os.fstat(descriptor).st_nlink for descriptor in (self._data, self._journal))
         if names != 1 or not skeleton.matches(self._data):
-            os.close(self._data)
-            os.close(self._journal)
-            self._data = self._journal = -1
+            self._close_files()
             return None
         self._skeleton = skeleton
         entries = (self.folder / "journal").read_bytes()
@@ -284,6 +283,12 @@ class CacheWriter:
         flags |= os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         self._data = os.open(self.folder / "data.h5", flags, 0o666)
         self._journal = os.open(self.folder / "journal", flags, 0o666)
+
+    def _close_files(self) -> None:
+        for descriptor in (self._data, self._journal):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._data = self._journal = -1
 
     def _read_slot(self, row: int) -> Array:
         clip = np.empty(self.manifest.spec.clip_shape, np.uint8)
