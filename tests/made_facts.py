@@ -26,7 +26,7 @@ def make_facts(counts: dict[str, int], *, seed: int = 0, **columns: Any) -> Fact
         "num_frames": num_frames,
         "codec": np.full(n, b"h264"),
         "pixel_format": np.full(n, b"yuv420p"),
-        "transfer": np.full(n, b"bt709"),
+        "transfer": np.full(n, b"bt709", "S16"),
         "source_bytes": rng.integers(50_000, 100_000, n),
         "source_hash": np.array([f"{row:032x}".encode() for row in range(n)]),
         "skipped": {},

@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from click.testing import CliRunner, Result
 from matplotlib.image import imread
@@ -23,10 +22,10 @@ from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.cli import main
 from vidcache.errors import InputError
-from vidcache.preprocess.analysis.charts import BLUE, ORANGE, draw_all, draw_histogram
+from vidcache.preprocess.analysis.charts import draw_all
 from vidcache.preprocess.analysis.checks import find_copies, run_checks
 from vidcache.preprocess.analysis.facts import Facts, facts_of_cache, facts_of_folder
-from vidcache.preprocess.analysis.report import render, summarise, videos_csv, write_analysis
+from vidcache.preprocess.analysis.report import render, summarise, videos_csv
 from vidcache.preprocess.analysis.shortcuts import find_shortcuts
 from vidcache.spec import Spec
 
@@ -143,48 +142,20 @@ def test_clips_without_motion_and_black_clips_are_seen(tmp_path: Path) -> None:
 # --- charts, page and tables ------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.pictures
-@pytest.mark.parametrize(("num_classes", "per_class"), [(1, 1), (5, 20), (400, 3)])
-def test_charts_are_bounded_whatever_the_number_of_classes(num_classes: int, per_class: int) -> None:
-    charts = draw_all(make_varied_facts({f"class {k:03}": per_class for k in range(num_classes)}, 0))
-
-    assert ["videos_per_class", "durations", "effective_fps"] == [chart.name for chart in charts]
-    for chart in charts:
-        height, width, _ = imread(io.BytesIO(chart.png)).shape
-        assert 700 <= width <= 800
-        assert 100 <= height <= 1700
-
-
-@pytest.mark.pictures
-def test_charts_show_what_differs() -> None:
+def test_charts_are_bounded_and_show_what_differs() -> None:
     status, error = where([1], Status.FAILED, SPLIT * 0), where([1], b"timeout: x", np.zeros(120, "S9"))
-    made = make_facts(EVEN), make_facts(EVEN, status=status, error=error), make_facts(EVEN, split=SPLIT)
+    many = make_facts({f"class {k:03}": 3 for k in range(400)})
+    made = many, make_facts(EVEN), make_facts(EVEN, status=status, error=error), make_facts(EVEN, split=SPLIT)
 
-    folder, failed, split = ({chart.name: chart for chart in draw_all(facts)} for facts in made)
+    large, folder, failed, split = ({chart.name: chart for chart in draw_all(facts)} for facts in made)
 
+    height, width, _ = imread(io.BytesIO(large["videos_per_class"].png)).shape
+    assert 700 <= width <= 800
+    assert 1000 <= height <= 1700
     assert {"failures"} == set(failed) - set(folder)
-    assert "1 video failed or damaged, of 120." == failed["failures"].sentence
     assert folder["videos_per_class"].png != split["videos_per_class"].png
     assert folder["durations"].png == split["durations"].png, "the same facts give the same bytes"
-
-
-def coloured(png: bytes, colour: str) -> npt.NDArray[np.bool_]:
-    """Which pixels of a picture have a colour."""
-    rgb = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)])
-    return np.asarray((np.abs(imread(io.BytesIO(png))[:, :, :3] * 255 - rgb) < 2).all(axis=2))
-
-
-@pytest.mark.pictures
-def test_values_that_are_far_apart_have_a_logarithmic_axis() -> None:
-    widths = []
-    for last in (15.0, 100_000.0):  # evenly spaced as logarithms
-        png = draw_histogram(np.geomspace(1, last, 400), "seconds", {"the last": (last, ORANGE)})
-        blue = coloured(png, BLUE)
-        widths.append((blue.sum(axis=0) > 0.5 * blue.sum(axis=0).max()).mean())
-        assert coloured(png, ORANGE).any()
-
-    assert widths[0] < 0.5 < widths[1]  # 15 times as much is not far
 
 
 def hostile_facts() -> Facts:
@@ -339,17 +310,6 @@ def test_nothing_found_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
     assert "No problems found." in analyze(tmp_path / "raw").stdout
     assert "No problems found." in (tmp_path / "raw.analysis" / "analysis.html").read_text()
-
-
-def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = make_facts(EVEN)
-    study, charts = find_shortcuts(facts), draw_all(facts)
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-
-    with pytest.raises(OSError, match="No space left"):
-        write_analysis(tmp_path / "x", facts, summarise(facts, study, (), charts), charts)
-
-    assert [] == list((tmp_path / "x").iterdir())
 
 
 @pytest.mark.slow

@@ -33,19 +33,12 @@ class Chart(NamedTuple):
 
 
 def draw_bars(names: Sequence[str], parts: dict[str, Values], xlabel: str, colours: Sequence[str] = (BLUE,)) -> bytes:
-    """Return a PNG of one horizontal bar per name, longest on top; of more than 40, the 15 longest and 15 shortest.
-
-    Args:
-        names: Names of the bars (n).
-        parts: Lengths (n,) of each part of the bars; one part has no legend.
-        xlabel: What the lengths are.
-        colours: Colours of the parts.
-    """
+    """Draw a bar for each of n names, of parts with lengths (n,); of more than 40, the 15 longest and 15 shortest."""
     totals: Values = np.sum(list(parts.values()), axis=0)
     order = np.argsort(totals, kind="stable")
     if len(order) > MAX_BARS:
         order = np.concatenate([order[:ENDS], order[-ENDS:]])
-    figure, axes = _figure(0.8 + 0.26 * len(order) + 0.3 * (len(parts) > 1), xlabel)
+    figure, axes = _figure(1.1 + 0.26 * len(order), xlabel)
     left, lines = np.zeros(len(order)), np.arange(len(order))
     for (part, values), colour in zip(parts.items(), colours, strict=False):
         bars = axes.barh(lines, values[order], 0.75, left, color=colour, label=part)
@@ -56,16 +49,13 @@ def draw_bars(names: Sequence[str], parts: dict[str, Values], xlabel: str, colou
     axes.set(ylim=(-0.6, len(order) - 0.4), xlim=(0, 1.12 * max(left.max(), 1)))
     if len(order) < len(names):
         axes.axhline(ENDS - 0.5, color=VERMILION, linestyle="--", label=f"{len(names) - len(order):,} between")
-    if len(parts) > 1 or len(order) < len(names):
-        figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize=10)
-    _whole_numbers(axes.xaxis)
-    return plotting.to_png(figure, 144)
+    return _png(figure, axes.xaxis)
 
 
 def draw_histogram(values: Values, xlabel: str, marks: dict[str, tuple[float, str]]) -> bytes:
-    """Return a PNG of a histogram, logarithmic when values are far apart; marks are position and colour of lines."""
+    """Draw how many videos have which value, on a log scale where it helps; marks: lines at (place, colour)."""
     figure, axes = _figure(3.3, xlabel)
-    ends = [values.min(), values.max(), *(position for position, _ in marks.values())]
+    ends = [values.min(), values.max(), *(place for place, _ in marks.values())]
     low, high = float(min(ends)), float(max(ends))
     bins = np.linspace(low, high, 41) if low < high else np.array([low - 0.5, low + 0.5])
     if low > 0 and high / low > 20:
@@ -75,12 +65,10 @@ def draw_histogram(values: Values, xlabel: str, marks: dict[str, tuple[float, st
         axes.xaxis.set_major_formatter("{x:,.12g}")
         axes.minorticks_off()
     axes.hist(values, bins=bins.tolist(), color=BLUE)
-    for name, (position, colour) in marks.items():
-        axes.axvline(position, color=colour, linewidth=2, label=name)
-    figure.legend(loc="outside upper center", ncols=len(marks), frameon=False, fontsize=10)
+    for name, (place, colour) in marks.items():
+        axes.axvline(place, color=colour, linewidth=2, label=name)
     axes.set_ylabel("videos")
-    _whole_numbers(axes.yaxis)
-    return plotting.to_png(figure, 144)
+    return _png(figure, axes.yaxis)
 
 
 def _figure(height_inches: float, xlabel: str) -> tuple[Figure, Axes]:
@@ -93,9 +81,11 @@ def _figure(height_inches: float, xlabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _whole_numbers(axis: Any) -> None:
-    axis.set_major_locator(MaxNLocator(5, integer=True))
-    axis.set_major_formatter("{x:,.0f}")
+def _png(figure: Figure, counts: Any) -> bytes:
+    counts.set_major_locator(MaxNLocator(5, integer=True))
+    counts.set_major_formatter("{x:,.0f}")
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=10)
+    return plotting.to_png(figure, 144)
 
 
 def draw_all(facts: Facts) -> list[Chart]:
@@ -110,18 +100,17 @@ def draw_all(facts: Facts) -> list[Chart]:
         sentence = f"{_range(counts)}; failed videos are left out."
         charts.append(Chart("videos_per_class", f"{noun.capitalize()} per class", sentence, png))
     if known.any():
-        seconds, title = facts.duration_seconds[known], "Lengths in seconds"
+        seconds, rates = facts.duration_seconds[known], rates[known]
         png = draw_histogram(seconds, "seconds", {"median": (float(np.median(seconds)), VERMILION)})
-        charts.append(Chart("durations", title, f"{_range(seconds)}.", png))
-        coarse, usual = f"coarse: below {COARSE_FPS}", f"pretrained weights: {PRETRAINED_FPS}"
-        marks = {coarse: (float(COARSE_FPS), VERMILION), usual: (float(PRETRAINED_FPS), GREEN)}
-        png = draw_histogram(rates[known], "frames of the clip per second of video", marks)
-        title = "Frames per second that the model sees"
-        charts.append(Chart("effective_fps", title, f"{_range(rates[known])}.", png))
+        charts.append(Chart("durations", "Lengths in seconds", f"{_range(seconds)}.", png))
+        marks = {f"coarse: below {COARSE_FPS}": (float(COARSE_FPS), VERMILION)}
+        marks[f"pretrained weights: {PRETRAINED_FPS}"] = float(PRETRAINED_FPS), GREEN
+        png = draw_histogram(rates, "frames of the clip per second of video", marks)
+        charts.append(Chart("effective_fps", "Frames per second that the model sees", f"{_range(rates)}.", png))
     if len(bad):
         reasons = Counter(facts.reasons(bad))
         png = draw_bars([*reasons], {"videos": np.array([*reasons.values()])}, "videos", (VERMILION,))
-        sentence = f"{plural(len(bad), 'video')} failed or damaged, of {len(facts):,}."
+        sentence = f"{plural(len(bad), 'video')} of {len(facts):,}."
         charts.append(Chart("failures", "Failed and damaged videos, by reason", sentence, png))
     return charts
 

@@ -90,14 +90,13 @@ def _classes(facts: Facts, labels: Rows, counts: npt.NDArray[Any]) -> list[str]:
 
 def failures(facts: Facts) -> Findings:
     """Failed and damaged videos."""
-    for status, severity, title, advice in (
-        (Status.FAILED, WARNING, "Failed videos", "They have no clip. Replace or remove them; see videos.csv."),
-        (Status.DAMAGED, NOTE, "Damaged videos", "Their clips are used. Watch them, or fetch the files again."),
+    failed, damaged = (np.flatnonzero(facts.status == status) for status in (Status.FAILED, Status.DAMAGED))
+    worst = PROBLEM if len(failed) > MANY_FAILED * len(facts) else WARNING
+    for rows, severity, title, advice in (
+        (failed, worst, "Failed videos", "They have no clip. Replace or remove them; see videos.csv."),
+        (damaged, NOTE, "Damaged videos", "Their clips are used. Watch them, or fetch the files again."),
     ):
-        rows = np.flatnonzero(facts.status == status)
-        is_worse = status == Status.FAILED and len(rows) > MANY_FAILED * len(facts)
-        names = facts.names(rows, facts.reasons(rows))
-        yield from _some(PROBLEM if is_worse else severity, title, names, advice, len(facts))
+        yield from _some(severity, title, facts.names(rows, facts.reasons(rows)), advice, len(facts))
 
 
 def classes(facts: Facts) -> Findings:
@@ -140,9 +139,7 @@ def class_sizes(facts: Facts) -> Findings:
     if ratio >= IMBALANCE_NOTE:
         largest, smallest = _classes(facts, order[[0, -1]], train)
         detail = f"{noun}: {largest}, {smallest}; the median is {np.median(train[order]):g}."
-        advice = (
-            "vidtrain --balance sampler or loss weigh all classes equally; both (the default) favours the smallest."
-        )
+        advice = "vidtrain --balance sampler or loss weigh all classes alike; both (the default) favours the smallest."
         severity = WARNING if ratio >= IMBALANCE_WARNING else NOTE
         yield Finding(severity, f"The largest class is {ratio:.1f} times the smallest", detail, advice)
 
@@ -177,14 +174,14 @@ def copies(facts: Facts) -> Findings:
 
 def frames(facts: Facts) -> Findings:
     """Clips that skip or repeat frames."""
-    rates, num_good = facts.effective_fps, int(facts.good.sum())
+    rates, num_good, padded = facts.effective_fps, int(facts.good.sum()), np.flatnonzero(facts.padded)
     coarse = np.flatnonzero((rates < COARSE_FPS) & ~facts.padded)  # a padded clip has all frames there are
     coarse = coarse[np.argsort(rates[coarse], kind="stable")]
     names = facts.names(coarse, [f"{rates[row]:.2g} in {amount(facts.duration_seconds[row])} s" for row in coarse])
     title = f"Clips with fewer than {COARSE_FPS} frames per second"
+    severity = WARNING if len(coarse) > MANY_COARSE * num_good else NOTE
     advice = "The model does not see what happens between two frames. Cut long videos, or raise --num-frames."
-    yield from _some(WARNING if len(coarse) > MANY_COARSE * num_good else NOTE, title, names, advice, num_good)
-    padded = np.flatnonzero(facts.padded)
+    yield from _some(severity, title, names, advice, num_good)
     if len(padded) >= MANY_PADDED * num_good:
         names = facts.names(padded, [plural(int(count), "frame") for count in facts.num_real[padded]])
         title = f"Clips of fewer than {facts.num_frames_per_clip} frames, which repeat the last one"
@@ -198,12 +195,7 @@ def pictures(facts: Facts) -> Findings:
     black, still = (np.zeros(len(facts), bool) if chosen is None else chosen for chosen in (facts.black, facts.still))
     for chosen, severity, title, advice in (
         (black, WARNING, "Black clips", "Watch them: a black clip teaches nothing about its class."),
-        (
-            still & ~black,
-            WARNING,
-            "Clips that do not move",
-            "Watch them: a frozen recording shows nothing that happens.",
-        ),
+        (still & ~black, WARNING, "Clips that do not move", "Watch them: a frozen recording shows no action."),
         (hdr, NOTE, "HDR videos (PQ or HLG)", "Unless built with --tonemap, they look washed out beside others."),
     ):
         yield from _some(severity, title, facts.names(np.flatnonzero(chosen)), advice, len(facts))
@@ -227,24 +219,19 @@ def outliers(facts: Facts) -> Findings:
         order = np.argsort(-distance, kind="stable")
         far = known[order[distance[order] > max(3.5 * scale, math.log(2))]]
         names = facts.names(far, [f"{amount(values[row])} {unit}" for row in far])
-        yield from _some(
-            NOTE, f"Videos far from the median {name} ({amount(median)} {unit})", names, advice, len(known)
-        )
+        title = f"Videos far from the median {name} ({amount(median)} {unit})"
+        yield from _some(NOTE, title, names, advice, len(known))
 
 
 def mixtures(facts: Facts) -> Findings:
     """Codecs, rates and shapes that are mixed."""
-    good, parts = facts.good, []
     shapes = np.select([facts.width > facts.height, facts.width < facts.height], ["landscape", "portrait"], "square")
-    rates = np.where(facts.fps > 0, np.char.mod("%.3g fps", facts.fps), "")
-    for name, values in (
-        ("codecs", facts.codec),
-        ("pixel formats", facts.pixel_format),
-        ("frame rates", rates),
-        ("shapes", np.where(facts.width > 0, shapes, "")),
-    ):
-        counts = Counter(values[good].tolist()).most_common()
-        shares = [f"{printable(kind)} {n / good.sum():.0%}" for kind, n in counts if kind and n >= COMMON * good.sum()]
+    columns = {"codecs": facts.codec, "pixel formats": facts.pixel_format, "shapes": shapes}
+    columns |= {"frame rates": np.where(facts.fps > 0, np.char.mod("%.3g fps", facts.fps), "")}
+    parts, num_good = [], int(facts.good.sum())
+    for name, values in columns.items():
+        counts = Counter(values[facts.good].tolist()).most_common()
+        shares = [f"{printable(kind)} {n / num_good:.0%}" for kind, n in counts if kind and n >= COMMON * num_good]
         parts += [f"{name}: {join(shares)}"] if len(shares) > 1 else []
     if parts:
         advice = "No problem as long as every class has the same mixture."
@@ -271,8 +258,8 @@ def shortcuts(study: dict[str, Any]) -> Findings:
     told = []
     for name, row in ((result["feature"], row) for result in alone for row in result["classes"]):
         youden = row["num_found"] / row["num_videos"] - row["num_mistaken"] / row["num_others"]
-        recall = f"{row['num_found']:,} of {row['num_videos']:,} recognised"
-        text = f"{row['class']} by {name}: {recall}, {row['num_mistaken']:,} of {row['num_others']:,} others mistaken"
+        recall = f"{row['class']} by {name}: {row['num_found']:,} of {row['num_videos']:,} recognised"
+        text = f"{recall}, {row['num_mistaken']:,} of {row['num_others']:,} others mistaken for it"
         told.append((youden, text))
     told.sort(key=lambda item: -item[0])
     if significant or told:
@@ -299,9 +286,7 @@ def look_alikes(reader: Reader) -> Findings:
     pairs, leaks = duplicates.rows, leaks_among(duplicates, reader.columns["split"])
     clashing, count = pairs[reader.labels[pairs[:, 0]] != reader.labels[pairs[:, 1]]], len(np.unique(pairs))
     if len(leaks.pairs):
-        advice = (
-            f"{INFLATED} See vidcache leaks CACHE; vidcache split CACHE --near-duplicates group keeps them together."
-        )
+        advice = f"{INFLATED} List them: vidcache leaks CACHE; join them: vidcache split CACHE --near-duplicates group."
         detail = f"{leaks.in_words.capitalize()}. {examples(leaks.pairs)}"
         yield Finding(PROBLEM, "Clips of different splits look alike", detail, advice)
     if len(clashing):

@@ -23,7 +23,7 @@ from vidcache.preprocess.records import failure_record
 from vidcache.preprocess.split.predefined import folder_splits, read_split_files
 from vidcache.preprocess.video.decode import DecodeLimits
 from vidcache.preprocess.video.ffmpeg import OpenVideo, SubprocessGroup, bound_workers, find_tools
-from vidcache.preprocess.video.find import Sources, find_videos
+from vidcache.preprocess.video.find import find_videos
 from vidcache.preprocess.video.probe import Probe, probe_video
 from vidcache.preprocess.video.source_file import Failure, Reason, hash_video, open_video
 from vidcache.sampling import sample_indices
@@ -119,7 +119,7 @@ class Facts:
 
 def facts_of_cache(reader: Reader, progress: Progress = lambda *_: None) -> Facts:
     """Collect the facts of a cache, and look at a few frames of each clip; progress(done, total, 0) counts clips."""
-    names = {field.name for field in dataclasses.fields(Facts)}
+    columns, names = reader.columns, {field.name for field in dataclasses.fields(Facts)}
     return Facts(
         name=reader.name,
         fingerprint=reader.fingerprint,
@@ -127,9 +127,9 @@ def facts_of_cache(reader: Reader, progress: Progress = lambda *_: None) -> Fact
         num_frames_per_clip=reader.spec.num_frames,
         skipped={},
         notes=(),
-        black=(reader.columns["status"] != Status.FAILED) & (reader.columns["mean_rgb"].max(axis=1) < BLACK_BELOW),
+        black=(columns["status"] != Status.FAILED) & (columns["mean_rgb"].max(axis=1) < BLACK_BELOW),
         still=_find_still(reader, progress),
-        **{name: column for name, column in reader.columns.items() if name in names},
+        **{name: column for name, column in columns.items() if name in names},
     )
 
 
@@ -140,8 +140,7 @@ def _find_still(reader: Reader, progress: Progress) -> Mask:
     done, total = 0, len(reader.rows())
     for num_frames in (2, STILL_FRAMES):
         for length in np.unique(num_real[still]).tolist():  # padding is the same frame by definition
-            frames = sample_indices(max(length, 1), num_frames)
-            rows = np.flatnonzero(still & (num_real == length))
+            frames, rows = sample_indices(max(length, 1), num_frames), np.flatnonzero(still & (num_real == length))
             for batch in np.array_split(rows, -(-len(rows) * num_frames * frame_bytes // _BATCH_BYTES)):
                 clips = reader.read(batch, frames=frames)
                 still[batch] = (clips.max(axis=1) - clips.min(axis=1)).max(axis=(1, 2, 3)) <= STILL_RANGE
@@ -165,7 +164,7 @@ def facts_of_folder(
     """
     tools, sources = find_tools(ffmpeg_dir), find_videos(raw, **source_options)
     limits = DecodeLimits(follow_links=source_options.get("follow_links", False))
-    videos, root = sources.videos, os.path.abspath(os.fsencode(raw))
+    videos, labels, root = sources.videos, sources.labels, os.path.abspath(os.fsencode(raw))
     sizes = Counter(video.num_bytes for video in videos)  # only files of equal size can be copies: few are read
 
     def probe(row: int) -> tuple[int, np.void]:
@@ -181,35 +180,33 @@ def facts_of_folder(
             return row, failure_record(failure)
         return row, record
 
-    records, failed, workers = np.zeros(len(videos), RECORD), 0, bound_workers(workers)[0]
+    records, rows, failed = np.zeros(len(videos), RECORD), range(len(videos)), 0
     with (
         SubprocessGroup() as children,
-        contextlib.closing(in_threads(probe, range(len(videos)), workers, children)) as results,
+        contextlib.closing(in_threads(probe, rows, bound_workers(workers)[0], children)) as results,
     ):
         for done, (row, record) in enumerate(results, 1):
             records[row] = record
             failed += int(record["status"] == Status.FAILED)
             progress(done, len(videos), failed)
+    paths, split = [video.path for video in videos], None
+    if sources.class_depth == 1:
+        split = folder_splits(paths).split
+    elif labels and labels.has_split:
+        split = read_split_files([labels.file], paths).split
     return Facts(
         name=printable(raw),
         fingerprint="",
         classes=tuple(os.fsdecode(name) for name in sources.classes),
         num_frames_per_clip=num_frames_per_clip,
         skipped=sources.skipped,
-        path=np.array([video.path for video in videos]),
+        notes=sources.notes,
+        path=np.array(paths),
         label=np.searchsorted(sources.classes, [video.class_name for video in videos]),
         source_bytes=np.array([video.num_bytes for video in videos]),
-        split=_predefined_split(sources),
-        notes=sources.notes,
+        split=split,
         **{name: records[name] for name in _FROM_HEADER},
     )
-
-
-def _predefined_split(sources: Sources) -> Array | None:
-    paths, labels = [video.path for video in sources.videos], sources.labels
-    if sources.class_depth == 1:
-        return folder_splits(paths).split
-    return read_split_files([labels.file], paths).split if labels and labels.has_split else None
 
 
 def _record(probe: Probe, num_frames_per_clip: int) -> np.void:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vidcache.cache.format import Split, Status
 from vidcache.files import write_atomically, write_text_atomically
@@ -23,32 +24,29 @@ _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 def summarise(
     facts: Facts, study: dict[str, Any], findings: Sequence[Finding], charts: Sequence[Chart]
 ) -> dict[str, Any]:
-    """Return everything that is shown, of the same videos, as JSON-ready values; names are printable."""
-    bad = {"failed": ~facts.good, "damaged": facts.status == Status.DAMAGED}
+    """Return everything that is shown, as JSON-ready values; names are printable."""
+    groups = {"videos": facts.status >= 0, "clips": facts.good, "failed": ~facts.good}
+    groups |= {"damaged": facts.status == Status.DAMAGED, "padded": facts.padded}
+    reasons = {name: Counter(facts.reasons(groups[name])) for name in ("failed", "damaged")}
     return {
         "path": facts.name,
         "kind": "cache" if facts.fingerprint else "folder",
         "fingerprint": facts.fingerprint or None,
         "num_frames_per_clip": facts.num_frames_per_clip,
-        "num_videos": len(facts),
-        "num_clips": int(facts.good.sum()),
-        **{f"num_{name}": int(rows.sum()) for name, rows in bad.items()},
-        "num_padded": int(facts.padded.sum()),
+        **{f"num_{name}": int(chosen.sum()) for name, chosen in groups.items()},
         "skipped": facts.skipped,
         "findings": [dataclasses.asdict(finding) for finding in findings],
-        "failures": {name: dict(sorted(Counter(facts.reasons(rows)).items())) for name, rows in bad.items()},
+        "failures": {name: dict(sorted(counts.items())) for name, counts in reasons.items()},
         "shortcuts": study,
-        "classes": _class_table(facts, bad),
+        "classes": _class_table(facts, {f"num_{name}": facts.counts(chosen) for name, chosen in groups.items()}),
         "charts": [{"file": f"{chart.name}.png", "title": chart.title, "sentence": chart.sentence} for chart in charts],
     }
 
 
-def _class_table(facts: Facts, bad: dict[str, Any]) -> list[dict[str, Any]]:
-    chosen = {"videos": facts.good | ~facts.good, "clips": facts.good, **bad, "padded": facts.padded}
-    counts = {f"num_{name}": facts.counts(rows) for name, rows in chosen.items()}
+def _class_table(facts: Facts, counts: dict[str, npt.NDArray[np.int64]]) -> list[dict[str, Any]]:
+    by_split = {split.name.lower(): facts.counts(facts.in_split(split)) for split in Split}
     if facts.split is not None:
-        splits = [split for split in Split if split != Split.UNUSED or facts.in_split(split).any()]
-        counts |= {split.name.lower(): facts.counts(facts.in_split(split)) for split in splits}
+        counts |= {name: clips for name, clips in by_split.items() if name != "unused" or clips.any()}
     known, table = facts.good & (facts.duration_seconds > 0), []
     for label, name in enumerate(facts.classes):
         seconds = facts.duration_seconds[known & (facts.label == label)]
@@ -81,21 +79,19 @@ def render(summary: dict[str, Any], charts: Sequence[Chart]) -> str:
 
 def videos_csv(facts: Facts) -> str:
     """Return one line per video; a text that a spreadsheet would compute begins with an apostrophe."""
-    everything = np.arange(len(facts))
-    columns: dict[str, list[Any]] = {
-        "path": facts.path.tolist(),
+    columns: dict[str, Any] = {
+        "path": facts.path,
         "class": [facts.classes[label] for label in facts.label],
         "status": [Status(value).name.lower() for value in facts.status],
-        "error": facts.error.tolist(),
+        "error": facts.error,
     }
     if facts.split is not None:
-        splits = zip(facts.split_names(everything), facts.good, strict=True)
-        columns["split"] = [split if good else "" for split, good in splits]
+        columns["split"] = np.where(facts.good, facts.split_names(facts.good | True), "").tolist()
     names = "duration_seconds fps width height num_frames num_real source_bytes effective_fps codec pixel_format"
     columns |= {name: getattr(facts, name).tolist() for name in names.split()}
     columns["effective_fps"] = ["" if np.isnan(rate) else round(rate, 3) for rate in columns["effective_fps"]]
     if facts.black is not None and facts.still is not None:
-        columns |= {"black": facts.black.astype(int).tolist(), "still": facts.still.astype(int).tolist()}
+        columns |= {"black": facts.black.astype(int), "still": facts.still.astype(int)}
     return to_csv(list(columns), (map(_cell, row) for row in zip(*columns.values(), strict=True)))
 
 
