@@ -238,38 +238,6 @@ def test_a_link_that_leads_nowhere_stops_at_a_class(tmp_path: Path, follow_links
     assert ("jump -> gone. Follow links" in said) != follow_links
 
 
-def test_deep_links_are_named_and_ten_of_many(linked: Path) -> None:
-    (linked / "jump").unlink()
-    for number in range(12):
-        (linked / "run" / f"sub{number:02}").symlink_to("../../store/jump")
-
-    (note,) = find_videos(linked).notes
-
-    assert note.startswith("13 links were not followed: run/3.mp4 -> ")
-    assert "run/sub08 -> ../../store/jump and 3 more. Follow them with --follow-links" in note
-    assert "sub09" not in note
-
-
-def test_what_was_not_followed_fails_and_says_how(tmp_path: Path) -> None:
-    for name in ("a/1", "a/2", "b/1", "b/2"):
-        make_video(tmp_path / "raw" / f"{name}.mkv", 8, first=len(name) + 20 * int(name[-1]))
-    (tmp_path / "raw" / "b" / "3.mkv").symlink_to("../a/1.mkv")
-    cache = tmp_path / "c.h5"
-
-    result = vidcache("build", tmp_path / "raw", cache, *SMALL, "--max-failures", 5)
-
-    assert "Note: 1 link was not followed: b/3.mkv -> ../a/1.mkv. Follow them with --follow-links" in result.stderr
-    with CacheReader(cache) as reader:
-        assert b"not_a_regular_file: a symbolic link; --follow-links follows it" == reader.columns["error"][4]
-    followed = vidcache("build", tmp_path / "raw", cache, *SMALL, "--follow-links")
-    assert 0 == followed.exit_code, followed.stderr
-    assert "Note: 1 file can be reached in two ways: a/1.mkv = b/3.mkv" in followed.stderr
-    with CacheReader(cache) as reader:
-        assert 5 == len(reader.rows())
-        assert 1 == reader.attributes["follow_links"]
-        assert (reader.read([4]) == reader.read([0])).all()
-
-
 @pytest.mark.slow
 def test_a_followed_build_is_current_and_not_undone_without_the_option(tmp_path: Path) -> None:
     for number in range(4):
@@ -567,21 +535,6 @@ def test_a_build_takes_classes_splits_and_groups_from_a_list(flat: Path, tmp_pat
     # What the command says about the split comes before the list.
     chosen = vidcache("build", flat, cache, *SMALL, "--labels", labels, "--split", "50/50/0", "--group-by", "video")
     assert "test 0)" in chosen.stderr
-
-
-def test_clips_that_a_list_names_no_more_are_said_to_be_missing_there(flat: Path, tmp_path: Path) -> None:
-    labels, cache = table(tmp_path / "labels.csv"), tmp_path / "c.h5"
-    assert 0 == vidcache("build", flat, cache, *SMALL, "--labels", labels).exit_code
-    lines = labels.read_text().split("\n")
-    labels.write_text("\n".join(lines[:11]))
-
-    few = vidcache("build", flat, cache, *SMALL, "--labels", labels)
-    labels.write_text("\n".join(lines[:4]))
-    many = vidcache("build", flat, cache, *SMALL, "--labels", labels)
-
-    assert f"Dropped 2 clips of videos that are no longer in {labels}." in few.stderr
-    assert 2 == many.exit_code
-    assert f"7 of its 10 clips are of videos that are no longer in {labels}; it stays as it is" in many.stderr
 
 
 def test_columns_that_a_list_gained_later_are_named_while_they_are_not_used(flat: Path, tmp_path: Path) -> None:

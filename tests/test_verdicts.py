@@ -383,16 +383,6 @@ def test_losing_many_clips_publishes_nothing(raw: Path, cache: Path, tmp_path: P
     assert 3 == build(raw, cache, overwrite=True).num_failed
 
 
-def test_two_lost_clips_are_published_and_come_back_by_themselves(raw: Path, cache: Path, tmp_path: Path) -> None:
-    for name in ("a_0", "a_1"):
-        video = raw / "a" / f"{name}.mkv"
-        video.write_bytes(video.read_bytes() + b"\0")
-    killing = fake_folder(tmp_path / "bin", ffmpeg=KILLED)
-
-    assert ["killed", "killed"] == reasons(build(raw, cache, ffmpeg_dir=killing))
-    assert (2, ()) == ((report := build(raw, cache)).num_decoded, report.problems)
-
-
 def test_a_folder_without_most_of_the_videos_is_no_reason_to_drop_their_clips(
     raw: Path, cache: Path, tmp_path: Path
 ) -> None:
