@@ -39,7 +39,7 @@ def test_a_rule_is_read(text: str, expected: GroupBy) -> None:
         ),
         ("regex:(a", "group by regex '(a': invalid regular expression: missing ), unterminated subpattern"),
         (r"regex:_g(?:\d+)_", r"group by regex '_g(?:\\d+)_': no capture group. Put the part that names the group in"),
-        ("regex:(a)" + "|b" * 3000, "6,003 characters, at most 4,000 are possible. Use file:GROUPS.csv"),
+        ("regex:(a)" + "|b" * 3000, "over 4,000 characters. Use file:GROUPS.csv"),
         ("regex:" + "(" * 1500 + ")" * 1500, "invalid regular expression"),
         ("regex:(a){99999999999999}", "invalid regular expression"),
     ],
@@ -51,29 +51,28 @@ def test_other_rules_are_refused(text: str, message: str) -> None:
 
 
 def test_every_video_is_its_own_group() -> None:
-    groups = group_videos(PATHS, GroupBy("video"))
+    groups, notes = group_videos(PATHS, GroupBy("video"))
 
-    assert [0, 1, 2, 3, 4] == groups.ids.tolist()
-    assert (np.int32, 0, ()) == (groups.ids.dtype, groups.num_alone, groups.unknown)
+    assert ([0, 1, 2, 3, 4], np.int32, []) == (groups.tolist(), groups.dtype, notes)
 
 
 @pytest.mark.parametrize(("class_depth", "expected"), [(0, [0, 0, 1, 2, 3, 4]), (-1, [0, 1, 2, 3, 3, 4])])
 def test_a_folder_below_the_class_is_a_group_of_this_class(class_depth: int, expected: list[int]) -> None:
     paths = [b"run/t1/a.mp4", b"run/t1/deep/b.mp4", b"run/t2/a.mp4", b"run/c.mp4", b"run/d.mp4", b"walk/t1/a.mp4"]
 
-    groups = group_videos(paths, GroupBy("folder"), class_depth)
+    groups, notes = group_videos(paths, GroupBy("folder"), class_depth)
 
-    assert expected == groups.ids.tolist()
-    assert groups.num_alone == (0 if class_depth < 0 else 2)
+    assert expected == groups.tolist()
+    alone = ["--group-by folder matches no group for 2 videos: each is a group of its own"]
+    assert notes == ([] if class_depth < 0 else alone)
 
 
 def test_the_class_may_be_the_second_part() -> None:
     paths = [b"test/run/t1/a.mp4", b"test/run/x.mp4", b"train/run/t1/b.mp4", b"train/walk/t1/b.mp4"]
 
-    groups = group_videos(paths, GroupBy("folder"), class_depth=1)
+    groups, _ = group_videos(paths, GroupBy("folder"), class_depth=1)
 
-    assert [0, 1, 0, 2] == groups.ids.tolist()  # one take in two splits is still one take
-    assert 1 == groups.num_alone
+    assert [0, 1, 0, 2] == groups.tolist()  # one take in two splits is still one take
 
 
 @pytest.mark.parametrize(
@@ -89,9 +88,10 @@ def test_the_class_may_be_the_second_part() -> None:
 def test_the_capture_of_a_pattern_is_a_group(
     paths: list[bytes], pattern: str, expected: list[int], num_alone: int
 ) -> None:
-    groups = group_videos(paths, GroupBy("regex", pattern))
+    groups, notes = group_videos(paths, GroupBy("regex", pattern))
 
-    assert (expected, num_alone) == (groups.ids.tolist(), groups.num_alone)
+    assert expected == groups.tolist()
+    assert (f" {num_alone} video" in "".join(notes)) == bool(num_alone)
 
 
 def test_a_pattern_must_match_something() -> None:
@@ -115,18 +115,19 @@ def _file(folder: Path, content: str | bytes) -> GroupBy:
     ],
 )
 def test_groups_from_a_file(tmp_path: Path, content: str) -> None:
-    groups = group_videos(PATHS, _file(tmp_path, content))
+    groups, notes = group_videos(PATHS, _file(tmp_path, content))
 
-    assert [0, 1, 2, 3, 0] == groups.ids.tolist()
-    assert (3, (b"run/gone.avi",)) == (groups.num_alone, groups.unknown)
+    assert [0, 1, 2, 3, 0] == groups.tolist()
+    assert "file:groups.csv matches no group for 3 videos" in notes[0]
+    assert f"{tmp_path}/groups.csv: 1 line without a video (for example run/gone.avi)" == notes[1]
 
 
 def test_a_file_names_any_bytes(tmp_path: Path) -> None:
     paths = [b"a/\xff.mp4", "b/\u00e9.mp4".encode()]
 
-    groups = group_videos(paths, _file(tmp_path, b"path,group\na/\xff.mp4,\xfe\nb/\xc3\xa9.mp4,\xfe\n"))
+    groups, notes = group_videos(paths, _file(tmp_path, b"path,group\na/\xff.mp4,\xfe\nb/\xc3\xa9.mp4,\xfe\n"))
 
-    assert ([0, 0], 0) == (groups.ids.tolist(), groups.num_alone)
+    assert ([0, 0], []) == (groups.tolist(), notes)
 
 
 @pytest.mark.parametrize(

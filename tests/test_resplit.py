@@ -138,16 +138,6 @@ def test_a_dry_run_shows_the_split_and_writes_nothing(cache: Path) -> None:
     assert ["c.h5"] == [file.name for file in cache.parent.iterdir()]
 
 
-def test_a_failed_video_keeps_its_row(tmp_path: Path) -> None:
-    cache = make_cache(tmp_path / "c.h5", {"a": 12, "b": 7}, failed=(2, 15))
-
-    report = split_cache(cache, SplitOverrides(seed=9))
-
-    with CacheReader(cache) as reader:
-        assert (19, 17) == (len(reader), len(reader.rows()))
-    assert {"a": 11, "b": 6} == {name: sum(counts) for name, counts in report.class_counts.items()}
-
-
 # --- given splits -----------------------------------------------------------------------------
 
 
@@ -176,13 +166,6 @@ def test_folders_called_train_val_and_test_are_the_split(given_raw: Path, tmp_pa
             assert name.split(b"/")[1].decode() == reader.classes[reader.labels[row]]
 
 
-def test_analyze_of_a_folder_knows_its_splits(given_raw: Path, tmp_path: Path) -> None:
-    said = json.loads(vidcache("analyze", given_raw, "--out", tmp_path / "out", "--json").stdout)
-
-    assert {"jump", "run"} == {entry["class"] for entry in said["classes"]}
-    assert [3, 3] == [entry["train"] for entry in said["classes"]]
-
-
 def test_another_layout_or_fractions_overrule_the_folders(given_raw: Path, tmp_path: Path) -> None:
     build(given_raw, tmp_path / "classes.h5", "--layout", "classes", "--allow-tiny-classes")
     with CacheReader(tmp_path / "classes.h5") as reader:
@@ -191,101 +174,6 @@ def test_another_layout_or_fractions_overrule_the_folders(given_raw: Path, tmp_p
     assert 12 == len(read_split(tmp_path / "c.h5", Split.TRAIN))
     assert 0 == vidcache("split", tmp_path / "c.h5", "--split", "folders").exit_code
     assert 4 == len(read_split(tmp_path / "c.h5", Split.TEST))
-
-
-def write_list(path: Path, rows: list[tuple[str, str]]) -> Path:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "split"), *rows])
-    return path
-
-
-def test_a_list_gives_the_split_and_what_it_leaves_out_is_unused(raw: Path, cache: Path, tmp_path: Path) -> None:
-    with CacheReader(cache) as reader:
-        paths = [os.fsdecode(path) for path in reader.columns["path"].tolist()]
-    names = ("train", "train", "val", "test")
-    listed = [(path, names[row % 4]) for row, path in enumerate(paths[:16])]
-    splits = write_list(tmp_path / "splits.csv", [*listed, ("jump/no/such.mkv", "test")])
-
-    result = vidcache("split", cache, "--split-file", splits)
-
-    assert 0 == result.exit_code, result.stderr
-    assert "Note: 1 line of the lists without a video" in result.stderr
-    assert "Note: 2 videos are in no list: not used" in result.stderr
-    for split in (Split.TRAIN, Split.VAL, Split.TEST):
-        wanted = [path for path, name in listed if name == split.name.lower()]
-        assert wanted == [os.fsdecode(path) for path in read_split(cache, split)]
-    said = json.loads(vidcache("info", cache, "--json").stdout)
-    assert 2 == sum(said["splits"]["unused"].values())
-    assert "unused" in vidcache("info", cache).stdout
-    fresh = build(raw, tmp_path / "fresh.h5", "--split-file", splits)
-    assert "(train 8, val 4, test 4, unused 2)" in fresh.stderr
-    assert (tmp_path / "fresh.h5").read_bytes() == cache.read_bytes()
-
-
-def test_a_cache_keeps_no_lists(raw: Path, cache: Path, tmp_path: Path) -> None:
-    """Nothing to do is no problem; anything else needs the list again."""
-    with CacheReader(cache) as reader:
-        paths = [os.fsdecode(path) for path in reader.columns["path"].tolist()]
-    splits = write_list(tmp_path / "splits.csv", [(path, "train") for path in paths])
-    assert 0 == vidcache("split", cache, "--split-file", splits).exit_code
-
-    assert "up to date" in build(raw, cache).stderr
-    result = vidcache("split", cache, "--seed", 1)
-
-    assert 2 == result.exit_code
-    assert "by video and files, but the cache does not store the lists. Pass them again" in result.stderr
-    assert 0 == vidcache("split", cache, "--seed", 1, "--split-file", splits).exit_code
-    assert 0 == vidcache("split", cache, "--split", "70/15/15").exit_code
-    assert 0 == vidcache("split", cache, "--seed", 2).exit_code
-
-
-def test_groups_from_a_file(cache: Path, tmp_path: Path) -> None:
-    with CacheReader(cache) as reader:
-        paths = [os.fsdecode(path) for path in reader.columns["path"].tolist()]
-    lines = ["path,group", *(f"{path},{row % 5}" for row, path in enumerate(paths[:15])), "no/such.mkv,1"]
-    (tmp_path / "groups.csv").write_text("\n".join(lines))
-
-    result = vidcache("split", cache, "--group-by", f"file:{tmp_path}/groups.csv")
-
-    assert 0 == result.exit_code, result.stderr
-    assert "Note: --group-by file:groups.csv matches no group for 3 videos: each is a group of its own" in result.stderr
-    assert f"Note: {tmp_path}/groups.csv: 1 line without a video, for example no/such.mkv" in result.stderr
-    with CacheReader(cache) as reader:
-        splits = reader.columns["split"]
-        assert all(len(set(splits[group:15:5].tolist())) == 1 for group in range(5))
-
-
-def write_groups(cache: Path, path: Path) -> list[str]:
-    """Put the videos of a cache into 5 groups; return their paths."""
-    with CacheReader(cache) as reader:
-        paths = [os.fsdecode(path) for path in reader.columns["path"].tolist()]
-    path.write_text("\n".join(["path,group", *(f"{name},{row % 5}" for row, name in enumerate(paths))]))
-    return paths
-
-
-def test_a_list_of_groups_can_be_named_again(cache: Path, tmp_path: Path) -> None:
-    write_groups(cache, tmp_path / "g.csv")
-
-    for seed in (1, 2):
-        assert 0 == vidcache("split", cache, "--group-by", f"file:{tmp_path}/g.csv", "--seed", seed).exit_code
-
-
-def test_a_list_of_groups_is_not_taken_from_wherever_one_is(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths = write_groups(cache, tmp_path / "g.csv")
-    splits = write_list(tmp_path / "s.csv", [(path, "train") for path in paths])
-    assert 0 == vidcache("split", cache, "--group-by", f"file:{tmp_path}/g.csv").exit_code
-    monkeypatch.chdir(tmp_path)
-
-    result = vidcache("split", cache, "--split-file", splits)
-
-    assert 2 == result.exit_code
-    assert "by file g.csv and files, but the cache does not store the lists" in result.stderr.replace("\n", " ")
-
-
-def test_a_part_that_nobody_wants_is_not_missed(cache: Path) -> None:
-    assert "no clip is in" not in vidcache("split", cache, "--split", "100/0/0").stderr
 
 
 @pytest.mark.parametrize(
@@ -324,12 +212,136 @@ def test_group_by_may_come_first_and_from_the_environment(cache: Path, monkeypat
     assert "by regex (s3)_" in vidcache("split", "--", cache).stdout
 
 
-def test_a_warning_has_the_numbers_where_groups_prevent_the_fractions(cache: Path) -> None:
-    result = vidcache("split", cache, "--group-by", r"regex:/(s[0-4])_", "--split", "40/30/30")
+def write_list(cache: Path, path: Path, column: str, values: list[str]) -> list[str]:
+    """Write a CSV with the paths of a cache and a value for each, as far as there are values; return the paths."""
+    with CacheReader(cache) as reader:
+        paths = [os.fsdecode(name) for name in reader.columns["path"].tolist()]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("path", column), *zip(paths, values, strict=False)])
+    return paths
 
-    assert "Note: --group-by regex:/(s[0-4])_ matches no group for" in result.stderr
-    result = vidcache("split", cache, "--group-by", "regex:/take[01]/(s)", "--split", "34/33/33")
-    assert "of 2 classes cannot be near 34/33/33, because groups stay together: " in result.stderr
+
+def test_a_list_gives_the_split_and_what_it_leaves_out_is_unused(raw: Path, cache: Path, tmp_path: Path) -> None:
+    splits, names = tmp_path / "splits.csv", ["train", "train", "val", "test"]
+    paths = write_list(cache, splits, "split", names * 4)
+    with splits.open("a") as file:
+        file.write("jump/no/such.mkv,test\n")
+
+    result = vidcache("split", cache, "--split-file", splits)
+
+    assert 0 == result.exit_code, result.stderr
+    assert "Note: 1 line of the lists without a video" in result.stderr
+    assert "Note: 2 videos are in no list: not used" in result.stderr
+    for split in (Split.TRAIN, Split.VAL, Split.TEST):
+        wanted = [path for path, name in zip(paths, names * 4, strict=False) if name == split.name.lower()]
+        assert wanted == [os.fsdecode(path) for path in read_split(cache, split)]
+    assert 2 == sum(json.loads(vidcache("info", cache, "--json").stdout)["splits"]["unused"].values())
+    fresh = build(raw, tmp_path / "fresh.h5", "--split-file", splits)
+    assert "(train 8, val 4, test 4, unused 2)" in fresh.stderr
+    assert (tmp_path / "fresh.h5").read_bytes() == cache.read_bytes()
+
+
+def test_a_cache_stores_no_lists(raw: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to do is no problem; anything else needs the lists again, not what happens to be there under the name."""
+    splits, groups = tmp_path / "splits.csv", tmp_path / "g.csv"
+    write_list(cache, splits, "split", ["train"] * 18)
+    write_list(cache, groups, "group", [str(row % 5) for row in range(18)])
+    assert 0 == vidcache("split", cache, "--split-file", splits).exit_code
+
+    assert "up to date" in build(raw, cache).stderr
+    result = vidcache("split", cache, "--seed", 1)
+
+    assert 2 == result.exit_code
+    assert "by video and files, but the cache does not store the lists. Pass them again" in result.stderr
+    for more in (("--split-file", splits), ("--split", "70/15/15"), ("--group-by", f"file:{groups}")):
+        assert 0 == vidcache("split", cache, "--seed", 1, *more).exit_code
+    monkeypatch.chdir(tmp_path)
+    result = vidcache("split", cache, "--split-file", splits)
+    assert 2 == result.exit_code
+    assert "by file g.csv and files, but the cache does not store the lists" in result.stderr.replace("\n", " ")
+
+
+def test_groups_from_a_file(cache: Path, tmp_path: Path) -> None:
+    write_list(cache, tmp_path / "groups.csv", "group", [str(row % 5) for row in range(15)])
+    with (tmp_path / "groups.csv").open("a") as file:
+        file.write("no/such.mkv,1\n")
+
+    result = vidcache("split", cache, "--group-by", f"file:{tmp_path}/groups.csv")
+
+    assert 0 == result.exit_code, result.stderr
+    assert "Note: --group-by file:groups.csv matches no group for 3 videos: each is a group of its own" in result.stderr
+    assert f"Note: {tmp_path}/groups.csv: 1 line without a video (for example no/such.mkv)" in result.stderr
+    with CacheReader(cache) as reader:
+        assert all(len(set(reader.columns["split"][group:15:5].tolist())) == 1 for group in range(5))
+
+
+def test_what_a_list_lacks_is_taken_out_of_train(cache: Path, tmp_path: Path) -> None:
+    splits = tmp_path / "splits.csv"
+    write_list(cache, splits, "split", ["test", "train", "train"] * 6)
+
+    result = vidcache("split", cache, "--split-file", splits)
+
+    assert "Note: the given split has no val: taken out of train, in whole groups" in result.stderr
+    assert 6 == len(read_split(cache, Split.TEST))
+    assert len(read_split(cache, Split.VAL)) >= 2
+    assert "taken out of train" not in vidcache("split", cache, "--split-file", splits, "--split", "80/0/20").stderr
+    assert 0 == len(read_split(cache, Split.VAL))
+
+
+def test_a_list_of_test_clips_only_is_refused_before_decoding(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "splits.csv").write_text("path,split\njump/take0/s0_0.mkv,test\n")
+
+    result = vidcache("build", raw, tmp_path / "c.h5", "--split-file", tmp_path / "splits.csv")
+
+    assert 2 == result.exit_code
+    assert "splits.csv: no video is for training" in result.stderr
+    assert ["splits.csv"] == [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")]
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        (["regex:/(s[0-4])_", "--split", "40/30/30"], "Note: --group-by regex:/(s[0-4])_ matches no group for"),
+        (["regex:/take[01]/(s)", "--split", "34/33/33"], "of 2 classes cannot be near 34/33/33, because groups stay"),
+        (["regex:/(t)"], "Note: no clip is in val and test: 1 group of 18 clips are too few. Use a finer --group-by"),
+    ],
+)
+def test_notes_say_what_is_not_as_one_may_think(cache: Path, options: list[str], note: str) -> None:
+    assert note in vidcache("split", cache, "--group-by", *options).stderr
+    assert "no clip is in" not in vidcache("split", cache, "--split", "100/0/0").stderr
+
+
+@pytest.mark.parametrize(("spec", "overwrite"), [(SPEC, False), (Spec(4, 16, 16), True)])
+def test_an_interrupted_build_is_not_thrown_away(
+    raw: Path, cache: Path, tmp_path: Path, spec: Spec, overwrite: bool
+) -> None:
+    more = Path(shutil.copytree(raw, tmp_path / "raw"))
+    make_raw(more, {"jump": 2})
+
+    def stop(done: int, failed: int, total: int) -> None:
+        if done == 19:
+            raise KeyboardInterrupt
+
+    options = BuildOptions(spec=spec, workers=1, overwrite=overwrite)
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(more, cache, options, stop)
+    with pytest.raises(InputError, match="c.h5: a build of it was interrupted, and what it has decoded would be lost"):
+        split_cache(cache, SplitOverrides(seed=1))
+    assert split_cache(cache).up_to_date
+    assert 1 == build_cache(more, cache, options).num_decoded
+    assert not split_cache(cache, SplitOverrides(seed=1)).up_to_date
+
+
+def test_names_that_are_no_text_are_kept_in_the_settings(cache: Path, tmp_path: Path) -> None:
+    groups = Path(os.fsdecode(os.fsencode(tmp_path) + b"/g\xff.csv"))
+    write_list(cache, groups, "group", [str(row % 5) for row in range(18)])
+
+    report = split_cache(cache, SplitOverrides(group_by=GroupBy("file", str(groups))))
+
+    assert 5 == report.num_groups
+    assert "file g\\xff.csv" in vidcache("info", cache).stdout
+    result = json.loads(vidcache("split", cache, "--dry-run", "--group-by", f"file:{groups}", "--json").stdout)
+    assert "g\\xff.csv" in json.dumps(result).replace("\\\\", "\\")
 
 
 # --- what must not happen -------------------------------------------------------------------
@@ -361,26 +373,7 @@ def test_two_cannot_write_at_once(cache: Path) -> None:
     split_cache(cache, SplitOverrides(seed=1), progress=try_again)
 
 
-def test_an_interrupted_build_is_not_thrown_away(raw: Path, cache: Path, tmp_path: Path) -> None:
-    more = tmp_path / "raw"
-    shutil.copytree(raw, more)
-    make_raw(more, {"jump": 2})
-
-    def stop(done: int, failed: int, total: int) -> None:
-        assert (0, 20) == (failed, total)
-        if done == 19:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build_cache(more, cache, BuildOptions(spec=SPEC, workers=1), stop)
-    with pytest.raises(InputError, match="c.h5: a build of it was interrupted, and what it has decoded"):
-        split_cache(cache, SplitOverrides(seed=1))
-    assert split_cache(cache, SplitOverrides()).up_to_date
-    report = build_cache(more, cache, BuildOptions(spec=SPEC, workers=1))
-    assert 1 == report.num_decoded
-    assert not split_cache(cache, SplitOverrides(seed=1)).up_to_date
-
-
+@pytest.mark.slow
 def test_a_kill_at_any_instant_leaves_the_old_split_or_the_new(cache: Path, tmp_path: Path) -> None:
     """A real process is killed after more and more of its work; whatever was left, the same command ends the same."""
     before = cache.read_bytes()
@@ -433,20 +426,6 @@ def test_ctrl_c_leaves_the_old_split(cache: Path) -> None:
     assert {"c.h5", "c.h5.lock"} == {file.name for file in cache.parent.iterdir()}
 
 
-def test_a_build_of_another_shape_is_not_thrown_away_either(raw: Path, cache: Path) -> None:
-    def stop(done: int, failed: int, total: int) -> None:
-        assert (0, 18) == (failed, total)
-        if done == 9:
-            raise KeyboardInterrupt
-
-    options = BuildOptions(spec=Spec(4, 16, 16), workers=1, overwrite=True)
-    with pytest.raises(KeyboardInterrupt):
-        build_cache(raw, cache, options, stop)
-    with pytest.raises(InputError, match="a build of it was interrupted"):
-        split_cache(cache, SplitOverrides(seed=1))
-    assert 9 == build_cache(raw, cache, options).num_reused
-
-
 def test_a_cache_that_was_replaced_meanwhile_is_not_overwritten(cache: Path, tmp_path: Path) -> None:
     newer = make_cache(tmp_path / "newer.h5", {"a": 4, "b": 4})
     inner = resplit.Splitter.assign
@@ -474,55 +453,3 @@ def test_a_link_stays_a_link_and_permissions_stay(cache: Path, tmp_path: Path) -
     assert link.is_symlink()
     assert 0o600 == cache.stat().st_mode & 0o777
     assert split_cache(cache, SplitOverrides(seed=1)).up_to_date
-
-
-def test_one_scene_leaves_nothing_to_test_on_and_says_what_to_do(raw: Path, cache: Path) -> None:
-    result = vidcache("split", cache, "--group-by", "regex:/(t)")
-    assert (
-        "Note: no clip is in val and test: 1 group of 18 clips are too few. Use a finer --group-by, or "
-        "--near-duplicates report"
-    ) in result.stderr
-
-
-def test_a_list_of_test_clips_only_is_refused_before_decoding(raw: Path, tmp_path: Path) -> None:
-    splits = write_list(tmp_path / "splits.csv", [("jump/take0/s0_0.mkv", "test")])
-
-    result = vidcache("build", raw, tmp_path / "c.h5", "--split-file", splits)
-
-    assert 2 == result.exit_code
-    assert "splits.csv: no video is for training" in result.stderr
-    assert ["splits.csv"] == [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")]
-
-
-def test_what_a_list_lacks_is_taken_out_of_train(cache: Path, tmp_path: Path) -> None:
-    with CacheReader(cache) as reader:
-        paths = [os.fsdecode(path) for path in reader.columns["path"].tolist()]
-    splits = write_list(
-        tmp_path / "splits.csv", [(path, "test" if row % 3 == 0 else "train") for row, path in enumerate(paths)]
-    )
-
-    result = vidcache("split", cache, "--split-file", splits)
-
-    assert "Note: the given split has no val: taken out of train, in whole groups" in result.stderr
-    assert 6 == len(read_split(cache, Split.TEST))
-    assert len(read_split(cache, Split.VAL)) >= 2
-    result = vidcache("split", cache, "--split-file", splits, "--split", "80/0/20")
-    assert "taken out of train" not in result.stderr
-    assert 0 == len(read_split(cache, Split.VAL))
-
-
-def test_names_that_are_no_text_are_kept_in_the_rule(cache: Path, tmp_path: Path) -> None:
-    with CacheReader(cache) as reader:
-        paths = [os.fsdecode(path) for path in reader.columns["path"].tolist()]
-    groups = os.fsencode(tmp_path) + b"/g\xff.csv"
-    with open(groups, "w") as file:
-        file.write("\n".join(["path,group", *(f"{path},{row % 5}" for row, path in enumerate(paths))]))
-
-    report = split_cache(cache, SplitOverrides(group_by=GroupBy("file", os.fsdecode(groups))))
-
-    assert 5 == report.num_groups
-    assert "split by         file g\\xff.csv" in vidcache("info", cache).stdout
-    command = [sys.executable, "-c", "from vidcache.cli import main; main()"]
-    for arguments in (("info", cache), ("split", cache, "--dry-run", "--group-by", os.fsencode(b"file:" + groups))):
-        said = subprocess.run([*command, *arguments, "--json"], capture_output=True, text=True, check=True).stdout
-        assert "g\\xff.csv" in json.dumps(json.loads(said)).replace("\\\\", "\\")

@@ -27,11 +27,7 @@ _MAX_NAMES = 5
 
 
 def parse_fractions(text: str) -> tuple[float, float, float]:
-    """Read "70/15/15" as fractions of train, val and test.
-
-    Raises:
-        ValueError: Not three numbers >= 0 that sum to 100 (or 1), or nothing to train on.
-    """
+    """Read "70/15/15" or "0.7/0.15/0.15" as fractions of train, val and test. Raises ValueError."""
     try:
         train, val, test = map(float, text.split("/"))
     except ValueError:
@@ -48,17 +44,10 @@ def required_splits(num_groups: int, fractions: Sequence[float]) -> tuple[Split,
 
 
 def split_counts(num_clips: int, fractions: Sequence[float]) -> tuple[int, int, int]:
-    """Divide a class: as near to the fractions as whole clips allow (largest remainder).
+    """Divide the clips of a class into train, val and test, as near to the fractions as whole clips allow.
 
     Each split with a fraction above 0 gets at least one clip, if the class has enough clips for all of them. Two clips
     go to train and test, a single one to train.
-
-    Args:
-        num_clips: Clips of the class. >= 0.
-        fractions: Of train, val and test; sum 1.
-
-    Returns:
-        Clips for train, val and test; sum `num_clips`.
     """
     required = required_splits(NUM_SPLITS, fractions)
     if num_clips < len(required):
@@ -149,10 +138,6 @@ def divide_groups(table: npt.ArrayLike, num_groups: npt.ArrayLike, fractions: Se
     StratifiedGroupKFold leaves ten times as many clips in another split than wanted (277 clips of 21 recordings: 12.6
     % against 1.3 %), and classes without a test clip.
 
-    Where every group lies within one class, no requirement is missed if the class has as many groups as required
-    splits: while a required split has none of them, some other split has two, or is not required and has one, and
-    moving one from there is better, whatever it costs.
-
     Args:
         table: (P, C) clips of each class in a group of each signature; no class empty.
         num_groups: (P,) groups of each signature. >= 1.
@@ -175,8 +160,8 @@ class _Cost:
     """Cost of the clips in a split, in whole numbers: the same on every machine.
 
     The sum of (count - fraction * clips)^2 / clips is, but for a constant, that of count^2 / clips - 2 * fraction *
-    count. Times a scale that all class sizes divide these are integers; where it does not fit, weights are rounded.
-    No sum is above 2^63.
+    count. Times a scale that all class sizes divide these are integers, and no sum is above 2^63; where such a scale
+    is too large, weights are rounded.
     """
 
     def __init__(self, signatures: Ints, num_groups: Ints, fractions: Sequence[float]) -> None:
@@ -251,15 +236,9 @@ def _search(signatures: Ints, num_groups: Ints, cost: _Cost, order: Ints) -> tup
 def describe_misfits(
     classes: Sequence[str | bytes], labels: Ints, split: npt.NDArray[np.uint8], fractions: Sequence[float]
 ) -> list[str]:
-    """Name the classes that are not near the fractions, worst first: a list of one sentence, or of none.
+    """Name the classes of the clips (N,) that are not near the fractions, worst first: one sentence, or none.
 
     Near is within one clip, or 5 % of the class, and with a clip in every split that can have one.
-
-    Args:
-        classes: Names, by label.
-        labels: (N,) class of each clip.
-        split: (N,) train, val or test.
-        fractions: Of train, val and test; sum 1.
     """
     misfits, names = [], np.unique(labels).tolist()
     for label in names:

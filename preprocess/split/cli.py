@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vidcache.cache.format import Split
-from vidcache.cli import Command, echo_json, json_option, option, progress_console, verbosity_options
+from vidcache.cli import Command, echo_json, json_option, option, progress_console, seed_option, verbosity_options
 from vidcache.console import Progress, SafeConsole
 from vidcache.preprocess.split.assign import parse_fractions
 from vidcache.preprocess.split.config import NEAR_DUPLICATES, SplitOverrides
@@ -32,49 +32,45 @@ def parse_with(parser: Callable[[str], Any]) -> Callable[[click.Context, click.P
     return callback
 
 
-def _parse_split(text: str) -> tuple[float, float, float] | str:
-    return "folders" if text == "folders" else parse_fractions(text)
-
-
 _OPTIONS = (
     option(
         "--split",
         envvar="VIDCACHE_SPLIT_FRACTIONS",  # VIDCACHE_SPLIT chooses the clips of videval
-        default=None,
         show_default="as in CACHE, or else 70/15/15",
-        callback=parse_with(_parse_split),
+        callback=parse_with(lambda text: text if text == "folders" else parse_fractions(text)),
+        group="Split",
         help="Train/val/test percentages; or folders, for RAW/{train,val,test}/<class>/.",
     ),
     option(
         "--split-file",
-        "split_files",
+        "files",
         envvar=None,
         multiple=True,
         metavar="FILE",
+        group="Split",
         help="List with the split: CSV path,split; UCF101, HMDB51, Kinetics. Repeat it, or use 'quote*.txt'.",
     ),
     option(
         "--group-by",
-        default=None,
         metavar="video|folder|regex:PATTERN|file:CSV",
         show_default="as in CACHE, or else video",
         callback=parse_with(parse_group_by),
+        group="Split",
         help="How to group videos that must stay in one split: none, by RAW/<class>/<folder>/, by the capture of a "
         "pattern in the path, or by a CSV path,group.",
     ),
     option(
         "--near-duplicates",
         type=click.Choice(NEAR_DUPLICATES),
-        default=None,
         show_default="as in CACHE, or else group",
+        group="Split",
         help="Near-duplicate clips: keep in one split, report only, or skip the check.",
     ),
-    option(
-        "--seed",
+    seed_option(
         envvar="VIDCACHE_SPLIT_SEED",  # VIDCACHE_SEED is that of a run
-        type=click.IntRange(0, 2**63 - 1),
         default=None,
         show_default="as in CACHE, or else 0",
+        group="Split",
         help="Random seed of the split.",
     ),
 )
@@ -93,13 +89,13 @@ def pop_overrides(values: dict[str, Any]) -> SplitOverrides:
     Raises:
         click.UsageError: Both lists and folders are to give the split.
     """
-    split, files = values.pop("split"), values.pop("split_files")
+    overrides = {name: values.pop(name) for name in ("split", "files", "group_by", "near_duplicates", "seed")}
+    split, files = overrides.pop("split"), overrides["files"]
     if files and split == "folders":
         raise click.UsageError("--split folders and --split-file exclude each other")
-    overrides = {name: values.pop(name) for name in ("group_by", "near_duplicates", "seed")}
+    overrides["fractions"] = None if split == "folders" else split
     overrides["source"] = "files" if files else "folders" if split == "folders" else "fractions" if split else None
-    overrides |= {"fractions": None if split == "folders" else split, "files": files or None}
-    return cast("SplitOverrides", {name: value for name, value in overrides.items() if value is not None})
+    return cast("SplitOverrides", {name: value for name, value in overrides.items() if value not in (None, ())})
 
 
 @click.command(cls=Command, kept=KEPT)
@@ -147,7 +143,7 @@ def _show(console: SafeConsole, report: SplitReport, dry_run: bool) -> None:
     result = f"split {report.split_hash}"
     if dry_run or report.up_to_date:
         result = "nothing was written" if dry_run else "it has this split already, nothing was written"
-    by = printable(report.config.attributes()["split_by"])
+    by = printable(str(report.config.group_by))
     moved = f"{plural(report.num_groups, 'group')}, {plural(report.num_moved, 'clip')} moved"
     console.print(Text(f"{printable(report.cache)}: by {by}, {moved}; {result}"), soft_wrap=True)
 

@@ -6,7 +6,7 @@ Names and lists are checked before anything is decoded; near-duplicates are know
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypedDict
+from typing import Any, NamedTuple, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -65,9 +65,8 @@ class SplitConfig:
 
     def attributes(self) -> dict[str, Any]:
         """Return the root attributes that a cache stores."""
-        by, argument = self.group_by.by, self.group_by.argument
         return {
-            "split_by": f"{by} {Path(argument).name if by == 'file' else argument}".rstrip(),
+            "split_by": str(self.group_by),
             "split_source": self.source,
             "split_fractions": [round(fraction, 9) for fraction in self.fractions],
             "split_seed": self.seed,
@@ -128,15 +127,8 @@ def _hash_files(files: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
-class Assignment:
-    """A split.
-
-    Attributes:
-        group: (N,) int32.
-        split: (N,) uint8, values of `Split`.
-        notes: What the user should know, a sentence each.
-    """
+class Assignment(NamedTuple):
+    """A split: (N,) groups, (N,) values of `Split`, and what the user should know, a sentence each."""
 
     group: npt.NDArray[np.int32]
     split: npt.NDArray[np.uint8]
@@ -144,18 +136,17 @@ class Assignment:
 
 
 class Splitter:
-    """A configuration applied to the names of the videos; `assign` follows when they are decoded.
+    """A configuration applied to the names of all videos; `assign` follows when they are decoded.
+
+    Raises InputError where a pattern or a list matches no video, a list cannot be read or contradicts itself, or the
+    configuration comes from a cache and needs files.
 
     Args:
         config: How to split.
-        paths: (N,) of all videos, sorted.
+        paths: (N,) sorted.
         labels: (N,) class of each.
         classes: Names, by label.
         class_depth: Which part of a path is the class.
-
-    Raises:
-        InputError: A pattern or a list matches no video, a list cannot be read or contradicts itself, or the
-            configuration comes from a cache and needs files.
     """
 
     def __init__(
@@ -167,24 +158,13 @@ class Splitter:
         class_depth: int,
     ) -> None:
         self._config, self._paths, self._labels, self._classes = config, paths, np.asarray(labels), classes
-        by = printable(config.attributes()["split_by"])
         if not config.has_files:
             raise InputError(
-                f"split: by {by} and {config.source}, but the cache does not store the lists. Pass them again with "
-                "--split-file or --group-by file:GROUPS.csv, or choose another split: --group-by video --split 70/15/15"
+                f"split: by {printable(str(config.group_by))} and {config.source}, but the cache does not store the "
+                "lists. Pass them again with --split-file or --group-by file:GROUPS.csv, or choose another split: "
+                "--group-by video --split 70/15/15"
             )
-        groups = group_videos(paths, config.group_by, class_depth)
-        self._groups, self._notes = groups.ids, []
-        if groups.num_alone:
-            self._notes.append(
-                f"--group-by {by.replace(' ', ':', 1)} matches no group for {plural(groups.num_alone, 'video')}: each "
-                "is a group of its own"
-            )
-        if groups.unknown:
-            self._notes.append(
-                f"{printable(config.group_by.argument)}: {plural(len(groups.unknown), 'line')} without a video, for "
-                f"example {printable(groups.unknown[0])}"
-            )
+        self._groups, self._notes = group_videos(paths, config.group_by, class_depth)
         self._predefined = None
         if config.source == "files":
             self._predefined, where = read_split_files(config.files, paths), ", ".join(map(printable, config.files))

@@ -32,20 +32,9 @@ class GroupBy:
     by: Literal["video", "folder", "regex", "file"]
     argument: str = ""
 
-
-@dataclasses.dataclass(frozen=True)
-class Groups:
-    """Videos with their groups.
-
-    Attributes:
-        ids: (N,) int32 group of each video, numbered by first appearance.
-        num_alone: Videos without a folder, match or line: each is its own group.
-        unknown: Paths in the file of groups that match no video.
-    """
-
-    ids: npt.NDArray[np.int32]
-    num_alone: int
-    unknown: tuple[bytes, ...] = ()
+    def __str__(self) -> str:
+        """As a cache stores it: "regex PATTERN", or "file" and the name without its folder."""
+        return f"{self.by} {Path(self.argument).name if self.by == 'file' else self.argument}".rstrip()
 
 
 def parse_group_by(text: str) -> GroupBy:
@@ -72,27 +61,24 @@ def parse_group_by(text: str) -> GroupBy:
 
 def _compile(pattern: str) -> re.Pattern[str]:
     if len(pattern) > _MAX_PATTERN:
-        raise ValueError(
-            f"group by regex {pattern[:40]!r}...: {len(pattern):,} characters, at most {_MAX_PATTERN:,} are possible. "
-            "Use file:GROUPS.csv instead"
-        )
+        raise ValueError(f"group by regex {pattern[:40]!r}...: over {_MAX_PATTERN:,} characters. Use file:GROUPS.csv")
     try:
         compiled = re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"group by regex {pattern!r}: invalid regular expression: {error}") from None
     if not compiled.groups:
-        raise ValueError(
-            f"group by regex {pattern!r}: no capture group. Put the part that names the group in parentheses, like "
-            r"'_g(\d+)_'"
-        )
+        advice = r"Put the part that names the group in parentheses, like '_g(\d+)_'"
+        raise ValueError(f"group by regex {pattern!r}: no capture group. {advice}")
     return compiled
 
 
-def group_videos(paths: Sequence[bytes], group_by: GroupBy, class_depth: int = 0) -> Groups:
+def group_videos(
+    paths: Sequence[bytes], group_by: GroupBy, class_depth: int = 0
+) -> tuple[npt.NDArray[np.int32], list[str]]:
     """Find the group of every video.
 
     A folder is a group of its own class: two classes may both have a folder "take1". A match of a pattern, or a name
-    in a file, is one group in all classes.
+    in a file, is one group in all classes. A video without folder, match or line is a group of its own.
 
     Args:
         paths: (N,) paths below the raw folder, "/" between the parts.
@@ -101,29 +87,38 @@ def group_videos(paths: Sequence[bytes], group_by: GroupBy, class_depth: int = 0
             the whole folder of a video is its group. Folders of one name in one class are one group, also when they
             lie in two splits.
 
+    Returns:
+        (N,) groups, numbered by first appearance, and what the user should know, a sentence each.
+
     Raises:
         InputError: The pattern or the file matches no video, or the file cannot be read or contradicts itself.
         ValueError: The pattern is invalid.
     """
-    unknown: tuple[bytes, ...] = ()
+    unknown: list[bytes] = []
     keys: Sequence[object]  # names the group; None: the video is alone
     match group_by.by:
         case "video":
-            return Groups(np.arange(len(paths), dtype=np.int32), 0)
+            return np.arange(len(paths), dtype=np.int32), []
         case "folder":
             keys = [_folder_of(path, class_depth) for path in paths]
         case "regex":
             keys = _captures(paths, group_by.argument)
         case "file":
             keys, unknown = _read_groups(group_by.argument, paths)
-    ids = _number([row if key is None else (key,) for row, key in enumerate(keys)])
-    return Groups(ids, sum(key is None for key in keys), unknown)
+    notes = []
+    if num_alone := sum(key is None for key in keys):
+        option = printable(str(group_by)).replace(" ", ":", 1)
+        videos = plural(num_alone, "video")
+        notes.append(f"--group-by {option} matches no group for {videos}: each is a group of its own")
+    if unknown:
+        lines = plural(len(unknown), "line")
+        notes.append(f"{printable(group_by.argument)}: {lines} without a video{_example(unknown)}")
+    return _number([row if key is None else (key,) for row, key in enumerate(keys)]), notes
 
 
-def _folder_of(path: bytes, class_depth: int) -> tuple[bytes, bytes] | None:
+def _folder_of(path: bytes, class_depth: int) -> tuple[bytes, ...] | None:
     if class_depth < 0:
-        folder = os.path.dirname(path)
-        return (b"", folder) if folder else None
+        return (os.path.dirname(path),) if b"/" in path else None
     parts = path.split(b"/")[class_depth:]
     return (parts[0], parts[1]) if len(parts) > 2 else None
 
@@ -139,7 +134,7 @@ def _captures(paths: Sequence[bytes], pattern: str) -> list[str | None]:
     return [match[1] or None if match else None for match in matches]
 
 
-def _read_groups(file: str, paths: Sequence[bytes]) -> tuple[list[str | None], tuple[bytes, ...]]:
+def _read_groups(file: str, paths: Sequence[bytes]) -> tuple[list[str | None], list[bytes]]:
     """Return the group of each video, None where the file has none, and the paths that match no video."""
     groups: dict[int | bytes, str | None] = {}
     index = VideoIndex(paths)
@@ -148,12 +143,11 @@ def _read_groups(file: str, paths: Sequence[bytes]) -> tuple[list[str | None], t
         row = index.find(names, where)
         video = names[-1] if row is None else row
         if groups.setdefault(video, group) != group:
-            name = printable(names[-1] if row is None else paths[row])
+            name, first = printable(names[-1] if row is None else paths[row]), printable(groups[video] or "")
             raise InputError(
-                f"{where}: {name} is in group {printable(group or '')!r} and in "
-                f"{printable(groups[video] or '')!r}. Remove one of the lines"
+                f"{where}: {name} is in group {printable(group or '')!r} and in {first!r}. Remove one of the lines"
             )
-    unknown = tuple(sorted(name for name in groups if isinstance(name, bytes)))
+    unknown = sorted(name for name in groups if isinstance(name, bytes))
     if len(unknown) == len(groups):
         raise InputError(
             f"{printable(file)}: none of its {plural(len(unknown), 'path')}{_example(unknown)} is one of the "
@@ -167,14 +161,9 @@ def _example(paths: Sequence[bytes]) -> str:
 
 
 def merge_groups(ids: npt.ArrayLike, pairs: npt.ArrayLike) -> npt.NDArray[np.int32]:
-    """Join the groups of videos that belong together after all, like near-duplicates.
+    """Join the groups ids (N,) of videos that belong together after all: pairs (P, 2) of rows, like near-duplicates.
 
-    Args:
-        ids: (N,) group of each video.
-        pairs: (P, 2) rows.
-
-    Returns:
-        (N,) groups, numbered by first appearance.
+    Returns (N,) groups, numbered by first appearance.
     """
     from scipy.sparse import coo_array  # not for --help
     from scipy.sparse.csgraph import connected_components

@@ -1,12 +1,12 @@
 """Splits that come with the data: from lists, or from the folders."""
 
 import contextlib
-import dataclasses
 import glob
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,16 +33,8 @@ _HMDB51_CODES = {"0": Split.UNUSED, "1": Split.TRAIN, "2": Split.TEST}
 _UCF101_NAME = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_WORDS)})(?:list)?(?![a-z])")
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One line of a list.
-
-    Attributes:
-        names: Possible names of the video, best first: the end of a path, with or without extension.
-        split: Its split; `Split.UNUSED` where the list says so.
-        where: File and line, for messages.
-        label: Kinetics: its class, as `plain_label`; "" for the others.
-    """
+class Entry(NamedTuple):
+    """One line of a list: possible names of the video, best first, its split, file and line, and its Kinetics class."""
 
     names: tuple[bytes, ...]
     split: Split
@@ -51,11 +43,7 @@ class Entry:
 
 
 def read_entries(file: Path) -> list[Entry]:
-    """Read one list, whatever its format.
-
-    Raises:
-        InputError: It cannot be read, has an unknown format, or a line is wrong.
-    """
+    """Read one list, whatever its format. Raises InputError."""
     lines = read_lines(file)
     header = header_of(lines)
     if "split" in header and "path" in header:
@@ -63,14 +51,13 @@ def read_entries(file: Path) -> list[Entry]:
     if "split" in header and "youtube_id" in header:
         return _read_csv(file, "youtube_id")
     if match := _HMDB51_NAME.fullmatch(file.name):
-        return _read_hmdb51(file, match[1], lines)
+        return _read_text(file, lines, match[1], _HMDB51_CODES)
     words = set(_UCF101_NAME.findall(file.name.lower()))
     if len(words) == 1:
-        return _read_ucf101(file, SPLIT_WORDS[words.pop()], lines)
+        return _read_text(file, lines, "", {"": SPLIT_WORDS[words.pop()]})
     raise InputError(
         f"{printable(file)}: unknown format, not a CSV with the columns path,split, a Kinetics CSV (youtube_id,split), "
-        "a UCF101 list (trainlist01.txt) or an HMDB51 list (<class>_test_split1.txt). Rename the list, or name its "
-        "columns"
+        "a UCF101 list (trainlist01.txt) or an HMDB51 list (<class>_test_split1.txt). Rename the file or its columns"
     )
 
 
@@ -90,30 +77,23 @@ def _read_csv(file: Path, column: str) -> list[Entry]:
     return entries
 
 
-def _read_hmdb51(file: Path, class_name: str, lines: Sequence[str]) -> list[Entry]:
+def _read_text(file: Path, lines: Sequence[str], class_name: str, codes: dict[str, Split]) -> list[Entry]:
+    """Read lines "video code" of HMDB51, or "class/video" of UCF101, which may end in the number of a class."""
     entries = []
-    for number, line in enumerate(lines, 1):
-        name, _, code = line.strip().rpartition(" ")
-        where = f"{printable(file)}, line {number}"
-        if line.strip() and (not name or code not in _HMDB51_CODES):
+    for number, line in enumerate(map(str.strip, lines), 1):
+        name, _, code = line.rpartition(" ")
+        if not class_name:
+            name, code = name if name and code.isdecimal() else line, ""
+        if line and (not name or code not in codes):
+            where = f"{printable(file)}, line {number}"
             raise InputError(f"{where}: {printable(line)!r} is not a video and 0 (unused), 1 (train) or 2 (test)")
-        if name:
-            entries.append(Entry((os.fsencode(f"{class_name}/{name.strip()}"),), _HMDB51_CODES[code], where))
+        if line:
+            name = os.path.join(class_name, name.strip())
+            entries.append(Entry((os.fsencode(name),), codes[code], f"{printable(file)}, line {number}"))
     return entries
 
 
-def _read_ucf101(file: Path, split: Split, lines: Sequence[str]) -> list[Entry]:
-    entries = []
-    for number, line in enumerate(lines, 1):
-        name, _, label = line.strip().rpartition(" ")
-        name = name.strip() if name and label.isdecimal() else line.strip()
-        if name:
-            entries.append(Entry((os.fsencode(name),), split, f"{printable(file)}, line {number}"))
-    return entries
-
-
-@dataclasses.dataclass(frozen=True)
-class PredefinedSplit:
+class PredefinedSplit(NamedTuple):
     """The split that lists or folders give.
 
     Attributes:
@@ -122,7 +102,7 @@ class PredefinedSplit:
     """
 
     split: npt.NDArray[np.uint8]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
 
 def read_split_files(patterns: Sequence[str], paths: Sequence[bytes]) -> PredefinedSplit:

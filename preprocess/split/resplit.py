@@ -31,27 +31,16 @@ _ORIGIN = "decoded_format"  # attribute of a cache that was split again under a 
 
 @dataclasses.dataclass(frozen=True)
 class SplitReport:
-    """What a split did.
-
-    Attributes:
-        cache: The file.
-        config: How it is split now.
-        split_hash: Names the split.
-        class_counts: Clips of each class in train, val, test and unused, in label order.
-        num_groups: Groups that have a clip.
-        num_moved: Clips that are in another split than before.
-        notes: What the user should know, a sentence each.
-        up_to_date: The cache had this split already; nothing was written.
-    """
+    """What a split did."""
 
     cache: Path
-    config: SplitConfig
+    config: SplitConfig  # how it is split now
     split_hash: str
-    class_counts: dict[str, tuple[int, ...]]
-    num_groups: int
-    num_moved: int
-    notes: tuple[str, ...]
-    up_to_date: bool
+    class_counts: dict[str, tuple[int, ...]]  # clips in train, val, test and unused, in label order
+    num_groups: int  # that have a clip
+    num_moved: int  # clips that are in another split than before
+    notes: tuple[str, ...]  # what the user should know, a sentence each
+    up_to_date: bool  # the cache had this split already; nothing was written
 
 
 def split_cache(
