@@ -226,12 +226,12 @@ class Splitter:
 
 
 def _describe_empty(split: npt.NDArray[np.uint8], config: SplitConfig, num_groups: int) -> list[str]:
-    empty = [part for part in (Split.VAL, Split.TEST) if config.fractions[part] and not (split == part).any()]
+    empty = [part.name.lower() for part in (Split.VAL, Split.TEST) if config.fractions[part] and part not in split]
     if not empty or len(split) < MIN_CLASS_CLIPS:
         return []
     return [
-        f"no clip is in {' and '.join(part.name.lower() for part in empty)}: {plural(num_groups, 'group')} of "
-        f"{plural(len(split), 'clip')} are too few. Use a finer --group-by, or --near-duplicates report"
+        f"no clip is in {' and '.join(empty)}: {plural(num_groups, 'group')} of {plural(len(split), 'clip')} are too "
+        "few. Use a finer --group-by, or --near-duplicates report"
     ]
 
 

@@ -24,6 +24,7 @@ from vidcache.preprocess.build import plan_attributes
 from vidcache.preprocess.split.config import Assignment, SplitConfig, SplitOverrides, Splitter
 from vidcache.text import printable
 
+Columns = dict[str, np.ndarray[Any, Any]]
 Progress = Callable[[int, int], None]  # clips done, clips in all
 
 _ORIGIN = "decoded_format"  # attribute of a cache that was split again under a newer format
@@ -68,18 +69,24 @@ def split_cache(
     with CacheReader(cache) as reader:
         config = SplitConfig.from_attributes(reader.attributes).override(overrides)
         columns = _current_columns(reader)
-        plan = _plan(reader, columns, config)
-        splitter = Splitter(config, plan.paths, plan.labels, plan.classes, int(plan.attributes["class_depth"]))
+        manifest = _manifest(reader, columns, config)
+        splitter = Splitter(
+            config, manifest.paths, manifest.labels, manifest.classes, int(manifest.attributes["class_depth"])
+        )
         assignment = splitter.assign(columns, columns["status"] != Status.FAILED)
         up_to_date = (
             (not reader.is_current_format or "near_group" in reader.columns)
-            and all(reader.attributes.get(name) == plan.attributes[name] for name in plan.attributes if name != _ORIGIN)
+            and all(
+                reader.attributes.get(name) == manifest.attributes[name]
+                for name in manifest.attributes
+                if name != _ORIGIN
+            )
             and np.array_equal(assignment.split, columns["split"])
             and np.array_equal(assignment.group, columns["group"])
         )
         split_hash = reader.split_hash
         if not up_to_date and not dry_run:
-            split_hash = _write(reader, plan, columns, assignment, progress)
+            split_hash = _write(reader, manifest, columns, assignment, progress)
         rows = reader.rows()
         counts = np.zeros((len(reader.classes), len(Split)), np.int64)
         np.add.at(counts, (reader.labels[rows], assignment.split[rows]), 1)
@@ -95,7 +102,7 @@ def split_cache(
         )
 
 
-def _plan(reader: CacheReader, columns: dict[str, np.ndarray[Any, Any]], config: SplitConfig) -> Manifest:
+def _manifest(reader: CacheReader, columns: Columns, config: SplitConfig) -> Manifest:
     attributes = plan_attributes(
         reader.spec,
         int(reader.attributes["class_depth"]),
@@ -118,7 +125,7 @@ def _plan(reader: CacheReader, columns: dict[str, np.ndarray[Any, Any]], config:
     )
 
 
-def _current_columns(reader: CacheReader) -> dict[str, np.ndarray[Any, Any]]:
+def _current_columns(reader: CacheReader) -> Columns:
     """Return the columns as a cache made today has them, as far as they can be known without the videos."""
     columns = dict(reader.columns)
     if not reader.is_current_format:
@@ -131,21 +138,18 @@ def _current_columns(reader: CacheReader) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _write(
-    reader: CacheReader,
-    plan: Manifest,
-    columns: dict[str, np.ndarray[Any, Any]],
-    assignment: Assignment,
-    progress: Progress,
+    reader: CacheReader, manifest: Manifest, columns: Columns, assignment: Assignment, progress: Progress
 ) -> str:
     cache = reader.path
-    with CacheWriter(cache, plan) as writer, open_previous_builds(cache, reader, plan.spec, plan.hash()) as donors:
+    with (
+        CacheWriter(cache, manifest) as writer,
+        open_previous_builds(cache, reader, manifest.spec, manifest.hash()) as donors,
+    ):
         finished = dataclasses.replace(donors[-1], records=records_of(columns))
         # Nobody else writes now, since the writer has the lock: do not throw away what another build has done.
         (writer.folder / SPLIT_MARK).touch()
         if not os.path.samestat(os.fstat(reader.fileno()), os.stat(cache)):
-            raise LockedError(
-                f"{printable(cache)}: it was replaced by another build meanwhile. Run the same command again"
-            )
+            raise LockedError(f"{printable(cache)}: replaced by another build meanwhile. Run the same command again")
         if partial_builds(cache):
             raise InputError(
                 f"{printable(cache)}: a build of it was interrupted, and what it has decoded would be lost. Run "
@@ -154,8 +158,8 @@ def _write(
         for row in writer.pending:
             if not writer.copy_clip_from(row, finished, row):
                 raise CacheError(
-                    f"{printable(cache)}: the clip of row {row} ({printable(plan.paths[row])}) does not match its "
+                    f"{printable(cache)}: the clip of row {row} ({printable(manifest.paths[row])}) does not match its "
                     "hash. Decode it again: vidcache build RAW CACHE --verify-sources"
                 )
-            progress(row + 1, plan.num_clips)
+            progress(row + 1, manifest.num_clips)
         return writer.finish(assignment.group, assignment.split, columns["near_group"]).split_hash
