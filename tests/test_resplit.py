@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -21,7 +22,7 @@ from vidcache.cache.reader import CacheReader
 from vidcache.errors import CacheError, InputError, LockedError
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.options import BuildOptions
-from vidcache.preprocess.split import resplit
+from vidcache.preprocess.split import config, resplit
 from vidcache.preprocess.split.config import SplitOverrides
 from vidcache.preprocess.split.groups import GroupBy
 from vidcache.preprocess.split.resplit import split_cache
@@ -125,6 +126,19 @@ def test_clips_and_fingerprint_stay_and_only_the_split_changes(cache: Path) -> N
         assert (clips == reader.read(reader.rows(), verify=True)).all()
         assert (before[0], True) == (reader.fingerprint, before[1] != reader.split_hash)
         assert (report.split_hash, report.up_to_date) == (reader.split_hash, False)
+
+
+def test_a_split_of_an_earlier_version_stays_until_another_is_asked_for(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "c.h5", {"a": 12, "b": 12})
+    with mock.patch.object(config, "assign_splits", lambda paths, *_: np.arange(len(paths), dtype=np.uint8) % 3):
+        assert not split_cache(cache, SplitOverrides(seed=1)).up_to_date
+    before = cache.read_bytes()
+
+    report = split_cache(cache)
+
+    assert (True, 0, before) == (report.up_to_date, report.num_moved, cache.read_bytes())
+    assert "the split stays as it is; this version would choose another one" in report.notes[-1]
+    assert split_cache(cache, SplitOverrides(seed=2)).num_moved > 0
 
 
 def test_a_dry_run_shows_the_split_and_writes_nothing(cache: Path) -> None:

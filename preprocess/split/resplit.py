@@ -74,16 +74,14 @@ def split_cache(
             config, manifest.paths, manifest.labels, manifest.classes, int(manifest.attributes["class_depth"])
         )
         assignment = splitter.assign(columns, columns["status"] != Status.FAILED)
-        up_to_date = (
-            (not reader.is_current_format or "near_group" in reader.columns)
-            and all(
-                reader.attributes.get(name) == manifest.attributes[name]
-                for name in manifest.attributes
-                if name != _ORIGIN
-            )
-            and np.array_equal(assignment.split, columns["split"])
-            and np.array_equal(assignment.group, columns["group"])
+        up_to_date = (not reader.is_current_format or "near_group" in reader.columns) and all(
+            reader.attributes.get(name) == value for name, value in manifest.attributes.items() if name != _ORIGIN
         )
+        is_same = all(np.array_equal(getattr(assignment, name), columns[name]) for name in ("group", "split"))
+        if up_to_date and not is_same and not overrides:
+            note = "the split stays as it is; this version would choose another one, ask for it with --seed"
+            assignment, is_same = Assignment(columns["group"], columns["split"], (*assignment.notes, note)), True
+        up_to_date = up_to_date and is_same
         split_hash = reader.split_hash
         if not up_to_date and not dry_run:
             split_hash = _write(reader, manifest, columns, assignment, progress)
