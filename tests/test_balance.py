@@ -1,4 +1,6 @@
-"""Class balance: the sampler's frequencies and the loss weights, against their definitions."""
+"""Class balance against its definitions; steps, parts and processes: every clip once."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
-from vidcache.train.data import audit, class_weights, epoch_rows, loss_weights
+from vidcache.train.config import TrainConfig
+from vidcache.train.data import StepPlan, TrainingData, audit, class_weights, epoch_rows, loss_weights
 
 label_lists = st.lists(st.integers(0, 5), min_size=1, max_size=200)
 
@@ -76,8 +79,8 @@ def test_the_audit_shows_that_both_overshoot() -> None:
     ratio = {}
     for balance in ("both", "sampler", "loss", "none"):
         large, small = audit(["large", "small"], labels, balance)
-        ratio[balance] = small.influence / large.influence
-        assert pytest.approx(2) == small.influence + large.influence
+        ratio[balance] = small.effective_weight / large.effective_weight
+        assert pytest.approx(2) == small.effective_weight + large.effective_weight
     assert pytest.approx({"both": 62 / 7, "sampler": 1, "loss": 1, "none": 7 / 62}) == ratio
 
 
@@ -87,7 +90,7 @@ def test_the_audit_counts_draws_and_leaves_out_absent_classes() -> None:
     assert [(3, 2.0, 1.0), (0, 0.0, 0.0), (1, 2.0, 1.0)] == [
         (entry.num_clips, entry.expected_draws, entry.loss_weight) for entry in entries
     ]
-    assert 0 == entries[1].influence
+    assert 0 == entries[1].effective_weight
 
 
 @pytest.mark.parametrize("balance", ["sampler", "none"])
@@ -99,3 +102,50 @@ def test_the_audit_says_how_many_different_clips_an_epoch_draws(balance: str) ->
     drawn = [np.unique(epoch_rows(np.arange(46), labels, balance, 0, epoch)) for epoch in range(1, 301)]
     means = [np.mean([(labels[rows] == label).sum() for rows in drawn]) for label in (0, 1)]
     assert pytest.approx(means, rel=0.03) == [entry.expected_distinct for entry in entries]
+
+
+# --- steps -------------------------------------------------------------------------------
+
+
+def plan(
+    config: TrainConfig, order: Any, labels: Any, weights: Any, rank: int = 0, num_ranks: int = 1
+) -> list[StepPlan]:
+    data = TrainingData(None, config, None, order, labels, None, weights)  # type: ignore[arg-type]
+    return data.plan(order, rank, num_ranks)
+
+
+@given(
+    count=st.integers(0, 60),
+    batch_size=st.integers(1, 20),
+    accumulate=st.integers(1, 6),
+    num_ranks=st.integers(1, 5),
+    seed=st.integers(0, 9),
+)
+def test_together_the_processes_take_every_clip_once(
+    count: int, batch_size: int, accumulate: int, num_ranks: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    order, labels = rng.permutation(100)[:count], rng.integers(0, 3, 100)
+    weights = np.array([0.5, 1.0, 4.0], np.float32)
+    config = TrainConfig(batch_size=batch_size, accumulate=accumulate)
+    ranks = [plan(config, order, labels, weights, rank, num_ranks) for rank in range(num_ranks)]
+    alone = plan(config, order, labels, weights)
+
+    assert order.tolist() == [row for step in alone for part in step.parts for row in part.tolist()]
+    for number, step in enumerate(alone):
+        clips = np.concatenate(step.parts)
+        assert 1 <= step.num_clips == len(clips) <= batch_size
+        assert pytest.approx(weights[labels[clips]].sum()) == step.weight
+        for plans in ranks:
+            assert (step.num_clips, step.weight) == (plans[number].num_clips, plans[number].weight)
+            assert len(step.parts) == len(plans[number].parts) <= accumulate
+        for part, whole in enumerate(step.parts):
+            shares = [plans[number].parts[part] for plans in ranks]
+            assert sorted(whole.tolist()) == sorted(np.concatenate(shares).tolist())
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_without_class_weights_every_clip_counts_one() -> None:
+    assert [4.0, 4.0, 2.0] == [
+        step.weight for step in plan(TrainConfig(batch_size=4), np.arange(10), np.zeros(10, np.int64), None)
+    ]

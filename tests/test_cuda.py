@@ -15,15 +15,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from tests.helpers import make_cache
 from vidcache.cache.reader import CacheReader
-from vidcache.cache.stream import Batch, stream_batches
-from vidcache.eval.inference import to_input
+from vidcache.cache.stream import stream_batches
 from vidcache.model import R3D18
+from vidcache.pixels import normalize
 from vidcache.spec import Spec
-from vidcache.train import backbone as forward_module
 from vidcache.train.augment import METHODS, Strength, augment, draw
-from vidcache.train.backbone import Forward
-from vidcache.train.data import FeatureLoader
-from vidcache.train.loop import Loss
 
 
 @pytest.fixture
@@ -66,52 +62,11 @@ def test_a_training_forward_stays_on_the_device(method: str) -> None:
 
 
 @pytest.mark.usefixtures("fake")
-@pytest.mark.parametrize("precision", ["off", "bf16-prefix"])  # autocast asks for a real device
-def test_the_two_parts_of_a_model_stay_on_the_device(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = torch.device("cuda")
-    with device:  # a fake parameter cannot be moved
-        model = R3D18(5, "layer2")
-
-    class Folded:
-        def to(self, dtype: torch.dtype) -> torch.nn.Module:
-            """Nor can it be cast: made anew."""
-            torch.set_default_dtype(dtype)
-            try:
-                with device:
-                    return R3D18(5, "layer2").eval().split()[0]
-            finally:
-                torch.set_default_dtype(torch.float32)
-
-    monkeypatch.setattr(forward_module, "folded", lambda _: Folded())
-    forward = Forward(model.train(), precision)
-    inputs = torch.empty(3, 3, 8, 32, 48, device=device)
-
-    features = forward.prefix(inputs)
-    labels = torch.zeros(3, dtype=torch.int64, device=device)
-    loss = Loss(torch.ones(5, device=device), 0.1)(forward.rest(features), labels, 3.0)
-
-    low = torch.float32 if precision == "off" else torch.bfloat16
-    assert ("cuda", low, (3, 128, 4, 8, 12)) == (features.device.type, features.dtype, tuple(features.shape))
-    assert ("cuda", torch.float32, ()) == (loss.device.type, loss.dtype, tuple(loss.shape))
-
-
-@pytest.mark.usefixtures("fake")
-def test_features_from_a_file_are_not_copied_on_the_device() -> None:
-    clips = torch.empty(3, 4, 5, 6, 256, dtype=torch.uint8, device="cuda")
-    batch = Batch(clips, torch.zeros(3, dtype=torch.int64, device="cuda"), np.arange(3))
-
-    found = FeatureLoader.features(None, batch, None)  # type: ignore[arg-type]
-
-    assert ("cuda", torch.bfloat16, (3, 128, 4, 5, 6)) == (found.device.type, found.dtype, tuple(found.shape))
-    assert found.is_contiguous(memory_format=torch.channels_last_3d)
-
-
-@pytest.mark.usefixtures("fake")
 def test_evaluation_stays_on_the_device() -> None:
     with torch.device("cuda"):
         model = R3D18(5).eval()
     with torch.inference_mode():
-        logits = model(to_input(torch.empty(2, 4, 32, 32, 3, dtype=torch.uint8, device="cuda")))
+        logits = model(normalize(torch.empty(2, 4, 32, 32, 3, dtype=torch.uint8, device="cuda")))
     assert ("cuda", (2, 5)) == (logits.device.type, tuple(logits.shape))
 
 

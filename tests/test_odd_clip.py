@@ -14,7 +14,7 @@ from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InterruptedRunError
 from vidcache.model import R3D18
 from vidcache.spec import Spec
-from vidcache.train.callbacks import Callbacks
+from vidcache.train.callbacks import Callback
 from vidcache.train.config import TrainConfig
 from vidcache.train.loop import train
 
@@ -40,10 +40,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_it_trains(cache: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
     found: list[Checkpoint] = []
-    hooks = Callbacks(on_epoch=lambda _, checkpoint: found.append(checkpoint(False)))
+    callback = Callback(on_epoch=lambda _r, _m, checkpoint: found.append(checkpoint(False)))
+    config = TrainConfig(**BASE | {"feature_file": str(tmp_path / "f.h5")} | changed)
 
     with CacheReader(cache) as reader:
-        result = train(reader, TrainConfig(**BASE | changed), hooks, feature_file=tmp_path / "f.h5")
+        result = train(reader, config, [callback])
 
     assert math.isfinite(result.best.train_loss)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in found[0].weights.values())
@@ -54,9 +55,9 @@ def test_a_resumed_run_ends_the_same(cache: Path) -> None:
     config = TrainConfig(**BASE | {"batch_size": 2, "epochs": 1, "freeze": "layer3"})
     ends, kept = [], []
     with CacheReader(cache) as reader:
-        whole = Callbacks(on_epoch=lambda _, checkpoint: ends.append(checkpoint(False)))
+        whole = [Callback(on_epoch=lambda _r, _m, checkpoint: ends.append(checkpoint(False)))]
         train(reader, config, whole)
-        broken = Callbacks(on_interrupt=kept.append)
+        broken = [Callback(on_stop=kept.append)]
         with pytest.raises(InterruptedRunError, match=r"epoch 1, after 1 of its steps"):
             train(reader, config, broken, should_stop=lambda: True)
         train(reader, config, whole, resume=kept[0])

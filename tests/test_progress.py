@@ -160,7 +160,12 @@ EVERY: tuple[tuple[str, str, str, str], ...] = (
     ("verify c.h5", "checking: 24 clips in ", "", "24 clips checked"),
     ("leaks c.h5 --out {}.png", "comparing clips: ", "", "no clip looks like"),
     ("analyze raw", "looking for shortcuts: ", "", "7 videos of 2 classes"),
-    ("train c.h5 --weights none --epochs 1 --device cpu --out {}", "epoch 1, step 1 of ", "leak guard", "epoch 1 of 1"),
+    (
+        "train c.h5 --weights none --epochs 1 --device cpu --out {}",
+        "epoch 1, step 1 of ",
+        "duplicate check",
+        "epoch 1 of 1",
+    ),
     ("eval c.h5 --ckpt best.pt --device cpu", "predicting: ", "", "accuracy"),
     ("predict raw/b --ckpt best.pt --device cpu", "predicting: 3 videos in ", "", "b_0.mkv: "),
 )

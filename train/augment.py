@@ -1,30 +1,31 @@
 """Flip and colour jitter: one draw per clip, the same for all its frames, on the device.
 
-The draws are made on the host from `(seed, epoch, row)`, so they do not depend on batch size,
-thread, rank or resume; only a few numbers per clip go to the device, and nothing comes back.
-Factors and formulas are those of torchvision's `ColorJitter`.
+The draws are made on the host from `(seed, epoch, row)`, so they do not depend on batch size, thread, rank or resume;
+only a few numbers per clip go to the device, and nothing comes back. Factors and formulas are those of torchvision's
+`ColorJitter`.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from vidcache.pixels import MEAN, STD, ColorMatrix, apply_color_matrix, normalization, normalize, to_device
+from vidcache.pixels import MEAN, STD, normalize
 
 METHODS = ("linear", "exact", "none")
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 NUM_OPS = 4
 _LUMA = np.array([0.2989, 0.587, 0.114])  # as torchvision's rgb_to_grayscale
-# Of the NTSC standard: luminance first, then the plane that a change of hue turns.
+# The NTSC standard: luminance first, then the plane that a change of hue rotates.
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
 
 @dataclasses.dataclass(frozen=True)
 class Strength:
-    """How strong the augmentation is.
+    """Strength of the augmentation.
 
     Attributes:
         flip: Probability of a mirrored clip, 0 to 1.
@@ -43,7 +44,7 @@ class Strength:
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """What happens to each clip of a batch.
+    """The augmentation of each clip of a batch.
 
     Attributes:
         flip: (B,) bool.
@@ -57,12 +58,12 @@ class Draws:
 
 
 def draw(rows: npt.NDArray[np.int64], strength: Strength, seed: int, epoch: int) -> Draws:
-    """Draw what happens to each clip: a function of `(seed, epoch, row)` only.
+    """Draw the augmentation of each clip: a function of `(seed, epoch, row)` only.
 
     Args:
         rows: (B,) rows of the clips.
-        strength: How much.
-        seed: Of the run.
+        strength: Strength of the augmentation.
+        seed: Random seed of the run.
         epoch: From 1.
     """
     uniform = _uniform(rows, seed, epoch, 1 + 2 * NUM_OPS)
@@ -73,52 +74,53 @@ def draw(rows: npt.NDArray[np.int64], strength: Strength, seed: int, epoch: int)
     return Draws(uniform[:, 0] < strength.flip, factors, uniform[:, 1 + NUM_OPS :].argsort(axis=1))
 
 
-def augment(
-    clips_BTHWC: torch.Tensor,
-    draws: Draws,
-    method: str,
-    mean_rgb: npt.NDArray[np.float32],
-) -> torch.Tensor:
+def augment(clips_BTHWC: torch.Tensor, draws: Draws, method: str, mean_rgb: npt.NDArray[np.float32]) -> torch.Tensor:
     """Mirror, jitter and normalise a batch.
 
     Args:
         clips_BTHWC: (B, T, H, W, 3) uint8 RGB on any device; not written to.
-        draws: From `draw`.
-        method: "linear" composes the jitter into one affine map per clip and clips colours once;
-            "exact" is torchvision's formulas step by step; "none" only mirrors.
+        draws: The result of `draw`.
+        method: "linear" composes the jitter into one affine colour map per clip and clips colours once;
+            "exact" is torchvision's functions step by step; "none" only mirrors.
         mean_rgb: (B, 3) mean colour of each clip, 0 to 255, as stored in the cache.
 
     Returns:
         (B, 3, T, H, W) float32, normalised, contiguous as `channels_last_3d`.
 
     Raises:
-        ValueError: There is no such method.
+        ValueError: The method is unknown.
+
+    >>> draws = draw(np.array([7, 9]), Strength(), seed=0, epoch=1)
+    >>> clips = torch.zeros(2, 4, 8, 8, 3, dtype=torch.uint8)
+    >>> augment(clips, draws, "linear", np.zeros((2, 3), np.float32)).shape
+    torch.Size([2, 3, 4, 8, 8])
     """
     if method not in METHODS:
         raise ValueError(f"augment {method!r}, expected one of {', '.join(METHODS)}")
-    if method == "exact":
-        return _jitter_exactly(clips_BTHWC, draws)
-    if method == "none" and not draws.flip.any():
+    flips = draws.flip.tolist()
+    if method == "none":
+        if any(flips):
+            clips_BTHWC = torch.stack(
+                [clip.flip(2) if flip else clip for clip, flip in zip(clips_BTHWC, flips, strict=True)]
+            )
         return normalize(clips_BTHWC)
-    if method == "linear":
-        maps = jitter_maps(draws, mean_rgb)
-    else:
-        maps = np.broadcast_to(normalization(), (len(draws.flip), 3, 4))
-    return apply_color_matrix(clips_BTHWC, maps, draws.flip)
+    out = torch.empty(clips_BTHWC.shape, dtype=torch.float32, device=clips_BTHWC.device)
+    maps = jitter_maps(draws, mean_rgb) if method == "linear" else None
+    # Clip by clip: a CPU finds what it has just written in its cache, and a GPU has enough to do with one.
+    for index, flip in enumerate(flips):
+        clip = clips_BTHWC[index].flip(2) if flip else clips_BTHWC[index]
+        if maps is not None:
+            _apply_map(clip, maps[index], out[index])
+        else:
+            _jitter_exactly(clip, draws.factors[index].tolist(), draws.order[index].tolist(), out[index])
+    return out.permute(0, 4, 1, 2, 3)
 
 
-def jitter_maps(draws: Draws, mean_rgb: npt.NDArray[np.float32]) -> ColorMatrix:
-    """Compose jitter and normalisation into one affine map per clip.
+def jitter_maps(draws: Draws, mean_rgb: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Compose jitter and normalisation into (B, 3, 4), one map per clip from RGB bytes (r, g, b, 1) to normalised RGB.
 
-    Brightness scales, contrast mixes with the clip's mean grey, saturation with each pixel's grey,
-    hue turns the IQ plane; the mean grey is that of the clip as the steps before have made it.
-
-    Args:
-        draws: B draws.
-        mean_rgb: (B, 3) mean colour of each clip, 0 to 255.
-
-    Returns:
-        (B, 3, 4), from RGB bytes to normalised RGB.
+    Brightness scales, contrast mixes with the clip's mean grey, saturation with each pixel's grey, hue rotates the IQ
+    plane; the mean grey is that of the clip after the steps before.
     """
     num_clips = len(draws.factors)
     brightness, contrast, saturation, hue = draws.factors.T
@@ -128,11 +130,11 @@ def jitter_maps(draws: Draws, mean_rgb: npt.NDArray[np.float32]) -> ColorMatrix:
     linear[:, CONTRAST] = contrast[:, None, None] * eye
     linear[:, SATURATION] = saturation[:, None, None] * eye + (1 - saturation)[:, None, None] * _LUMA
     angle = 2 * np.pi * hue
-    turn = np.zeros((num_clips, 3, 3))
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1] = turn[:, 2, 2] = np.cos(angle)
-    turn[:, 1, 2], turn[:, 2, 1] = -np.sin(angle), np.sin(angle)
-    linear[:, HUE] = _FROM_YIQ @ turn @ _TO_YIQ
+    rotation = np.zeros((num_clips, 3, 3))
+    rotation[:, 0, 0] = 1
+    rotation[:, 1, 1] = rotation[:, 2, 2] = np.cos(angle)
+    rotation[:, 1, 2], rotation[:, 2, 1] = -np.sin(angle), np.sin(angle)
+    linear[:, HUE] = _FROM_YIQ @ rotation @ _TO_YIQ
     maps = np.broadcast_to(np.concatenate([eye, np.zeros((3, 1))], axis=1), (num_clips, 3, 4))
     mean = np.concatenate([mean_rgb, np.ones((num_clips, 1))], axis=1)[:, :, None]
     clip = np.arange(num_clips)
@@ -141,83 +143,46 @@ def jitter_maps(draws: Draws, mean_rgb: npt.NDArray[np.float32]) -> ColorMatrix:
         grey = (_LUMA @ (maps @ mean))[:, 0]
         maps = linear[clip, op] @ maps
         maps[:, :, 3] += np.where(op == CONTRAST, (1 - contrast) * grey, 0.0)[:, None]
-    norm = normalization()
-    normalised: ColorMatrix = norm[:, :3] @ maps
-    normalised[:, :, 3] += norm[:, 3]
-    return normalised
+    normalised = maps / (255 * np.array(STD))[:, None]
+    normalised[:, :, 3] -= np.array(MEAN) / np.array(STD)
+    return np.asarray(normalised)
 
 
-def _jitter_exactly(clips_BTHWC: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Torchvision's float formulas, colour plane by colour plane, for all clips at once.
-
-    At each step, every clip has another operation. Brightness, contrast and saturation are all
-    `a * x + b * grey(x) + c * mean grey`, and with 1, 0, 0 nothing happens: that is done to all
-    clips. Only hue is done to the clips whose turn it is.
-    """
-    device = clips_BTHWC.device
-    num_clips, num_frames, height, width, _ = clips_BTHWC.shape
-    clip = np.arange(num_clips)
-    steps: list[list[torch.Tensor]] = []
-    for op in draws.order.T:
-        factor = draws.factors[clip, op]
-        whose_turn = np.flatnonzero(op == HUE)  # on the host: no synchronisation
-        numbers = (
-            np.where(op == HUE, 1.0, factor),
-            np.where(op == SATURATION, 1 - factor, 0.0),
-            np.where(op == CONTRAST, 1 - factor, 0.0),
-            6 * factor[whose_turn],
-        )
-        steps.append([*(to_device(values[:, None, None], device) for values in numbers), to_device(whose_turn, device)])
-    mean, std = (to_device(np.array(values)[:, None, None, None, None], device) for values in (MEAN, STD))
-    flip = to_device(draws.flip, device)[:, None, None, None, None]
-    mirrored = torch.where(flip, clips_BTHWC.flip(3), clips_BTHWC)
-    x = mirrored.permute(4, 0, 1, 2, 3).reshape(3, num_clips, num_frames, height * width).to(torch.float32).div_(255)
-    for scale, with_grey, with_mean, shift, turned in steps:
-        grey = torch.mul(x[0], _LUMA[0]).add_(x[1], alpha=_LUMA[1]).add_(x[2], alpha=_LUMA[2])
-        # torchvision mixes every frame with its own mean; `jitter_maps` uses the mean of the clip.
-        other = grey.mean(dim=2, keepdim=True).mul_(with_mean)
-        x.mul_(scale).add_(grey.mul_(with_grey).add_(other)).clamp_(0, 1)
-        if len(turned):
-            planes = x.index_select(1, turned)
-            _turn_hue(planes, shift)
-            x.index_copy_(1, turned, planes)
-    shown = x.view(3, num_clips, num_frames, height, width).sub_(mean).div_(std)
-    return shown.transpose(0, 1).contiguous(memory_format=torch.channels_last_3d)
+def _apply_map(clip_THWC: torch.Tensor, colour_map: npt.NDArray[np.float64], out: torch.Tensor) -> None:
+    """Apply a (3, 4) colour map to a uint8 clip, and bound the result as an image would."""
+    # Four pixels to a row of the matrix, the map as often on its diagonal: more arithmetic than a product with a 3 x 3
+    # matrix, but of a size at which products are fast (4 times, measured).
+    num = math.gcd(clip_THWC.numel() // 3, 4)
+    black, white = (np.array([(level - mean) / std for mean, std in zip(MEAN, STD, strict=True)]) for level in (0, 1))
+    block = np.kron(np.eye(num), colour_map[:, :3].T)
+    rows = np.stack([np.tile(row, num) for row in (colour_map[:, 3], black, white)])
+    numbers = to_device(np.concatenate([block, rows]), clip_THWC.device)
+    pixels, result = clip_THWC.reshape(-1, 3 * num).to(torch.float32), out.view(-1, 3 * num)
+    torch.addmm(numbers[-3], pixels, numbers[:-3], out=result).clamp_(numbers[-2], numbers[-1])
 
 
-def _turn_hue(planes: torch.Tensor, shift: torch.Tensor) -> None:
-    """Shift the hue in place, by way of HSV (Foley et al., "Computer Graphics", 1990, section 13.3).
+def _jitter_exactly(clip_THWC: torch.Tensor, factors: list[float], order: list[int], out: torch.Tensor) -> None:
+    """Apply torchvision's functions to a uint8 clip, and normalise."""
+    from torchvision.transforms.v2 import functional  # here: it takes half a second to import
 
-    Args:
-        planes: (3, B, T, n) red, green, blue, 0 to 1.
-        shift: (B, 1, 1) in sixths of the colour circle.
-    """
-    red, green, blue = planes
-    value, low, chroma, divisor, hue, other = (torch.empty_like(red) for _ in range(6))
-    torch.maximum(torch.maximum(red, green, out=value), blue, out=value)
-    torch.minimum(torch.minimum(red, green, out=low), blue, out=low)
-    torch.sub(value, low, out=chroma)
-    # The sector of the largest colour; where two are as large, both give the same hue.
-    torch.sub(red, green, out=hue)
-    torch.clamp(chroma, min=1e-30, out=divisor)
-    hue.div_(divisor).add_(4)
-    torch.sub(blue, red, out=other).div_(divisor).add_(2)
-    torch.where(green == value, other, hue, out=hue)
-    torch.sub(green, blue, out=other).div_(divisor)
-    torch.where(red == value, other, hue, out=hue)
-    hue.add_(shift)
-    hue.sub_(torch.div(hue, 6, out=other).floor_(), alpha=6)
-    # How much of the chroma a colour has: red |h - 3| - 1, green 2 - |h - 2|, blue 2 - |h - 4|, in 0 to 1.
-    for plane, centre, sign, height in ((red, 3, 1, -1), (green, 2, -1, 2), (blue, 4, -1, 2)):
-        torch.sub(hue, centre, out=other).abs_().mul_(sign).add_(height).clamp_(0, 1).mul_(chroma)
-        torch.add(low, other, out=plane)
+    names = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue")
+    video = clip_THWC.permute(0, 3, 1, 2).to(torch.float32) / 255
+    for op in order:
+        video = getattr(functional, names[op])(video, factors[op])
+    out.copy_(functional.normalize(video, list(MEAN), list(STD)).permute(0, 2, 3, 1))
+
+
+def to_device(values: npt.NDArray[np.float64], device: torch.device) -> torch.Tensor:
+    """Copy a small array as float32, without waiting for the device."""
+    tensor = torch.from_numpy(values.astype(np.float32))
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _uniform(rows: npt.NDArray[np.int64], seed: int, epoch: int, count: int) -> npt.NDArray[np.float64]:
-    """Numbers in [0, 1) from a counter: (B, count), for all rows at once.
+    """Return numbers in [0, 1) from a counter: (B, count), for all rows at once.
 
-    splitmix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014) of a
-    counter that starts elsewhere for every `(seed, epoch, row)`.
+    splitmix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014) of a counter that starts
+    elsewhere for every `(seed, epoch, row)`: a torch or NumPy generator for each row takes 20 us to seed.
     """
     key = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
     start = _mix(rows.astype(np.uint64) ^ key)

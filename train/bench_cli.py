@@ -162,7 +162,7 @@ def machine(device: str) -> dict[str, Any]:
     """Say where this is measured: devices, threads, versions."""
     import torch
 
-    from vidcache.train.loop import device_name
+    from vidcache.train.distributed import device_name
 
     return {
         "device": device,

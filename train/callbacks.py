@@ -1,26 +1,21 @@
-"""What a run tells: while it happens, and in the end."""
+"""Observers of a run: the terminal and TensorBoard (`vidcache.train.run` has the files); pictures of what it sees."""
 
-import contextlib
 import dataclasses
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from matplotlib.image import imread
 from rich.table import Table
 from rich.text import Text
-from torch import nn
 
-from vidcache.cache.leakage import Leaks
 from vidcache.cache.reader import Reader
-from vidcache.cache.stream import Batch
+from vidcache.cache.stream import Batch, Rows
 from vidcache.checkpoint import Checkpoint
 from vidcache.console import Progress, SafeConsole, in_words
 from vidcache.errors import InputError
@@ -30,34 +25,32 @@ from vidcache.pixels import MEAN, STD
 from vidcache.plotting import Filmstrip, Pictures, to_png
 from vidcache.sampling import sample_indices
 from vidcache.text import plural, printable
-from vidcache.train.augment import Draws, Strength, augment, draw
-from vidcache.train.data import ClassAudit
-from vidcache.train.precision import Choice
-from vidcache.train.run_dir import TRAIN_BATCH
+from vidcache.train.augment import augment, draw
+from vidcache.train.config import TrainConfig
+from vidcache.train.distributed import device_name
+from vidcache.train.run_dir import TENSORBOARD, TRAIN_BATCH
 
 if TYPE_CHECKING:
-    from vidcache.cache.leakage import Leaks
-    from vidcache.checkpoint import Checkpoint
     from vidcache.train.data import ClassAudit
-    from vidcache.train.precision import Choice
+    from vidcache.train.loop import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
 class EpochResult:
-    """One row of metrics.csv.
+    """The result of an epoch: one row of metrics.csv.
 
     Attributes:
         epoch: From 1.
-        train_loss: The loss that was minimised, averaged over the drawn clips.
-        train_accuracy: Over the drawn, augmented clips, while the weights still moved.
-        val_loss: Plain cross-entropy, averaged over the validation clips.
-        val_accuracy: Fraction of validation clips.
-        val_balanced_accuracy: Mean over classes.
+        train_loss: Training loss, averaged over the drawn clips.
+        train_accuracy: Accuracy on the drawn, augmented clips, during training.
+        val_loss: Cross-entropy, averaged over the validation clips.
+        val_accuracy: Accuracy on the validation clips, 0 to 1.
+        val_balanced_accuracy: Mean over the classes.
         lr: Learning rate of the last step.
-        seconds: Of training and validation.
-        clips_per_second: Of training.
-        data_wait_fraction: Share of training time spent waiting for clips.
-        is_best: The lowest validation loss so far.
+        seconds: Duration of training and validation.
+        clips_per_second: Training throughput.
+        data_wait_fraction: Fraction of the training time spent waiting for clips.
+        is_best: Whether the validation loss is the lowest so far.
     """
 
     epoch: int
@@ -77,60 +70,39 @@ class EpochResult:
         return {name: float(value) for name, value in dataclasses.asdict(self).items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What a run works on, and with what.
+@dataclasses.dataclass
+class RunningMetrics:
+    """Sums over the steps of an epoch, over all processes. Field names are those of checkpoints."""
 
-    Attributes:
-        device: "cpu", "cuda:1", ...
-        device_name: Of the processor or the GPU.
-        num_processes: That train together.
-        num_clips: Clips of each split: "train", "val", "test".
-        num_classes: Classes.
-        num_frames: Frames of each clip that the model is shown (T').
-        num_frames_in_cache: Frames of each clip (T).
-        height: Of a frame.
-        width: Of a frame.
-        batch_size: Clips per step, of all processes together.
-        num_epochs: Largest number of epochs.
-        num_epochs_done: Of these, before the run was resumed.
-    """
+    loss: float = 0.0  # of each step, times its clips
+    num_correct: float = 0.0  # correct predictions
+    num_steps: int = 0  # that are done
+    num_clips: int = 0  # of these steps
+    seconds: float = 0.0  # duration of these steps
+    waited_seconds: float = 0.0  # of it, waiting for clips
 
-    device: str
-    device_name: str
-    num_processes: int
-    num_clips: dict[str, int]
-    num_classes: int
-    num_frames: int
-    num_frames_in_cache: int
-    height: int
-    width: int
-    batch_size: int
-    num_epochs: int
-    num_epochs_done: int
+    def __post_init__(self) -> None:
+        self.num_read = self.num_clips  # whose loss is known: from a GPU, losses are read now and then
 
+    @property
+    def mean_loss(self) -> float:
+        """Training loss so far; NaN before the first one is known."""
+        return self.loss / self.num_read if self.num_read else math.nan
 
-@dataclasses.dataclass(frozen=True)
-class EpochProgress:
-    """How far an epoch is.
+    @property
+    def accuracy(self) -> float:
+        """Training accuracy so far; NaN as `mean_loss`."""
+        return self.num_correct / self.num_read if self.num_read else math.nan
 
-    Attributes:
-        epoch: From 1.
-        num_done: Steps that are done.
-        num_steps: Steps of the epoch.
-        loss: Mean over the clips so far, as minimised; NaN before it is known. On a GPU it is looked at now and then.
-        accuracy: Of the clips so far, augmented; NaN before it is known.
-        clips_per_second: So far.
-        data_wait_fraction: Share of the time so far that was spent waiting for clips.
-    """
+    @property
+    def clips_per_second(self) -> float:
+        """Training throughput so far."""
+        return self.num_clips / self.seconds
 
-    epoch: int
-    num_done: int
-    num_steps: int
-    loss: float
-    accuracy: float
-    clips_per_second: float
-    data_wait_fraction: float
+    @property
+    def data_wait_fraction(self) -> float:
+        """Fraction of the time spent waiting for clips."""
+        return self.waited_seconds / self.seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +110,9 @@ class RunResult:
     """How a run ended.
 
     Attributes:
-        epochs: One result each.
-        best_epoch: The epoch with the lowest validation loss.
-        stopped_because: For people.
+        epochs: The result of each epoch.
+        best_epoch: The epoch with the lowest validation loss, from 1.
+        stopped_because: Why it ended, in words.
     """
 
     epochs: tuple[EpochResult, ...]
@@ -153,236 +125,169 @@ class RunResult:
         return self.epochs[self.best_epoch - 1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Callbacks:
-    """Where a run reports to. All are called in the thread of the run.
+class Callback:
+    """An observer of a run; every method does nothing until it is overridden, or given by name.
 
-    Attributes:
-        on_leaks: With the clips that look like clips of another split, first of all.
-        on_setup: With what the run works on, before it is measured or computed.
-        on_audit: With what balancing does to each class, before anything else happens.
-        on_mirror: With a warning, if the run mirrors clips of classes that are told apart by left and right.
-        on_init: With a sentence on the checkpoint that the run starts from, if there is one.
-        on_model: With the model that is going to be trained, before anything is written.
-        on_start: With the precision that was chosen.
-        on_begin: With what a run needs that is resumed before its first epoch is done.
-        on_inputs: With the first batch that a new run gives to the model, (B, 3, T', H, W), and where it came from.
-        on_features: With what the feature cache is and costs, in words, before it is computed.
-        on_feature: With how many of its entries are there, of how many.
-        on_step: After every step.
-        on_validation: With epoch, and all numbers of its validation.
-        on_epoch: With the result, a function that makes the checkpoint without and one with what a
-            resumed run needs. Called before the next epoch begins.
-        on_interrupt: With what a resumed run needs, when the run is stopped in the middle of an epoch.
-        on_haltable: With a function that waits until the state of the run is whole (a step takes seconds, its update
-            milliseconds), keeps it so for good, and returns what a resumed run needs. It is for who ends the process in
-            the middle of a step, from another thread; the run never goes on.
+    All methods are called in the main process, in the thread of the run (`on_stop` perhaps in another one). An error
+    that one raises ends the run.
+
+    >>> losses = []
+    >>> callback = Callback(on_step=lambda epoch, num_steps, sums: losses.append(sums.mean_loss))
     """
 
-    on_leaks: Callable[[Leaks], None] = lambda _: None
-    on_setup: Callable[[Setup], None] = lambda _: None
-    on_audit: Callable[[list[ClassAudit]], None] = lambda _: None
-    on_mirror: Callable[[str], None] = lambda _: None
-    on_init: Callable[[str], None] = lambda _: None
-    on_model: Callable[[nn.Module], None] = lambda _: None
-    on_start: Callable[[Choice], None] = lambda _: None
-    on_begin: Callable[[Checkpoint], None] = lambda _: None
-    on_inputs: Callable[[torch.Tensor, Batch], None] = lambda *_: None
-    on_features: Callable[[str], None] = lambda _: None
-    on_feature: Callable[[int, int], None] = lambda *_: None
-    on_step: Callable[[EpochProgress], None] = lambda _: None
-    on_validation: Callable[[int, Metrics], None] = lambda *_: None
-    on_epoch: Callable[[EpochResult, Callable[[bool], Checkpoint]], None] = lambda *_: None
-    on_interrupt: Callable[[Checkpoint], None] = lambda _: None
-    on_haltable: Callable[[Callable[[], Checkpoint]], None] = lambda _: None
+    def __init__(self, **methods: Callable[..., Any]) -> None:
+        for name, method in methods.items():
+            if not (name.startswith("on_") and hasattr(Callback, name)):
+                raise TypeError(f"a Callback has no method {name}")
+            setattr(self, name, method)
+
+    def on_note(self, text: str, is_warning: bool) -> None:
+        """Hear something in words: near-duplicates, where the weights come from, what features cost."""
+
+    def on_setup(self, trainer: "Trainer") -> None:
+        """See everything that is going to be trained, before the first step."""
+
+    def on_features(self, num_done: int, num_entries: int) -> None:
+        """See how much of the feature cache is computed."""
+
+    def on_first_batch(self, inputs_BCTHW: torch.Tensor, batch: Batch) -> None:
+        """See the first batch of a new run: (B, 3, T', H, W) as the model sees it, and where it came from."""
+
+    def on_step(self, epoch: int, num_steps: int, sums: RunningMetrics) -> None:
+        """See the metrics after a step; the epoch has `num_steps`."""
+
+    def on_epoch(self, result: EpochResult, metrics: Metrics, checkpoint: Callable[[bool], Checkpoint]) -> None:
+        """See the result of an epoch; `checkpoint(True)` makes one to resume from, `checkpoint(False)` one to use."""
+
+    def on_stop(self, checkpoint: Checkpoint) -> None:
+        """Keep the checkpoint to resume from, as the run is stopped in the middle of an epoch."""
+
+    def on_end(self, result: RunResult) -> None:
+        """See how the run ended."""
 
 
-SILENT = Callbacks()  # reports to nobody
-
-
-_STEPS_OF_ESTIMATE = 3  # after the first one, which warms up
-
-
-class Reporter:
-    """Shows a run on stderr: what it works on, how far it is, a line per epoch; a line per step if that is verbose.
-
-    Args:
-        console: That of stderr.
-        clock: Seconds.
-    """
+class Reporter(Callback):
+    """Shows a run on stderr: its setup, a progress bar, a line per epoch; a line per step if that is verbose."""
 
     def __init__(self, console: SafeConsole, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console, self._clock = console, clock
+        super().__init__()
+        self._console = console
         self.progress = Progress(console, "preparing", clock=clock)
-        self._epoch = 0
-        self._best = ""
-        self._setup: Setup | None = None
-        self._first_step: tuple[float, int] | None = None
+        self._epoch, self._best, self._is_computing = 0, "", False
+        self._num_epochs = 0  # until the estimate of the duration has been shown
 
     def __enter__(self) -> Self:
         self.progress.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self.progress.__exit__(*error)
 
-    def hooks(self) -> "Callbacks":
-        """Return what a run calls."""
-        from vidcache.train.callbacks import Callbacks
+    def on_note(self, text: str, is_warning: bool = False) -> None:
+        """Print it."""
+        line = Text(f"Warning: {text}", style="yellow") if is_warning else Text(text)
+        self._console.print(line, soft_wrap=True)
 
-        return Callbacks(
-            on_leaks=self._show_leaks,
-            on_setup=self._show_setup,
-            on_audit=self._show_audit,
-            on_mirror=self._show_mirror,
-            on_init=self._say,
-            on_start=self._show_start,
-            on_features=self._show_features,
-            on_feature=self.progress.update,
-            on_step=self._show_step,
-            on_epoch=self._show_epoch,
+    def on_setup(self, trainer: "Trainer") -> None:
+        """Print device, data, input and precision, and what class balancing does."""
+        data, config, spec = trainer.data, trainer.config, trainer.data.reader.spec
+        self._num_epochs = config.epochs
+        device, num_processes = str(data.device), trainer.processes.world_size
+        together = f", {num_processes} processes" if num_processes > 1 else ""
+        clips = ", ".join(f"{len(data.reader.rows(split)):,} {split}" for split in ("train", "val", "test"))
+        of_cache = f" of {spec.num_frames}" if data.num_frames < spec.num_frames else ""
+        self.on_note(f"device: {device} ({device_name(device)}){together}")
+        self.on_note(f"clips: {clips}; {plural(len(data.reader.classes), 'class', 'classes')}")
+        self.on_note(
+            f"input: {data.num_frames}{of_cache} frames of {spec.width}x{spec.height} pixels (width x height), "
+            f"batches of {plural(config.batch_size, 'clip')}, at most {plural(config.epochs, 'epoch')}"
         )
-
-    def show_stop(self) -> None:
-        """Say that the wish to stop was heard."""
-        self._say("stopping after this step, or in the middle of a long one; another Ctrl-C or SIGTERM stops at once")
-
-    def _say(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True)
-
-    def _show_leaks(self, leaks: "Leaks") -> None:
-        advice = ": see vidcache leaks" if len(leaks.pairs) else ""
-        self._say(f"leak guard: {leaks.in_words}{advice}")
-
-    def _show_setup(self, setup: "Setup") -> None:
-        self._setup = setup
-        together = f", {setup.num_processes} processes" if setup.num_processes > 1 else ""
-        self._say(f"device: {setup.device} ({setup.device_name}){together}")
-        clips = ", ".join(f"{count:,} {split}" for split, count in setup.num_clips.items())
-        self._say(f"clips: {clips}; {plural(setup.num_classes, 'class', 'classes')}")
-        of_cache = f" of {setup.num_frames_in_cache}" if setup.num_frames < setup.num_frames_in_cache else ""
-        self._say(
-            f"input: {setup.num_frames}{of_cache} frames of {setup.width}x{setup.height} pixels (width x height), "
-            f"batches of {plural(setup.batch_size, 'clip')}, at most {plural(setup.num_epochs, 'epoch')}"
-        )
+        self.on_note(f"precision: {'float32' if trainer.precision == 'off' else trainer.precision}")
+        self._show_audit(data.audit())
 
     def _show_audit(self, audit: "list[ClassAudit]") -> None:
-        table = Table("class", "clips", "draws/epoch", "distinct", "loss weight", "influence")
+        table = Table("class", "clips", "draws/epoch", "distinct", "loss weight", "effective weight")
         for entry in audit:
-            table.add_row(
-                Text(printable(entry.class_name)),
-                str(entry.num_clips),
-                f"{entry.expected_draws:.1f}",
-                f"{entry.expected_distinct:.1f}",
-                f"{entry.loss_weight:.2f}",
-                f"{entry.influence:.2f}",
-            )
+            numbers = (entry.expected_draws, entry.expected_distinct, entry.loss_weight, entry.effective_weight)
+            decimals = (1, 1, 2, 2)
+            cells = [f"{number:.{places}f}" for number, places in zip(numbers, decimals, strict=True)]
+            table.add_row(Text(printable(entry.class_name)), str(entry.num_clips), *cells)
         self._console.print(table)
-        present = sorted((entry for entry in audit if entry.num_clips), key=lambda entry: entry.influence)
+        present = sorted((entry for entry in audit if entry.num_clips), key=lambda entry: entry.effective_weight)
         least, most = present[0], present[-1]
-        ratio = most.influence / least.influence
+        ratio = most.effective_weight / least.effective_weight
         if ratio > 2:
-            self._say(
+            self.on_note(
                 f"{printable(most.class_name)} ({plural(most.num_clips, 'clip')}) weighs {ratio:.1f} times as much "
                 f"in training as {printable(least.class_name)} ({plural(least.num_clips, 'clip')}): see --balance"
             )
 
-    def _show_mirror(self, sentence: str) -> None:
-        self._console.print(Text(f"Warning: {sentence}", style="yellow"), soft_wrap=True)
+    def on_features(self, num_done: int, num_entries: int) -> None:
+        """Move the bar."""
+        if not self._is_computing:
+            self._is_computing = True
+            self.progress.start_phase("features", "entries")
+        self.progress.update(num_done, num_entries)
 
-    def _show_start(self, precision: "Choice") -> None:
-        self._say(f"precision: {'float32' if precision.name == 'off' else precision.name} ({precision.reason})")
+    def on_step(self, epoch: int, num_steps: int, sums: RunningMetrics) -> None:
+        """Move the bar; print a line if verbose."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self.progress.start_phase(f"epoch {epoch}", "steps")
+        numbers = f"{sums.clips_per_second:.1f} clips/s, data wait {sums.data_wait_fraction:.1%}"
+        if sums.num_read:
+            numbers = f"loss {sums.mean_loss:.4f}, accuracy {sums.accuracy:.1%}, {numbers}"
+        self.progress.update(sums.num_steps, num_steps, note=numbers + self._best)
+        self._console.detail(f"epoch {epoch}, step {sums.num_steps} of {num_steps}: {numbers}")
+        if sums.num_steps == num_steps:
+            self.progress.start_phase(f"epoch {epoch}: validating")
 
-    def _show_features(self, sentence: str) -> None:
-        self._say(sentence)
-        self.progress.start_phase("features", "entries")
-
-    def _show_step(self, step: "EpochProgress") -> None:
-        if step.epoch != self._epoch:
-            self._epoch, self._first_step = step.epoch, (self._clock(), step.num_done)
-            self.progress.start_phase(f"epoch {step.epoch}", "steps")
-        numbers = f"{step.clips_per_second:.1f} clips/s, waiting {step.data_wait_fraction:.1%}"
-        if not math.isnan(step.loss):
-            numbers = f"loss {step.loss:.4f}, accuracy {step.accuracy:.1%}, {numbers}"
-        self.progress.update(step.num_done, step.num_steps, note=numbers + self._best)
-        self._console.detail(f"epoch {step.epoch}, step {step.num_done} of {step.num_steps}: {numbers}")
-        if self._setup and self._first_step and step.num_done - self._first_step[1] >= _STEPS_OF_ESTIMATE:
-            started, first = self._first_step
-            seconds_per_step = (self._clock() - started) / (step.num_done - first)
-            validating = -(-self._setup.num_clips["val"] // self._setup.batch_size) / 2  # no backward pass
-            self._show_estimate(self._setup, step.epoch, seconds_per_step * (step.num_steps + validating))
-        if step.num_done == step.num_steps:
-            self.progress.start_phase(f"epoch {step.epoch}: validating")
-
-    def _show_estimate(self, setup: "Setup", epoch: int, seconds: float) -> None:
-        """Say once how long it will take; an epoch that is resumed takes no longer than another."""
-        left = setup.num_epochs - epoch + 1
-        self._say(
-            f"about {in_words(seconds)} an epoch, at most {in_words(seconds * left)} for the {plural(left, 'epoch')} "
-            f"left{'; early stopping can end it sooner' if left > 1 else ''}"
-        )
-        self._setup = None
-
-    def _show_epoch(self, result: "EpochResult", checkpoint: "Callable[[bool], Checkpoint]") -> None:  # noqa: ARG002
+    def on_epoch(self, result: EpochResult, metrics: Metrics, checkpoint: Callable[[bool], Checkpoint]) -> None:  # noqa: ARG002
+        """Print a line, and after the first epoch how long the others may take."""
         if result.is_best:
             self._best = f", best: epoch {result.epoch}, val loss {result.val_loss:.4f}"
-        self._say(
+        self.on_note(
             f"epoch {result.epoch:3}  train loss {result.train_loss:.4f} acc {result.train_accuracy:6.1%}  "
-            f"val loss {result.val_loss:.4f} acc {result.val_accuracy:6.1%}  "
-            f"{result.clips_per_second:.1f} clips/s  "
-            f"waiting {result.data_wait_fraction:.1%}  {result.seconds:.1f} s{'  best' if result.is_best else ''}"
+            f"val loss {result.val_loss:.4f} acc {result.val_accuracy:6.1%}  {result.clips_per_second:.1f} clips/s  "
+            f"data wait {result.data_wait_fraction:.1%}  {result.seconds:.1f} s{'  best' if result.is_best else ''}"
         )
-        if self._setup and result.epoch < self._setup.num_epochs:  # its steps were too few to tell
-            self._show_estimate(self._setup, result.epoch + 1, result.seconds)
+        num_left = self._num_epochs - result.epoch
+        if num_left > 0:
+            seconds = in_words(result.seconds * num_left)
+            self.on_note(f"at most {seconds} for the {plural(num_left, 'epoch')} left")
+        self._num_epochs = 0
 
 
-FOLDER = "tensorboard"
+class TensorBoard(Callback):
+    """Writes a TensorBoard log below the folder of a run; earlier entries from `first_epoch` on do not count."""
 
+    def __init__(self, folder: Path, first_epoch: int) -> None:
+        super().__init__()
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            raise InputError("--tensorboard: not installed. pip install 'vidcache[tensorboard]'") from None
+        self._folder, self._first_epoch = folder, first_epoch
+        self._writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=first_epoch)
 
-@contextlib.contextmanager
-def board(hooks: Callbacks, folder: Path, first_epoch: int) -> Iterator[Callbacks]:
-    """Write what is reported to a TensorBoard log as well.
+    def on_epoch(self, result: EpochResult, metrics: Metrics, checkpoint: Callable[[bool], Checkpoint]) -> None:  # noqa: ARG002
+        """Write the numbers, the confusion matrix, and once the first batch."""
+        title = f"epoch {result.epoch}: {metrics.num_correct} of {metrics.num_clips} validation clips correct"
+        confusion = io.BytesIO(to_png(confusion_figure(metrics, title), 90))
+        self._writer.add_image("val/confusion", _pixels(confusion), result.epoch, dataformats="HWC")
+        for name, value in dataclasses.asdict(result).items():
+            if name not in ("epoch", "is_best"):
+                part, _, rest = name.partition("_")
+                tag = f"{part}/{rest}" if part in ("train", "val") else f"run/{name}"
+                self._writer.add_scalar(tag, value, result.epoch)
+        if result.epoch == self._first_epoch and (self._folder / TRAIN_BATCH).exists():
+            picture = _pixels(self._folder / TRAIN_BATCH)
+            self._writer.add_image("train/batch", picture, result.epoch, dataformats="HWC")
+        self._writer.flush()
 
-    Args:
-        hooks: Where else to report to.
-        folder: Of the run; the log goes into `tensorboard` below it.
-        first_epoch: Epochs from this one on that an earlier log has, of a run that was stopped, do not count.
-
-    Yields:
-        The hooks to call instead.
-
-    Raises:
-        InputError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError:
-        raise InputError(
-            "--tensorboard: it is not installed, expected tensorboard. pip install 'vidcache[tensorboard]'"
-        ) from None
-    with contextlib.closing(SummaryWriter(str(folder / FOLDER), purge_step=first_epoch)) as writer:
-
-        def on_validation(epoch: int, metrics: Metrics) -> None:
-            title = f"epoch {epoch}: {metrics.num_correct} of {metrics.num_clips} validation clips right"
-            drawn = io.BytesIO(to_png(confusion_figure(metrics, title), 90))
-            writer.add_image("val/confusion", _pixels(drawn), epoch, dataformats="HWC")
-            hooks.on_validation(epoch, metrics)
-
-        def on_epoch(result: EpochResult, checkpoint: Callable[[bool], Checkpoint]) -> None:
-            hooks.on_epoch(result, checkpoint)
-            for name, value in dataclasses.asdict(result).items():
-                if name not in ("epoch", "is_best"):
-                    part, _, rest = name.partition("_")
-                    tag = f"{part}/{rest}" if part in ("train", "val") else f"run/{name}"
-                    writer.add_scalar(tag, value, result.epoch)
-            if result.epoch == first_epoch and (folder / TRAIN_BATCH).exists():
-                picture = _pixels(folder / TRAIN_BATCH)
-                writer.add_image("train/batch", picture, result.epoch, dataformats="HWC")
-            writer.flush()
-
-        yield dataclasses.replace(hooks, on_validation=on_validation, on_epoch=on_epoch)
+    def close(self) -> None:
+        """Close the log."""
+        self._writer.close()
 
 
 def _pixels(png: Path | io.BytesIO) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -390,55 +295,31 @@ def _pixels(png: Path | io.BytesIO) -> np.ndarray[tuple[int, ...], np.dtype[np.u
 
 
 def augmented_strips(
-    reader: Reader,
-    rows: npt.NDArray[np.int64],
-    method: str,
-    strength: Strength,
-    *,
-    num_frames: int = 8,
-    seed: int = 0,
-    epoch: int = 1,
+    reader: Reader, rows: Rows, config: TrainConfig, *, num_frames: int = 8, epoch: int = 1
 ) -> list[Filmstrip]:
-    """Augment clips as training does.
-
-    Args:
-        reader: The cache.
-        rows: (B,) clips to show.
-        method: "linear", "exact" or "none".
-        strength: Of the augmentation.
-        num_frames: Frames of each clip to show (F).
-        seed: Of the run.
-        epoch: Of the run, from 1.
-    """
-    draws = draw(rows, strength, seed, epoch)
+    """Show clips before and after the augmentation of an epoch (from 1) of a run, `num_frames` of each."""
+    draws = draw(rows, config.strength, config.seed, epoch)
     clips = reader.read(rows)
-    inputs = augment(torch.from_numpy(clips), draws, method, reader.columns["mean_rgb"][rows])
+    after = to_pictures(augment(torch.from_numpy(clips), draws, config.augment, reader.columns["mean_rgb"][rows]))
     frames = sample_indices(reader.spec.num_frames, num_frames)
-    after = to_pictures(inputs)[:, frames]
-    return [
-        Filmstrip(
-            f"{printable(reader.path_of(row))}: {_in_words(draws, index)}",
-            (("before", clips[index, frames]), ("after", after[index])),
+    strips = []
+    for index, row in enumerate(rows.tolist()):
+        brightness, contrast, saturation, hue = draws.factors[index].tolist()
+        title = (
+            f"{printable(reader.path_of(row))}: {'mirrored, ' if draws.flip[index] else ''}"
+            f"brightness x{brightness:.2f}, contrast x{contrast:.2f}, saturation x{saturation:.2f}, hue {hue:+.2f}"
         )
-        for index, row in enumerate(rows.tolist())
-    ]
+        strips.append(Filmstrip(title, (("before", clips[index, frames]), ("after", after[index, frames]))))
+    return strips
 
 
 def batch_strips(reader: Reader, batch: Batch, inputs_BCTHW: torch.Tensor, *, num_frames: int = 8) -> list[Filmstrip]:
-    """Show what a model is given: a row of frames of each clip.
-
-    Args:
-        reader: The cache that the batch came from.
-        batch: Which clips.
-        inputs_BCTHW: (B, 3, T', H, W), augmented and normalised.
-        num_frames: Frames of each clip to show, at most.
-    """
+    """Show the input of a model, (B, 3, T', H, W): some frames of each of the first 16 clips."""
     count = inputs_BCTHW.shape[2]
-    frames = sample_indices(count, min(num_frames, count))
-    pictures = to_pictures(inputs_BCTHW)[:, frames]
+    pictures = to_pictures(inputs_BCTHW[:16])[:, sample_indices(count, min(num_frames, count))]
     return [
-        Filmstrip(printable(reader.path_of(row)), ((printable(reader.classes[label])[:12], pictures[index]),))
-        for index, (row, label) in enumerate(zip(batch.rows.tolist(), batch.labels.tolist(), strict=True))
+        Filmstrip(printable(reader.path_of(row)), ((printable(reader.classes[label])[:12], shown),))
+        for row, label, shown in zip(batch.rows.tolist(), batch.labels.tolist(), pictures, strict=False)
     ]
 
 
@@ -446,10 +327,3 @@ def to_pictures(inputs_BCTHW: torch.Tensor) -> Pictures:
     """Undo the normalisation: from (B, 3, T, H, W) to (B, T, H, W, 3) uint8 RGB."""
     values = inputs_BCTHW.permute(0, 2, 3, 4, 1).cpu().numpy() * np.array(STD) + np.array(MEAN)
     return np.asarray((values * 255).round().clip(0, 255), np.uint8)
-
-
-def _in_words(draws: Draws, index: int) -> str:
-    brightness, contrast, saturation, hue = draws.factors[index].tolist()
-    mirrored = "mirrored, " if draws.flip[index] else ""
-    jitter = f"brightness x{brightness:.2f}, contrast x{contrast:.2f}, saturation x{saturation:.2f}, hue {hue:+.2f}"
-    return mirrored + jitter

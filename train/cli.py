@@ -1,6 +1,7 @@
-"""`vidtrain`: options in, best.pt and best.run/ out."""
+"""`vidtrain` and `vidcache preview`: options in, best.pt and best.run/ or a picture out."""
 
 import dataclasses
+import functools
 import os
 import re
 import time
@@ -18,10 +19,12 @@ from vidcache.cli import (
     check_png,
     choose_device,
     command_line,
+    device_option,
     echo_json,
     json_option,
     option,
     progress_console,
+    seed_option,
     verbosity_options,
     version_option,
 )
@@ -29,145 +32,99 @@ from vidcache.console import SafeConsole, echo
 from vidcache.errors import InputError, InterruptedRunError, MismatchError
 from vidcache.outputs import PICTURE, claim
 from vidcache.text import brief, plural, printable
-from vidcache.train.callbacks import Reporter
-from vidcache.train.run_dir import LAST, claim_place, feature_path, inputs_of, run_folder
-from vidcache.train.shutdown import Stop
+from vidcache.train.run_dir import LAST, claim_run, feature_path, inputs_of, run_folder
+from vidcache.train.shutdown import GracefulShutdown
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.checkpoint import Checkpoint
-    from vidcache.train.augment import Strength
+    from vidcache.train.callbacks import RunResult
     from vidcache.train.config import TrainConfig
 
-_KEPT = "; a run that had begun goes on with --resume"
-_GO_ON = "Go on with: vidtrain ... --resume"
-_SECONDS_FOR_FIRST = 2  # the process that saves, before another one ends
+_KEPT = "; a run that had begun can be resumed with --resume"
+_RESUME = "Continue with: vidtrain ... --resume"
 STAGES = ("none", "stem", "layer1", "layer2", "layer3", "layer4", "all")
+_AMP_NAMES = {"fp32": "off", "bf16-backbone": "bf16-prefix"}  # as checkpoints name them
 
-
-def strength_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What is done to a clip, and how strongly; `make_strength` collects it."""
-    for decorate in reversed(
-        [
-            option(
-                "--augment",
-                type=click.Choice(["linear", "exact", "none"]),
-                default="linear",
-                help="Colour jitter: one affine map per clip, torchvision's formulas, or none.",
-            ),
-            option("--flip", type=FiniteRange(0, 1), default=0.5, help="Probability of a mirrored clip."),
-            option("--brightness", type=FiniteRange(0), default=0.2, help="Jitter."),
-            option("--contrast", type=FiniteRange(0), default=0.2, help="Jitter."),
-            option("--saturation", type=FiniteRange(0), default=0.2, help="Jitter."),
-            option("--hue", type=FiniteRange(0, 0.5), default=0.1, help="Jitter, in turns of the colour circle."),
-        ]
-    ):
-        command = decorate(command)
-    return command
-
-
-@click.command(
-    cls=Command,
-    kept=_KEPT,
-    context_settings={"help_option_names": ["-h", "--help"]},
+_model, _data, _optim, _augmentation, _stopping, _speed = (
+    functools.partial(option, group=group)
+    for group in ("Model", "Data", "Optimisation", "Augmentation", "Early stopping", "Speed")
 )
+_COUNT, _FROM_0, _ABOVE_0 = click.IntRange(1), FiniteRange(0), FiniteRange(0, min_open=True)
+_FILE, _FRACTION, _CHOICE = click.Path(dir_okay=False), FiniteRange(0, 1, max_open=True), click.Choice
+_BALANCES, _SCHEDULES = _CHOICE(["both", "sampler", "loss", "none"]), _CHOICE(["none", "cosine"])
+_AMPS = _CHOICE(["auto", "fp32", "bf16", "fp16", "bf16-backbone", "off", "bf16-prefix"])
+_AUGMENTS = _CHOICE(["linear", "exact", "none"])
+_VIEWS, _THREADS = click.IntRange(1, 10_000), click.IntRange(1, 1024)
+
+
+def _rename_amp(ctx: click.Context, param: click.Parameter, value: str) -> str:  # noqa: ARG001 -- click's signature
+    return _AMP_NAMES.get(value, value)
+
+
+def _add_all(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return one decorator that adds options in this order."""
+    return lambda command: functools.reduce(lambda decorated, decorate: decorate(decorated), decorators[::-1], command)
+
+
+augmentation_options = _add_all(
+    _augmentation("--augment", type=_AUGMENTS, default="linear", help="Colour jitter: fast, torchvision's, or none."),
+    _augmentation("--flip", type=FiniteRange(0, 1), default=0.5, help="Probability of a mirrored clip."),
+    _augmentation("--brightness", type=_FROM_0, default=0.2, help="Brightness jitter."),
+    _augmentation("--contrast", type=_FROM_0, default=0.2, help="Contrast jitter."),
+    _augmentation("--saturation", type=_FROM_0, default=0.2, help="Saturation jitter."),
+    _augmentation("--hue", type=FiniteRange(0, 0.5), default=0.1, help="Hue jitter, in turns of the colour circle."),
+)
+train_options = _add_all(
+    _model("--weights", default="kinetics400", help="kinetics400, none, or the path of a state dict."),
+    _model("--init", type=_FILE, help="Checkpoint of another run to start from; other classes get a new head."),
+    _model(
+        "--freeze", type=_CHOICE(STAGES), show_default="layer2; none with --weights none", help="Last frozen stage."
+    ),
+    _data("--num-frames", "num_frames_used", type=_COUNT, show_default="all", help="Frames of each clip."),
+    _data("--batch-size", type=_COUNT, default=16, help="Clips per optimizer step, over all processes."),
+    _data("--balance", type=_BALANCES, default="both", help="Class balancing: sample equally, weight the loss, both."),
+    _data("--verify", is_flag=True, help="Check the hash of each clip when it is read."),
+    _data("--fail-on-leaks", is_flag=True, help="Stop if different splits share near-duplicate clips."),
+    _data("--shuffle-labels", is_flag=True, help="Sanity check: shuffled labels; accuracy should be at chance."),
+    _optim("--epochs", type=_COUNT, default=30, help="Maximum number of epochs."),
+    _optim("--lr", type=_ABOVE_0, default=1e-4, help="Peak learning rate of Adam."),
+    _optim("--lr-schedule", type=_SCHEDULES, default="none", help="cosine: decay to 0 (raise --patience then)."),
+    _optim("--warmup-epochs", type=_FROM_0, default=0, help="Epochs of linear warm-up; may be a fraction."),
+    _optim("--weight-decay", type=_FROM_0, default=5e-4, help="Adam weight decay."),
+    _optim("--label-smoothing", type=_FRACTION, default=0.0, help="Label smoothing of the training loss."),
+    _optim("--clip-grad-norm", "clip_norm", type=_ABOVE_0, show_default="off", help="Maximum norm of the gradients."),
+    _optim("--grad-accum-steps", "accumulate", type=_COUNT, default=1, help="Gradient accumulation steps per batch."),
+    augmentation_options,
+    _stopping("--min-delta", type=_FROM_0, default=1e-2, help="Decrease of the validation loss that counts."),
+    _stopping("--patience", type=_COUNT, default=3, help="Epochs without improvement before stopping."),
+    _stopping("--min-epochs", type=_COUNT, default=5, help="Never stop early before this epoch."),
+    device_option(group="Speed"),
+    _speed("--amp", type=_AMPS, default="auto", callback=_rename_amp, help="Precision. auto: bf16 or fp16 on GPUs."),
+    _speed("--compile", is_flag=True, help="Use torch.compile."),
+    _speed(
+        "--cache-features",
+        "feature_views",
+        metavar="N",
+        type=_VIEWS,
+        show_default="off",
+        help="Cache frozen-backbone features for N augmented views per clip and train on them.",
+    ),
+    _speed("--feature-file", type=_FILE, show_default="cache.features.h5", help="Path of the feature cache."),
+    _speed("--num-workers", "reader_threads", type=_THREADS, default=2, help="Threads that read clips."),
+    _speed("--deterministic", is_flag=True, help="Use deterministic algorithms (slower; CPU runs always are)."),
+)
+
+
+@click.command(cls=Command, kept=_KEPT, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("caches", metavar="CACHE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@train_options
 @option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), default="best.pt", help="Checkpoint of the best epoch."
 )
-@option("--weights", default="kinetics400", help="kinetics400, none, or the path of the Kinetics file.")
-@option(
-    "--init",
-    type=click.Path(dir_okay=False),
-    default=None,
-    help="Checkpoint of another run to start from; with other classes it gets a new head.",
-)
-@option(
-    "--freeze",
-    type=click.Choice(STAGES),
-    default=None,
-    show_default="layer2; none with --weights none",
-    help="Freeze everything up to and including this stage.",
-)
-@option(
-    "--num-frames",
-    "num_frames_used",
-    type=click.IntRange(1),
-    default=None,
-    show_default="all",
-    help="Frames of each clip (T').",
-)
-@option("--epochs", type=click.IntRange(1), default=30, help="At most so many.")
-@option("--batch-size", type=click.IntRange(1), default=16, help="Clips per step, on all processes together.")
-@option(
-    "--grad-accum-steps",
-    "accumulate",
-    type=click.IntRange(1),
-    default=1,
-    help="Put a step's clips through the model in so many parts.",
-)
-@option("--lr", type=FiniteRange(0, min_open=True), default=1e-4, help="Highest learning rate of Adam.")
-@option(
-    "--lr-schedule",
-    type=click.Choice(["none", "cosine"]),
-    default="none",
-    help="cosine: fall to 0 over --epochs; give --patience room then.",
-)
-@option("--warmup-epochs", type=FiniteRange(0), default=0, help="Epochs in which the learning rate rises.")
-@option("--weight-decay", type=FiniteRange(0), default=5e-4, help="Of Adam.")
-@option("--label-smoothing", type=FiniteRange(0, 1, max_open=True), default=0.0, help="In training only.")
-@option(
-    "--clip-grad-norm",
-    "clip_norm",
-    type=FiniteRange(0, min_open=True),
-    default=None,
-    show_default="off",
-    help="Largest norm of all gradients together.",
-)
-@option(
-    "--balance",
-    type=click.Choice(["both", "sampler", "loss", "none"]),
-    default="both",
-    help="Against imbalance: draw classes equally, weigh the loss, or both.",
-)
-@strength_options
-@option("--min-delta", type=FiniteRange(0), default=1e-2, help="Validation loss that counts as progress.")
-@option("--patience", type=click.IntRange(1), default=3, help="Epochs without progress before stopping.")
-@option("--min-epochs", type=click.IntRange(1), default=5, help="The earliest epoch that can be the last.")
-@option(
-    "--amp",
-    type=click.Choice(["auto", "off", "bf16", "fp16", "bf16-prefix"]),
-    default="auto",
-    help="Precision; auto measures a real step and compares its gradients; bf16-prefix: of the frozen stages alone.",
-)
-@option("--compile", is_flag=True, help="Use torch.compile.")
-@option(
-    "--cache-features",
-    "feature_views",
-    metavar="VIEWS",
-    type=click.IntRange(1, 10_000),
-    default=None,
-    show_default="off",
-    help="Compute what the frozen stages give once, for so many augmentations of each clip, and train on that.",
-)
-@option(
-    "--feature-file",
-    type=click.Path(dir_okay=False),
-    default=None,
-    show_default="cache.features.h5 beside cache.h5",
-    help="Where to keep it.",
-)
-@option("--deterministic", is_flag=True, help="The same bits again on the same GPU; slower. (On a CPU always.)")
-@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of everything that is random.")
-@option("--num-workers", "reader_threads", type=click.IntRange(1, 1024), default=2, help="Threads that read clips.")
-@option("--verify", is_flag=True, help="Compare each clip with its hash whenever it is read.")
-@option("--device", default=None, show_default="cuda if there is one, else cpu", help="cpu, cuda, cuda:1, ...")
-@click.option("--resume", is_flag=True, help="Go on with the run of best.run/last.pt, with its options.")
-@click.option("--overwrite", is_flag=True, help="Replace the run that is there, once this one is ready to train.")
+@seed_option()
+@click.option("--resume", is_flag=True, help="Continue the run of best.run/last.pt, with its options.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing run, once this one is ready to train.")
 @click.option("--tensorboard", is_flag=True, help="Write a TensorBoard log to best.run/tensorboard.")
-@click.option(
-    "--fail-on-leaks", "strict_splits", is_flag=True, help="Stop when clips look like clips of another split."
-)
-@click.option("--shuffle-labels", is_flag=True, help="Control run with permuted labels: must end at chance.")
 @version_option()
 @verbosity_options("every step")
 @json_option()
@@ -179,14 +136,14 @@ def main(
     out: Path,
     resume: bool,
     overwrite: bool,
-    strict_splits: bool,
+    fail_on_leaks: bool,
     tensorboard: bool,
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Fine-tune R3D-18 on CACHE; the best epoch's model goes to best.pt, the rest to best.run/.
+    """Fine-tune R3D-18 on CACHE; the model of the best epoch goes to best.pt, everything else to best.run/.
 
-    Several caches of the same shape and classes are used as one. A run that was interrupted or killed goes on with
+    Several caches of the same shape and classes are used as one. A run that was interrupted or killed continues with
     --resume, and ends with the same weights as one that was not. torchrun trains on several GPUs or machines.
 
     \b
@@ -195,54 +152,29 @@ def main(
     torchrun --nproc-per-node 2 -m vidcache.train cache.h5
     """
     if resume and overwrite:
-        raise click.UsageError("--overwrite: means nothing with --resume; choose one of them")
-    given = ctx.get_parameter_source("weights") is click.core.ParameterSource.COMMANDLINE
-    if values["init"] and given:
-        raise click.UsageError("--weights: means nothing with --init; choose one of them")
-    _check_place(caches, out, values, resume=resume, overwrite=overwrite)
+        raise click.UsageError("--overwrite cannot be combined with --resume")
+    if values["init"] and ctx.get_parameter_source("weights") is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--weights cannot be combined with --init")
+    # Refuse in the first second what `run_training` would refuse after torch has been imported.
+    features = None if values["feature_views"] is None else feature_path(caches[0], values["feature_file"])
+    place = claim_run(out, inputs_of(caches, values["weights"], values["init"]), features, resume=resume)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun: the first process may have begun already
+        place.check_unlocked()
+        if not resume and not overwrite:
+            place.check_vacant()
 
-    from vidcache.train.distributed import init_distributed
-    from vidcache.train.run import run_training
+    from vidcache.train.config import TrainConfig
 
-    config = _resumed_config(ctx, out, values) if resume else make_config(values)
-    with init_distributed(config.device) as ranks:
-        stderr = progress_console() if ranks.is_first else SafeConsole(stderr=True, quiet=True)
-        reporter = Reporter(stderr)
-
-        def show_exit(found: "Checkpoint | Exception | None") -> None:
-            reporter.progress.stop()
-            if ranks.is_first:
-                echo(f"Error: {_kept(found, run_folder(out) / LAST)}", err=True)
-
-        try:
-            with reporter, Stop(reporter.show_stop, show_exit) as stop:
-                if ranks.count > 1:  # torchrun stops the others of one that has died: that is to be said first
-                    stop.grace_seconds = 4.0
-                if not ranks.is_first:
-                    stop.halt_with(lambda: time.sleep(_SECONDS_FOR_FIRST))
-                result = run_training(
-                    caches,
-                    out,
-                    config,
-                    dataclasses.replace(reporter.hooks(), on_haltable=stop.halt_with),
-                    strict_splits=strict_splits,
-                    resume=resume,
-                    overwrite=overwrite,
-                    should_stop=lambda: stop.asked,
-                    ranks=ranks,
-                    tensorboard=tensorboard,
-                    command=command_line(),
-                )
-        except InterruptedRunError as error:
-            raise InterruptedRunError(f"{error}. {_GO_ON}") from None
-    if not ranks.is_first:
+    config = TrainConfig.from_options(values, choose_device(values["device"]))
+    options = {"overwrite": overwrite, "fail_on_leaks": fail_on_leaks, "tensorboard": tensorboard, "resume": resume}
+    result = _run(caches, out, _resumed_config(ctx, out, config) if resume else config, options)
+    if result is None:
         return
-    best = result.best
+    best, epoch = result.best, result.best_epoch
     SafeConsole(stderr=True).print(  # the result: also of a quiet run
         Text(
-            f"{printable(out)}: epoch {result.best_epoch} of {len(result.epochs)}, "
-            f"validation loss {best.val_loss:.4f}, accuracy {best.val_accuracy:.1%}; "
-            f"stopped because {result.stopped_because}"
+            f"{printable(out)}: epoch {epoch} of {len(result.epochs)}, validation loss {best.val_loss:.4f}, "
+            f"accuracy {best.val_accuracy:.1%}; {result.stopped_because}"
         ),
         soft_wrap=True,
     )
@@ -250,7 +182,7 @@ def main(
         echo_json(
             {
                 "checkpoint": printable(out),
-                "best_epoch": result.best_epoch,
+                "best_epoch": epoch,
                 "num_epochs": len(result.epochs),
                 "val_loss": best.val_loss,
                 "val_accuracy": best.val_accuracy,
@@ -259,88 +191,57 @@ def main(
         )
 
 
-def _kept(found: "Checkpoint | Exception | None", last: Path) -> str:
+def _run(caches: tuple[Path, ...], out: Path, config: "TrainConfig", options: dict[str, bool]) -> "RunResult | None":
+    """Train, with Ctrl-C and the terminal; the result in the main process, None in the others."""
+    from vidcache.train.callbacks import Callback, Reporter
+    from vidcache.train.distributed import init_distributed
+    from vidcache.train.run import run_training
+
+    with init_distributed(config.device) as processes:
+        reporter = Reporter(progress_console() if processes.is_main else SafeConsole(stderr=True, quiet=True))
+
+        def on_request() -> None:
+            reporter.on_note("stopping after this step, or in the middle of a long one; Ctrl-C again stops at once")
+
+        def on_exit(saved: "Checkpoint | Exception | None") -> None:
+            reporter.progress.stop()
+            if processes.is_main:
+                echo(f"Error: {_how_saved(saved, run_folder(out) / LAST)}", err=True)
+
+        try:
+            with reporter, GracefulShutdown(on_request, on_exit) as shutdown:
+                if processes.world_size > 1:  # torchrun stops the others of one that died: that message comes first
+                    shutdown.grace_seconds = 4.0
+                if not processes.is_main:
+                    shutdown.halt_with(lambda: time.sleep(2))  # the main process saves
+                halting = Callback(on_setup=lambda trainer: shutdown.halt_with(trainer.halt))
+                result = run_training(
+                    caches,
+                    out,
+                    config,
+                    [reporter, halting],
+                    processes=processes,
+                    should_stop=shutdown.is_requested,
+                    command=command_line(),
+                    **options,
+                )
+        except InterruptedRunError as error:
+            raise InterruptedRunError(f"{error}. {_RESUME}") from None
+        return result if processes.is_main else None
+
+
+def _how_saved(saved: "Checkpoint | Exception | None", last: Path) -> str:
     """Say what is kept of a run that was halted in the middle of a step."""
-    if found is None:
+    if saved is None:
         return f"interrupted{_KEPT}"
-    if isinstance(found, Exception):
-        return f"interrupted; the steps since {printable(last)} was written could not be saved ({found}). {_GO_ON}"
-    done = found.training["sums"]["num_steps"]
-    return f"train: stopped in epoch {found.epoch + 1}, after {done} of its steps. {_GO_ON}"
-
-
-@click.command(cls=Command)
-@click.argument("cache", type=click.Path(path_type=Path))
-@strength_options
-@option(
-    "--out",
-    envvar="VIDCACHE_PREVIEW_OUT",
-    type=click.Path(path_type=Path, dir_okay=False),
-    callback=check_png,
-    default=None,
-    show_default="cache.preview.png beside cache.h5",
-    help="PNG to write.",
-)
-@option("--split", type=click.Choice(["train", "val", "test"]), default="train", help="Which clips.")
-@option("--num-clips", type=click.IntRange(1, 32), default=4, help="So many, drawn with the seed.")
-@option(
-    "--num-frames",
-    envvar="VIDCACHE_PREVIEW_FRAMES",
-    type=click.IntRange(1, 64),
-    default=8,
-    help="Frames of each to show.",
-)
-@option("--epoch", type=click.IntRange(1), default=1, help="Of the run whose draws to show.")
-@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the run whose draws to show.")
-def preview(cache: Path, out: Path | None, split: str, num_clips: int, num_frames: int, **values: Any) -> None:
-    """Show clips of CACHE as training sees them: a row of frames before and one after augmentation.
-
-    \b
-    vidcache preview cache.h5 --augment exact --hue 0.3
-    """
-    from vidcache.cache.reader import CacheReader
-    from vidcache.cache.stream import epoch_order
-    from vidcache.plotting import draw_filmstrips
-    from vidcache.train.callbacks import augmented_strips
-
-    path = claim(out or beside(cache, ".preview.png"), PICTURE, [cache])
-    method, seed, epoch, strength = values["augment"], values["seed"], values["epoch"], make_strength(values)
-    with CacheReader(cache) as reader:
-        rows = epoch_order(reader.rows(split), seed, epoch)[:num_clips]
-        if not len(rows):
-            raise InputError(f"{reader.name}: no {split} clips, expected at least one. Choose another --split")
-        strips = augmented_strips(reader, rows, method, strength, num_frames=num_frames, seed=seed, epoch=epoch)
-    draw_filmstrips(strips, path)
-    echo(f"{printable(path)}: {plural(len(strips), 'clip')} before and after --augment {method}")
-
-
-def make_strength(values: dict[str, Any]) -> "Strength":
-    """Take the options of the augmentation out of all options."""
-    from vidcache.train.augment import Strength
-
-    return Strength(**{name: values.pop(name) for name in ("flip", "brightness", "contrast", "saturation", "hue")})
-
-
-def make_config(values: dict[str, Any]) -> "TrainConfig":
-    """Turn the options of the command into a config."""
-    from vidcache.train.config import TrainConfig
-
-    strength = make_strength(values)
-    if values["freeze"] is None:
-        values["freeze"] = "none" if values["weights"] == "none" and not values.get("init") else "layer2"
-    values["device"] = choose_device(values["device"])
-    for name in ("init", "weights", "feature_file"):  # a run may be resumed from another folder
-        if values.get(name) and values[name] not in ("kinetics400", "none"):
-            values[name] = os.path.abspath(values[name])
-    return TrainConfig(strength=strength, **values)
+    if isinstance(saved, Exception):
+        return f"interrupted; the steps since {printable(last)} was written could not be saved ({saved}). {_RESUME}"
+    num_steps = saved.training["sums"]["num_steps"]
+    return f"train: stopped in epoch {saved.epoch + 1}, after {num_steps} of its steps. {_RESUME}"
 
 
 def check_options(config: "TrainConfig") -> None:
-    """Refuse a config with a value that the command does not take.
-
-    Raises:
-        ValueError: Names the option.
-    """
+    """Raise a `ValueError` that names the option if a config has a value that the command does not accept."""
     values = dataclasses.asdict(config) | dataclasses.asdict(config.strength)
     for param in main.params:
         value = values.get(param.name or "")
@@ -353,35 +254,68 @@ def check_options(config: "TrainConfig") -> None:
         raise ValueError(f"device: {brief(config.device)}")
 
 
-def _check_place(caches: tuple[Path, ...], out: Path, values: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Refuse in the first second what `run_training` would refuse after torch was imported."""
-    features = None if values["feature_views"] is None else feature_path(caches[0], values["feature_file"])
-    place = claim_place(out, inputs_of(caches, values["weights"], values["init"]), features, resume=resume)
-    if os.environ.get("RANK", "0") == "0":  # of torchrun: the first process may have begun already
-        place.check_alone()
-        if not resume and not overwrite:
-            place.check_vacant()
-
-
-def _resumed_config(ctx: click.Context, out: Path, values: dict[str, Any]) -> "TrainConfig":
-    """Return the config of the run to resume; what the command line says must not contradict it."""
+def _resumed_config(ctx: click.Context, out: Path, new: "TrainConfig") -> "TrainConfig":
+    """Return the config of the run to resume; the command line must not contradict it."""
     from vidcache.train.run import FREE, resumed_config
 
-    old, new = resumed_config(out), make_config(dict(values))
+    old = resumed_config(out)
     try:
         check_options(old)
     except ValueError as error:
         where = printable(run_folder(out) / LAST)
-        raise MismatchError(f"{where}: an option that no run has ({error}). Train again with another --out") from None
-    there, here = (dataclasses.asdict(config) | dataclasses.asdict(config.strength) for config in (old, new))
-    said = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
-    flags = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
-    names = [name for name in values if ctx.get_parameter_source(name) in said]
-    free = {name: getattr(new, name) for name in names if name in FREE}
-    for name in sorted(set(names) - FREE):
-        if there[name] != here[name]:
+        raise MismatchError(f"{where}: invalid option ({error}). Train again with another --out") from None
+    before, now = (dataclasses.asdict(config) | dataclasses.asdict(config.strength) for config in (old, new))
+    sources = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
+    flags = {param.name or "": param.opts[0] for param in ctx.command.params}
+    given = {name for name in flags if name in now and ctx.get_parameter_source(name) in sources}
+    for name in sorted(given - FREE):
+        if before[name] != now[name]:
             raise click.UsageError(
-                f"{flags[name]} {here[name]}: the run in {printable(run_folder(out))} has "
-                f"{there[name]}, expected the same. Leave it out, or train anew with another --out"
+                f"{flags[name]} {now[name]}: the run in {printable(run_folder(out))} has {before[name]}. Leave it out, "
+                "or begin a new run with another --out"
             )
+    free = {name: now[name] for name in given & FREE}
     return dataclasses.replace(old, **{**free, "device": choose_device(free.get("device", old.device))})
+
+
+@click.command(cls=Command)
+@click.argument("cache", type=click.Path(path_type=Path))
+@augmentation_options
+@option(
+    "--out",
+    envvar="VIDCACHE_PREVIEW_OUT",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=check_png,
+    show_default="cache.preview.png beside cache.h5",
+    help="PNG to write.",
+)
+@option("--split", type=click.Choice(["train", "val", "test"]), default="train", help="Which clips.")
+@option("--num-clips", type=click.IntRange(1, 32), default=4, help="Number of clips, drawn with the seed.")
+@option(
+    "--num-frames", envvar="VIDCACHE_PREVIEW_FRAMES", type=click.IntRange(1, 64), default=8, help="Frames of each clip."
+)
+@option("--epoch", type=_COUNT, default=1, help="Epoch whose augmentation to show.")
+@seed_option()
+def preview(
+    cache: Path, out: Path | None, split: str, num_clips: int, num_frames: int, epoch: int, **values: Any
+) -> None:
+    """Show clips of CACHE as training sees them: a row of frames before and one after augmentation.
+
+    \b
+    vidcache preview cache.h5 --augment exact --hue 0.3
+    """
+    from vidcache.cache.reader import CacheReader
+    from vidcache.cache.stream import epoch_order
+    from vidcache.plotting import draw_filmstrips
+    from vidcache.train.callbacks import augmented_strips
+    from vidcache.train.config import TrainConfig
+
+    path = claim(out or beside(cache, ".preview.png"), PICTURE, [cache])
+    config = TrainConfig.from_options(values, "cpu")
+    with CacheReader(cache) as reader:
+        rows = epoch_order(reader.rows(split), config.seed, epoch)[:num_clips]
+        if not len(rows):
+            raise InputError(f"{reader.name}: no {split} clips. Choose another --split")
+        strips = augmented_strips(reader, rows, config, num_frames=num_frames, epoch=epoch)
+    draw_filmstrips(strips, path)
+    echo(f"{printable(path)}: {plural(len(strips), 'clip')} before and after --augment {config.augment}")

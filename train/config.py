@@ -1,6 +1,7 @@
-"""What a run is asked to do."""
+"""The options of a run."""
 
 import dataclasses
+import os
 from typing import Any, Self
 
 from vidcache.train.augment import Strength
@@ -9,41 +10,38 @@ from vidcache.untrusted import build
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """What a run is asked to do.
-
-    The defaults are those of the command, which chooses the device and, without weights, freezes nothing.
+    """The options of a run; `dataclasses.asdict` of it is what checkpoints and config.json keep.
 
     Attributes:
-        weights: "kinetics400", "none", or a path.
-        init: Checkpoint of another run to start from, instead of `weights`.
+        weights: Pretrained weights: "kinetics400", "none", or the path of a state dict.
+        init: Checkpoint of another run to start from, instead of `weights`; None for none.
         freeze: Last frozen stage; see `vidcache.model.R3D18`.
         num_frames_used: Frames of each clip, evenly spaced (T'); None for all.
-        epochs: At most so many.
-        batch_size: Clips per step (B), on all processes together.
-        accumulate: Parts that a step's clips go through the model in, one after the other.
-        lr: Highest learning rate of Adam.
+        epochs: Maximum number of epochs.
+        batch_size: Clips per optimizer step, over all processes (B).
+        accumulate: Gradient accumulation steps per batch.
+        lr: Peak learning rate of Adam.
         lr_schedule: "none" or "cosine"; see `vidcache.train.schedule`.
-        warmup_epochs: Epochs in which the learning rate rises to `lr`; may be a fraction.
-        weight_decay: Of Adam.
-        label_smoothing: Share of the target that is spread over all classes, in training.
-        clip_norm: Largest norm of all gradients together; larger ones are scaled down. None: as they are.
-        balance: "both", "sampler", "loss" or "none".
-        augment: "linear", "exact" or "none".
-        strength: Of the augmentation.
-        min_delta: Validation loss that counts as progress.
-        patience: Epochs without progress before stopping.
-        min_epochs: The earliest epoch that can be the last.
-        amp: "auto", "off", "bf16", "fp16" or "bf16-prefix"; see `vidcache.train.precision`.
+        warmup_epochs: Epochs of linear warm-up; may be a fraction.
+        weight_decay: Adam weight decay (L2).
+        label_smoothing: Label smoothing of the training loss, 0 to 1.
+        clip_norm: Maximum norm of all gradients together; None for no clipping.
+        balance: Class balancing: "both", "sampler", "loss" or "none".
+        augment: Augmentation method: "linear", "exact" or "none".
+        strength: Strength of the augmentation.
+        min_delta: Decrease of the validation loss that counts as an improvement.
+        patience: Epochs without improvement before early stopping.
+        min_epochs: Never stop early before this epoch.
+        amp: Precision: "auto", "off" (float32), "bf16", "fp16", or "bf16-prefix" (frozen stages only).
         compile: Use torch.compile.
-        feature_views: Views of each training clip (K) whose features are computed once; None: anew in every epoch.
-        feature_file: Where these features are kept; None is beside the cache.
-        deterministic: Use only algorithms that give the same bits again, also on a GPU.
-        seed: Of everything that is random.
+        feature_views: Augmented views per training clip whose frozen features are cached; None for no feature cache.
+        feature_file: Path of the feature cache; None is beside the cache.
+        deterministic: Use deterministic algorithms on a GPU.
+        seed: Random seed.
         reader_threads: Threads that read clips.
-        verify: Compare each clip with its hash whenever it is read.
+        verify: Check the hash of each clip when it is read.
         device: "cpu", "cuda", "cuda:1", ...
-        shuffle_labels: Control run: the labels of the training and validation clips are permuted,
-            so that an honest test accuracy must be at chance.
+        shuffle_labels: Permute the labels of the training and validation clips: a sanity check.
     """
 
     weights: str = "kinetics400"
@@ -78,9 +76,29 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Build a config from what `dataclasses.asdict` gave; what an older vidcache lacked has its default.
+        """Build a config from the result of `dataclasses.asdict`; missing fields get their default.
 
         Raises:
             ValueError: A field is unknown, or of another type.
         """
         return build(cls, {**dataclasses.asdict(cls()), **fields})
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any], device: str) -> Self:
+        """Build a config from the options of `vidtrain`, named as the fields of this class and of `Strength`.
+
+        Without a `freeze`, a model without pretrained weights is not frozen at all. Paths become absolute, since a run
+        may be resumed from another folder.
+
+        Raises:
+            TypeError: There is no such option.
+        """
+        options = dict(options)
+        strengths = [field.name for field in dataclasses.fields(Strength) if field.name in options]
+        strength = Strength(**{name: options.pop(name) for name in strengths})
+        for name in ("init", "weights", "feature_file"):
+            if options.get(name) and options[name] not in ("kinetics400", "none"):
+                options[name] = os.path.abspath(options[name])
+        if options.get("freeze") is None:
+            options["freeze"] = "none" if options.get("weights") == "none" and not options.get("init") else "layer2"
+        return cls(**{"strength": strength, **options, "device": device})

@@ -1,227 +1,213 @@
-"""Several processes that train one model, started by torchrun; or one, which is all the same to the loop."""
+"""Where a run computes: the processes that torchrun started, their devices, torch's flags and the precision."""
 
 import contextlib
 import dataclasses
 import datetime
 import os
+import platform
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from vidcache.errors import VidcacheError
+from vidcache.errors import InputError, MismatchError, VidcacheError
 
-# How long the others wait for what only the first one does. A process that dies is noticed by its closed connection.
-_PATIENCE = datetime.timedelta(hours=24)
+_TIMEOUT = datetime.timedelta(hours=24)  # others wait while the main process works alone; a dead one is noticed at once
+_AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# As checkpoints name them: float32, everything in bf16 or fp16, only the frozen stages in bf16.
+PRECISIONS = ("off", "bf16", "fp16", "bf16-prefix")
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranks:
-    """This process among those that train one model.
-
-    What is asked of all (`any`, `gather`, ...) must be asked by all, in the same order.
-
-    Attributes:
-        rank: Of this process, from 0; only the first one writes and reports.
-        count: Processes.
-        device: Where this one computes: "cpu", "cuda:1", ...
-    """
+class Processes:
+    """This process among those that train one model. All processes have to call its methods, in the same order."""
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     device: str = "cpu"
-    _control: Any = None  # a group for flags and objects that never waits for a GPU
+    _control: Any = None  # a gloo group for flags and objects, which never waits for a GPU
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes and reports."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        if self.count == 1:
+        if self.world_size == 1:
             return flag
         value = torch.tensor([int(flag)])
         dist.all_reduce(value, dist.ReduceOp.MAX, group=self._control)
         return bool(value)
 
-    def add_up(self, values: torch.Tensor) -> torch.Tensor:
-        """Add a tensor on `device` up over all processes, in place; nobody waits for the device."""
-        if self.count > 1:
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor on `device` over all processes, in place."""
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what each process has, in the order of their ranks."""
-        values = [value] * self.count
-        if self.count > 1:
+        """Return the value of each process, in the order of their ranks."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
             dist.all_gather_object(values, value, group=self._control)
         return values
 
-    def of_first(self, make: Callable[[], Any]) -> Any:
-        """Return to all what the first process makes.
-
-        Raises:
-            Exception: What `make` raised there; in all processes.
-        """
-        if self.count == 1:
+    def run_on_main(self, make: Callable[[], Any]) -> Any:
+        """Call a function in the main process; all processes get its result, or raise its error."""
+        if self.world_size == 1:
             return make()
-        box: list[Any] = [None]
-        if self.is_first:
+        box: list[Any] = [None, None]
+        if self.is_main:
             try:
-                box = [make()]
+                box[0] = make()
             except Exception as error:
-                box = [_Failed(error)]
+                box[1] = error
         dist.broadcast_object_list(box, 0, group=self._control)
-        if isinstance(box[0], _Failed):
-            raise box[0].error
+        if box[1] is not None:
+            raise box[1]
         return box[0]
+
+    def check_equal(self, **facts: Any) -> None:
+        """Refuse processes that were given different files or options: `MismatchError`."""
+        first, *others = self.gather(facts)
+        for number, other in enumerate(others, 1):
+            for name, value in other.items():
+                if value != first[name]:
+                    raise MismatchError(
+                        f"train: {name} of process {number} is {value}, but {first[name]} of process 0. Give all "
+                        "processes the same files and options"
+                    )
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give all processes the batch norm statistics of the main one; with `SyncBatchNorm` they are equal anyway."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Say it when another process has died: until then, all wait for it.
-
-        Raises:
-            VidcacheError: Instead of what torch raises.
-        """
+        """Turn the error of a lost connection into a `VidcacheError`: another process has died."""
         try:
             yield
         except RuntimeError as error:
-            if self.count == 1 or not _is_lost_connection(error):
+            words = ("onnection closed", "onnection reset", "Broken pipe", "gloo", "NCCL", "timed out")
+            is_lost = isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+            if self.world_size == 1 or not is_lost:
                 raise
             raise VidcacheError(
-                f"train: another of the {self.count} processes of this run has ended, expected all to go on. "
-                "Look at what it said; start all of them again with --resume"
+                f"train: one of the {self.world_size} processes died; see its log. Restart all of them with --resume"
             ) from error
 
 
-@dataclasses.dataclass(frozen=True)
-class _Failed:
-    error: Exception
-
-
-def _is_lost_connection(error: RuntimeError) -> bool:
-    said = str(error)
-    return isinstance(error, dist.DistError) or any(
-        word in said for word in ("onnection closed", "onnection reset", "Broken pipe", "gloo", "NCCL", "timed out")
-    )
-
-
 @contextlib.contextmanager
-def init_distributed(device: str) -> Iterator[Ranks]:
-    """Meet the other processes that torchrun has started; without torchrun, this process is the only one.
-
-    Args:
-        device: "cpu" or "cuda"; of several GPUs, each process takes the one of its place on the machine.
-    """
+def init_distributed(device: str) -> Iterator[Processes]:
+    """Join the processes that torchrun started, each with the GPU of its local rank; without it, be the only one."""
     if not dist.is_torchelastic_launched():
-        yield Ranks(device=device)
+        yield Processes(device=device)
         return
-    own = torch.device(device)
-    if own.type == "cuda":
-        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(own)
-    dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    local = torch.device(device)
+    if local.type == "cuda":
+        local = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if local.type == "cuda" else "gloo")
     try:
-        control = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        yield Ranks(dist.get_rank(), dist.get_world_size(), str(own), control)
+        control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        yield Processes(dist.get_rank(), dist.get_world_size(), str(local), control)
     finally:
         dist.destroy_process_group()
 
 
-class SyncedBatchNorm3d(nn.BatchNorm3d):
-    """`BatchNorm3d` whose statistics in training are those of the batches of all processes together.
+def sync_batch_norm(model: nn.Module) -> None:
+    """Let the batch norms that train share their statistics over all processes, in place; parameters keep their names.
 
-    As in `vidcache.model.BatchNorm3d`, a single value per channel is normalised by the running statistics.
+    On CUDA only: torch has no `SyncBatchNorm` for CPUs, where each process uses the statistics of its own clips.
     """
-
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
-    num_batches_tracked: torch.Tensor
-    momentum: float
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Normalise (B, C, T, H, W); B may differ from process to process, and be 0."""
-        if not self.training:
-            return super().forward(inputs)
-        normalised: torch.Tensor
-        normalised, mean, variance, count = _Normalise.apply(
-            inputs, self.weight, self.bias, self.running_mean, self.running_var, self.eps
-        )
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1).clamp_min(1)), self.momentum)
-        return normalised
+    for name, child in model.named_children():
+        if any(parameter.requires_grad for parameter in child.parameters()):
+            setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))  # type: ignore[no-untyped-call]
 
 
-def synchronise_norms(module: nn.Module) -> None:
-    """Replace, in place, each BatchNorm that learns: its statistics are those of all processes from now on.
+def choose_precision(amp: str, device: torch.device) -> str:
+    """Return the precision of a run, one of `PRECISIONS`.
 
-    Parameters, buffers and names stay the same.
+    "auto" is bf16 on CUDA devices that compute in it natively, fp16 with loss scaling on other CUDA devices, and
+    float32 everywhere else: bf16 convolutions are slow or wrong on many CPUs.
+
+    Raises:
+        InputError: fp16 without a CUDA device.
+        ValueError: The precision is unknown.
     """
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm3d) and child.weight.requires_grad:
-            synced = SyncedBatchNorm3d(child.num_features, child.eps, child.momentum)
-            synced.weight, synced.bias = child.weight, child.bias
-            for buffer, values in child.named_buffers(recurse=False):
-                setattr(synced, buffer, values)
-            setattr(module, name, synced.train(child.training))
-        else:
-            synchronise_norms(child)
+    if amp not in ("auto", *PRECISIONS):
+        raise ValueError(f"amp {amp!r}, expected one of auto, {', '.join(PRECISIONS)}")
+    if amp == "fp16" and device.type != "cuda":
+        raise InputError(f"--amp fp16: not available on {device.type}. Use --amp auto")
+    if amp != "auto":
+        return amp
+    if device.type != "cuda":
+        return "off"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-class _Normalise(torch.autograd.Function):
-    """Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1 and the gradients of section 3."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        inputs: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        running_mean: torch.Tensor,
-        running_var: torch.Tensor,
-        eps: float,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        x = inputs.to(torch.float32)
-        over = (0, 2, 3, 4)
-        totals = torch.cat([x.sum(over), x.new_full((1,), x.numel() // x.shape[1])])
-        dist.all_reduce(totals)
-        mean, count = totals[:-1] / totals[-1], totals[-1]
-        is_alone = count <= 1  # stays on the device: nobody waits to know
-        mean = torch.where(is_alone, running_mean, mean)
-        # About the mean of all: the difference of two large sums of squares would lose the variance in rounding.
-        squares = (x - _per_channel(mean)).square_().sum(over)
-        dist.all_reduce(squares)
-        variance = torch.where(is_alone, running_var, squares / count)
-        scale = torch.rsqrt(variance + eps)
-        ctx.save_for_backward(inputs, mean, scale, weight, count)
-        ctx.mark_non_differentiable(mean, variance, count)
-        factor = scale * weight
-        outputs = torch.addcmul(_per_channel(bias - mean * factor), x, _per_channel(factor))
-        return outputs.to(inputs.dtype), mean, variance, count
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inputs, mean, scale, weight, count = ctx.saved_tensors
-        given = gradients[0].to(torch.float32)
-        standard = (inputs.to(torch.float32) - _per_channel(mean)).mul_(_per_channel(scale))
-        over = (0, 2, 3, 4)
-        # Of this process: DistributedDataParallel adds up gradients of parameters itself.
-        of_bias, of_weight = given.sum(over), (given * standard).sum(over)
-        totals = torch.cat([of_bias, of_weight])
-        dist.all_reduce(totals)
-        # Running statistics do not depend on the inputs.
-        bias_share, weight_share = torch.where(count > 1, totals / count, 0).chunk(2)
-        through = given - _per_channel(bias_share) - standard.mul_(_per_channel(weight_share))
-        of_inputs = through.mul_(_per_channel(scale * weight)).to(inputs.dtype)
-        return of_inputs, of_weight, of_bias, None, None, None
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Return torch's autocast for "bf16" and "fp16"; nothing for any other precision."""
+    dtype = _AMP_DTYPES.get(precision)
+    return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
 
 
-def _per_channel(values: torch.Tensor) -> torch.Tensor:
-    """From (C,) to what goes with (B, C, T, H, W)."""
-    return values[:, None, None, None]
+def device_name(device: str) -> str:
+    """Return the model name of a GPU or of the processor."""
+    if torch.device(device).type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def torch_flags(*, deterministic: bool) -> Iterator[None]:
+    """Set torch's global flags for a run, and restore them.
+
+    Float32 matrix products and convolutions use TF32 where a GPU has it. Convolutions on a GPU are tuned once per
+    shape (cudnn.benchmark), unless the run is deterministic: then an operation without a deterministic algorithm is an
+    error. A CPU is always deterministic.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.use_deterministic_algorithms(True)
+    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = not deterministic, True, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+        torch.use_deterministic_algorithms(was_deterministic, warn_only=warn_only)
+
+
+@contextlib.contextmanager
+def oom_hint(batch_size: int, accumulate: int, world_size: int, num_frames: int) -> Iterator[None]:
+    """Turn torch's out-of-memory errors into a `VidcacheError` with a smaller batch size to try."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        at_once = -(-batch_size // (accumulate * world_size))
+        advice = "Try fewer --num-frames, or a cache of smaller frames"
+        if at_once > 1:
+            half = at_once // 2 * world_size
+            advice = (
+                f"Try --batch-size {half * accumulate}, or the same with --grad-accum-steps {-(-batch_size // half)}"
+            )
+        reason = " ".join(str(error).split())[:120]
+        raise VidcacheError(
+            f"train: out of memory with {at_once} clips of {num_frames} frames at once ({reason}). {advice}"
+        ) from None

@@ -1,393 +1,210 @@
-"""Features of clips in a file: what the frozen stages of a model make of them, computed once.
+"""The feature cache: the output of the frozen stages for every clip, computed once into a file beside the cache.
 
-The file is laid out as a cache is: `[user block][HDF5 metadata and columns][features]`; `vidcache.cache.feature_writer`
-writes it. Numbers are bfloat16, kept as the two bytes of each (HDF5 has no such type). Nothing here
-computes anything.
+Frozen stages compute the same for the same input, and a clip has only as many inputs as views. View v is the
+augmentation of epoch v + 1, so that the first epochs of a run with and without this file see the same.
+
+The file is HDF5 for other tools: /features (M, T', H', W', C) as the two bytes of bfloat16 numbers, /rows and /views
+(-1 is without augmentation) of each entry. Its user block has all that is needed here, so that nobody's HDF5 is parsed.
 """
 
 import contextlib
 import dataclasses
+import fcntl
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 import numpy.typing as npt
+import torch
 import xxhash
 
-from vidcache.cache.builds import SparseImage
-from vidcache.cache.format import (
-    HASH_HEX,
-    PAGE_BYTES,
-    USER_BLOCK_BYTES,
-    create_dataset,
-    metadata_hash_of,
-    seal,
-)
-from vidcache.cache.lock import build_folder, check_build_folder, check_space, lock_output, remove_build
-from vidcache.errors import CacheError
-from vidcache.files import open_regular, pread_all, pwrite_all, sync_file, sync_folder
-from vidcache.outputs import name_of
-from vidcache.text import printable
+from vidcache.cache.format import create_dataset
+from vidcache.cache.stream import Batch, Rows
+from vidcache.errors import CacheError, InterruptedRunError, LockedError, VidcacheError
+from vidcache.files import free_bytes, open_regular, pread_all, sync_folder
+from vidcache.outputs import FEATURES, claim
+from vidcache.text import plural, printable
+from vidcache.train.run_dir import feature_path
 
-Rows = npt.NDArray[np.int64]
-MAGIC = b"vidfeats"
-FORMAT_VERSION = 1
-HEADER = np.dtype(
-    [
-        ("format", "S8"),
-        ("format_version", "<u4"),
-        ("complete", "<u4"),
-        ("num_entries", "<u8"),
-        ("shape", "<u8", (4,)),
-        ("hashes_offset", "<u8"),
-        ("features_offset", "<u8"),
-        ("file_bytes", "<u8"),
-        ("metadata_hash", f"S{HASH_HEX}"),
-        ("key", f"S{HASH_HEX}"),
-    ]
-)
-_REMEDY = "Delete it: it is computed again"
+if TYPE_CHECKING:
+    from vidcache.train.loop import Trainer
+
+_MAGIC, _VERSION = b"vidfeats", 2  # version 1 had a journal: such a file is computed again
+_BLOCK_BYTES, _HASH_BYTES = 4096, 16
 
 
-@dataclasses.dataclass(frozen=True)
-class FeaturePlan:
-    """What is to be in a file of features.
+class FeatureLoader:
+    """A `vidcache.train.data.Loader` that reads features: in epoch e, view (e - 1) % K of each clip.
 
-    Attributes:
-        facts: Everything that the features depend on: names and JSON-ready values. They are root attributes too.
-        rows: (M,) int64, the clip of each entry.
-        views: (M,) int32, which augmentation of it, from 0; -1 without.
-        shape: (T', H', W', C) of one entry.
-    """
-
-    facts: Mapping[str, str | int | float]
-    rows: Rows
-    views: npt.NDArray[np.int32]
-    shape: tuple[int, int, int, int]
-
-    @property
-    def entry_bytes(self) -> int:
-        """Size of one entry: two bytes a number."""
-        return 2 * math.prod(self.shape)
-
-    @property
-    def key(self) -> str:
-        """Names the content: a hash of facts, rows, views and shape."""
-        digest = xxhash.xxh3_128(repr((sorted(self.facts.items()), self.shape, FORMAT_VERSION)).encode())
-        digest.update(np.ascontiguousarray(self.rows, "<i8").data)
-        digest.update(np.ascontiguousarray(self.views, "<i4").data)
-        return digest.hexdigest()
-
-
-def _unseal(block: bytes, where: str) -> np.void:
-    if block[: len(MAGIC)] != MAGIC:
-        known = name_of(block)
-        what = f"is {known}, not a file of features" if known else f"no vidfeats file (it begins with {block[:8]!r})"
-        raise CacheError(f"{where}: {what}. Name a file of features")
-    if len(block) < USER_BLOCK_BYTES:
-        raise CacheError(f"{where}: {len(block)} bytes, expected {USER_BLOCK_BYTES} or more. {_REMEDY}")
-    if block != seal(np.frombuffer(block, np.uint8, USER_BLOCK_BYTES - 8)):
-        raise CacheError(f"{where}: the header is damaged. {_REMEDY}")
-    fields: np.void = np.frombuffer(block, HEADER, count=1)[0]
-    return fields
-
-
-class FeatureReader:
-    """A file of features, open for reading; a source for `vidcache.cache.stream`.
-
-    Attributes:
-        path: The file.
-        key: Of its plan.
-        shape: (T', H', W', C) of one entry.
+    Args:
+        trainer: The run; the main process computes the features first if they are not there.
 
     Raises:
-        CacheError: The file is missing, damaged, or something else.
+        InputError: Another kind of file is there.
+        InterruptedRunError: The run was stopped while it computed them.
+        LockedError: Another process computes them.
+        VidcacheError: The disk has no room for them.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._descriptor = path, -1
-        where = printable(path)
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # waits for no pipe
-            block = os.pread(self._descriptor, USER_BLOCK_BYTES, 0)
-        except OSError as error:
-            self.close()
-            raise CacheError(f"{where}: {error.strerror}, expected a file of features") from None
-        try:
-            header = _unseal(block, where)
-            if header["format_version"] != FORMAT_VERSION:
-                raise CacheError(f"{where}: version {header['format_version']}, expected {FORMAT_VERSION}. {_REMEDY}")
-            self.shape: tuple[int, ...] = tuple(header["shape"].tolist())
-            self.key = header["key"].decode("ascii", "replace")
-            self._count, self._offset = int(header["num_entries"]), int(header["features_offset"])
-            size, num_bytes = os.fstat(self._descriptor).st_size, self._count * self.entry_bytes
-            if size != max(int(header["file_bytes"]), self._offset + num_bytes):
-                raise CacheError(f"{where}: {size:,} bytes long, expected {int(header['file_bytes']):,}. {_REMEDY}")
-            found = metadata_hash_of(self._descriptor, self._offset, num_bytes, size)
-            if found.encode() != header["metadata_hash"]:
-                raise CacheError(f"{where}: the columns are damaged (hash {found}, not that of the header). {_REMEDY}")
-            hashes_end = int(header["hashes_offset"]) + self._count * HASH_HEX
-            if hashes_end > size or not num_bytes or self._count > size:
-                raise CacheError(f"{where}: no features that a run writes. {_REMEDY}")
-            hashes = os.pread(self._descriptor, self._count * HASH_HEX, int(header["hashes_offset"]))
-            self._hashes = np.frombuffer(hashes, f"S{HASH_HEX}")
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, trainer: "Trainer") -> None:
+        data, config = trainer.data, trainer.config
+        self._trainer, self._data = trainer, data
+        caches = [reader.path for reader in getattr(data.reader, "readers", [data.reader])]
+        self.path = claim(feature_path(caches[0], config.feature_file), FEATURES, caches)
+        views = config.feature_views or 0
+        others = np.concatenate([data.reader.rows("val"), data.reader.rows("test")])
+        # Entries view by view: an epoch reads one part of the file, and a batch that is computed is of one view.
+        self.rows = np.concatenate([np.tile(data.rows, views), others])
+        self.views = np.concatenate([np.repeat(np.arange(views), len(data.rows)), np.full(len(others), -1)])
+        self._entries = np.full((len(data.reader), views + 1), -1)  # of each row and view; the last is without
+        self._entries[self.rows, self.views] = np.arange(len(self.rows))
+        self.shape, self._key = self._describe()
+        self._entry_bytes = 2 * math.prod(self.shape)
+        trainer.processes.run_on_main(self._find_or_compute)
+        self._open()
 
-    def __len__(self) -> int:
-        return self._count
+    # --- a loader ---------------------------------------------------------------------------------
 
-    def __enter__(self) -> Self:
-        return self
+    def stream(self, chunks: Sequence[Rows], epoch: int | None) -> Generator[Batch, None, None]:
+        """Read the view of this epoch ahead."""
+        view = -1 if epoch is None else (epoch - 1) % (self._entries.shape[1] - 1)
+        entries = [self._entries[chunk, view] for chunk in chunks]
+        with contextlib.closing(self._data.stream(self, entries, self._data.labels[self.rows], None)) as batches:
+            for batch in batches:
+                yield dataclasses.replace(batch, rows=self.rows[batch.rows])
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def inputs(self, batch: Batch, epoch: int | None) -> torch.Tensor:  # noqa: ARG002 -- known when it was read
+        """Return the bytes as the bfloat16 numbers that they are, in the dtype of the part that trains."""
+        return self._trainer.to_head(batch.clips.view(torch.bfloat16).permute(0, 4, 1, 2, 3))
 
-    def close(self) -> None:
-        """Give the descriptor back. Reading afterwards is an error."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    @property
-    def entry_bytes(self) -> int:
-        """Size of one entry: two bytes a number."""
-        return 2 * math.prod(self.shape)
+    # --- a `vidcache.cache.stream.Source` -----------------------------------------------------------
 
     @property
     def labels(self) -> Rows:
-        """Features have none of their own: zeros."""
-        return np.zeros(self._count, np.int64)
+        """Labels of the entries."""
+        return np.asarray(self._data.labels[self.rows])
 
-    def shape_of(self, frames: npt.ArrayLike | None = None) -> tuple[int, ...]:  # noqa: ARG002 -- of a `Source`
-        """(T', H', W', 2 C): the bytes of one entry."""
+    def shape_of(self, frames: npt.ArrayLike | None = None) -> tuple[int, ...]:  # noqa: ARG002
+        """(T', H', W', 2 C): the bytes of an entry."""
         return (*self.shape[:3], 2 * self.shape[3])
 
     def read(
-        self,
-        rows: npt.ArrayLike,
-        frames: npt.ArrayLike | None = None,  # noqa: ARG002 -- of a `Source`
-        out: npt.NDArray[np.uint8] | None = None,
-        *,
-        verify: bool = False,
+        self, rows: npt.ArrayLike, frames: npt.ArrayLike | None, out: npt.NDArray[np.uint8], *, verify: bool
     ) -> npt.NDArray[np.uint8]:
-        """Read entries.
-
-        Args:
-            rows: (B,) entries.
-            frames: Of no use here.
-            out: (B, T', H', W', 2 C) uint8, C-contiguous, to read into; None makes one.
-            verify: Compare each entry with its hash.
-
-        Returns:
-            `out`: the bytes of bfloat16 numbers.
-
-        Raises:
-            ValueError: There is no such entry.
-            CacheError: The file has become shorter, or an entry is not what was written.
-        """
-        entries = np.asarray(rows, np.int64)
-        inside = (entries >= 0) & (entries < self._count)
-        if not inside.all():
-            raise ValueError(f"entry {entries[~inside][0]}, expected 0 to {self._count - 1}")
-        out = np.empty((len(entries), *self.shape_of()), np.uint8) if out is None else out
-        for target, entry in zip(out, entries.tolist(), strict=True):
+        """Read entries into `out`, (B, T', H', W', 2 C); `verify` compares each with its hash."""
+        del frames
+        for target, entry in zip(out, np.asarray(rows).tolist(), strict=True):
             try:
-                pread_all(self._descriptor, target.data.cast("B"), self._offset + entry * self.entry_bytes)
+                pread_all(self._file.fileno(), target.data.cast("B"), self._offset + entry * self._entry_bytes)
             except EOFError as error:
-                raise CacheError(f"{printable(self.path)}: {error}: it was cut while open. {_REMEDY}") from None
-            if verify and xxhash.xxh3_128_hexdigest(target.data).encode() != self._hashes[entry]:
+                raise CacheError(f"{printable(self.path)}: {error}. Delete it: it is computed again") from None
+            if verify and xxhash.xxh3_128_digest(target.data) != self._hashes[entry * _HASH_BYTES :][:_HASH_BYTES]:
                 raise CacheError(
-                    f"{printable(self.path)}: entry {entry} does not match its hash, expected what was written. "
-                    f"{_REMEDY}"
+                    f"{printable(self.path)}: entry {entry} does not match its hash. Delete it: it is computed again"
                 )
         return out
 
+    # --- the file -----------------------------------------------------------------------------------
 
-def is_feature_file(path: Path) -> bool:
-    """Whether a file begins as one of features does, whatever else is the matter with it."""
-    with contextlib.suppress(OSError), open_regular(path) as file:
-        return file.read(len(MAGIC)) == MAGIC
-    return False
+    def _describe(self) -> tuple[tuple[int, ...], bytes]:
+        """Return the (T', H', W', C) of an entry, and a hash of everything that the file depends on."""
+        data, config, trainer = self._data, self._trainer.config, self._trainer
+        with contextlib.closing(trainer.clips.stream([data.rows[:1]], None)) as batches:
+            _, channels, *shape = trainer.clips.inputs(next(batches), None).shape
+        weights = xxhash.xxh3_128()
+        for name, tensor in sorted(trainer.model.split()[0].state_dict().items()):
+            weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        facts = {
+            "version": _VERSION,
+            "frozen_weights": weights.hexdigest(),
+            "shape": [*shape, channels],
+            "clips": [data.reader.fingerprint, data.reader.split_hash, data.num_frames, self.views.tolist()],
+            "augmentation": [config.augment, dataclasses.asdict(config.strength), config.seed],
+            "computed_in": [trainer.precision.removesuffix("-prefix"), str(torch.__version__)],
+        }
+        return (*shape, channels), xxhash.xxh3_128_hexdigest(json.dumps(facts).encode()).encode()
 
-
-_HASH_BYTES = 16
-
-
-class FeatureWriter:
-    """The one writer of one file of features; goes on after an interrupted one of the same plan.
-
-    Entries are written in order. Those that were said to be safe are compared with their hashes before they count.
-
-    Args:
-        path: The file; what was there stays until `finish`.
-        plan: What it is to hold.
-
-    Attributes:
-        num_done: Entries that are written; the next one is this one.
-
-    Raises:
-        LockedError: Another process writes the same file.
-        InputError: Something that is not ours is where it is written.
-        VidcacheError: The disk has no room for it.
-    """
-
-    def __init__(self, path: Path, plan: FeaturePlan) -> None:
-        self.path, self.plan, self.num_done = path, plan, 0
-        self._folder = build_folder(path)
-        self._data = self._journal = -1
-        self._hashes = b""
-        self._lock = lock_output(path)
-        try:
-            self._begin()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _open(self) -> None:
+        """Open the file; `CacheError` if it is damaged, of other features, or of another version."""
+        self._file = open_regular(self.path)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self.close)
+            magic, key, places, check = [*self._file.read(_BLOCK_BYTES).split(b"\n"), b"", b"", b"", b""][:4]
+            if (magic, key, check) != (_MAGIC, self._key, xxhash.xxh3_128_hexdigest(places).encode()):
+                raise CacheError(f"{printable(self.path)}: not the features of this run")
+            self._offset, hashes_offset, size = map(int, places.split())
+            if os.fstat(self._file.fileno()).st_size != size:
+                raise CacheError(f"{printable(self.path)}: incomplete")
+            self._hashes = os.pread(self._file.fileno(), len(self.rows) * _HASH_BYTES, hashes_offset)
+            on_error.pop_all()
 
     def close(self) -> None:
-        """Give lock and descriptors back."""
-        for descriptor in (self._data, self._journal, self._lock):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._data = self._journal = self._lock = -1
+        """Close the file."""
+        self._file.close()
 
-    def write(self, features: npt.NDArray[np.uint8]) -> None:
-        """Append entries; they survive a power cut when this returns.
-
-        Args:
-            features: (B, T', H', W', 2 C) uint8, C-contiguous: the bytes of bfloat16 numbers.
-
-        Raises:
-            ValueError: Another shape, or more entries than are planned.
-            OSError: The disk is full or broken.
-        """
-        *rest, channels = self.plan.shape
-        expected = (len(features), *rest, 2 * channels)
-        if features.shape != expected or features.dtype != np.uint8:
-            raise ValueError(f"features are {features.dtype} {features.shape}, expected uint8 {expected}")
-        if self.num_done + len(features) > len(self.plan.rows):
-            raise ValueError(f"entry {self.num_done + len(features) - 1}, expected 0 to {len(self.plan.rows) - 1}")
-        hashes = []
-        for offset, entry in enumerate(features, self.num_done):
-            pwrite_all(self._data, entry.data.cast("B"), self._slot(offset))
-            hashes.append(xxhash.xxh3_128_digest(entry.data))
-        sync_file(self._data)
-        pwrite_all(self._journal, memoryview(b"".join(hashes)), self.num_done * _HASH_BYTES)
-        sync_file(self._journal)
-        self._hashes += b"".join(hashes)
-        self.num_done += len(features)
-
-    def finish(self) -> None:
-        """Write columns and header, and publish the file under its name.
-
-        Raises:
-            ValueError: An entry is missing.
-            OSError: The disk is full or broken.
-        """
-        plan = self.plan
-        if self.num_done != len(plan.rows):
-            raise ValueError(f"{self.num_done} of {len(plan.rows)} entries are written, expected all")
-        hexadecimal = np.array(
-            [self._hashes[i : i + _HASH_BYTES].hex() for i in range(0, len(self._hashes), _HASH_BYTES)], f"S{HASH_HEX}"
-        )
-        columns = {"rows": plan.rows.astype("<i8"), "views": plan.views.astype("<i4"), "hashes": hexadecimal}
-        for name, values in columns.items():
-            pwrite_all(self._data, memoryview(values.tobytes()), self._offsets[name])
-        header = np.zeros((), HEADER)
-        features_bytes = len(plan.rows) * plan.entry_bytes
-        for name, value in {
-            "format": MAGIC,
-            "format_version": FORMAT_VERSION,
-            "complete": 1,
-            "num_entries": len(plan.rows),
-            "shape": plan.shape,
-            "hashes_offset": self._offsets["hashes"],
-            "features_offset": self._offsets["features"],
-            "file_bytes": self._file_bytes,
-            "metadata_hash": metadata_hash_of(self._data, self._offsets["features"], features_bytes, self._file_bytes),
-            "key": plan.key,
-        }.items():
-            header[name] = value
-        sync_file(self._data)
-        pwrite_all(self._data, memoryview(seal(header)), 0)
-        sync_file(self._data)
-        (self._folder / "data.h5").rename(self.path)
+    def _find_or_compute(self) -> None:
+        num_bytes, where = len(self.rows) * self._entry_bytes, printable(self.path)
+        what = f"features: {plural(len(self.rows), 'entry', 'entries')} = {num_bytes / 1e9:.2f} GB"
+        with contextlib.suppress(OSError, CacheError):
+            self._open()
+            self.close()  # every process opens it, when it is complete
+            self._trainer.tell("on_note", f"{what} in {where}, computed before", False)
+            return
+        free = free_bytes(self.path.parent)
+        if num_bytes > free:
+            raise VidcacheError(f"{where}: needs {num_bytes:,} bytes, but its disk has {free:,} free")
+        self._trainer.tell("on_note", f"{what}: computing them into {where} ({free / 1e9:.1f} GB free there)", False)
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(descriptor, "r+b") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LockedError(f"{where}: another run is computing it. Wait for that run") from None
+            try:
+                self._compute(temporary)
+                temporary.replace(self.path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
         sync_folder(self.path.parent)
-        remove_build(self._folder)
 
-    def _begin(self) -> None:
-        check_build_folder(self._folder)
-        name, data = self._folder / "key", self._folder / "data.h5"
-        # Without data, another process was killed after it had published them; a second name may be the published file.
-        is_same = data.exists() and name.exists() and name.read_bytes() == self.plan.key.encode()
-        is_same = is_same and all(file.stat().st_nlink == 1 for file in self._folder.iterdir())
-        present = data.stat().st_blocks * 512 if is_same else 0
-        if not is_same:
-            remove_build(self._folder)
-        check_space(self.path, len(self.plan.rows) * (self.plan.entry_bytes + _HASH_BYTES), present)
-        image, self._offsets, self._file_bytes = _skeleton(self.plan)
-        if not is_same:
-            self._folder.mkdir()
-            with data.open("xb") as file:
-                image.save(file.fileno())
-                os.fsync(file.fileno())
-            name.write_bytes(self.plan.key.encode())  # the last one: without it, all of this is made again
-            sync_folder(self._folder)
-            sync_folder(self._folder.parent)
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._data = os.open(data, flags)
-        self._journal = os.open(self._folder / "journal", flags | os.O_CREAT, 0o666)
-        self._count_done((self._folder / "journal").read_bytes())
-
-    def _count_done(self, journal: bytes) -> None:
-        """Take in entries as long as they are what the journal says."""
-        entry = np.empty(self.plan.entry_bytes, np.uint8)
-        for number in range(min(len(journal) // _HASH_BYTES, len(self.plan.rows))):
-            pread_all(self._data, entry.data, self._slot(number))
-            said = journal[number * _HASH_BYTES : (number + 1) * _HASH_BYTES]
-            if xxhash.xxh3_128_digest(entry.data) != said:
-                return
-            self._hashes += said
-            self.num_done += 1
-
-    def _slot(self, entry: int) -> int:
-        return self._offsets["features"] + entry * self.plan.entry_bytes
-
-
-def _skeleton(plan: FeaturePlan) -> tuple[SparseImage, dict[str, int], int]:
-    """Make an HDF5 file in which all has its place: the file, where everything lies, its length."""
-    image, count = SparseImage(), len(plan.rows)
-    with h5py.File(
-        image,
-        "w",
-        libver="earliest",
-        userblock_size=USER_BLOCK_BYTES,
-        alignment_threshold=min(1 << 20, count * plan.entry_bytes),
-        alignment_interval=PAGE_BYTES,
-    ) as file:
-        for name, value in {**plan.facts, "number_format": "bfloat16, as its two bytes"}.items():
-            file.attrs[name] = np.bytes_(os.fsencode(value)) if isinstance(value, str) else value
-        made = {
-            "rows": create_dataset(file, "rows", np.dtype("<i8"), (count,)),
-            "views": create_dataset(file, "views", np.dtype("<i4"), (count,)),
-            "hashes": create_dataset(file, "hashes", np.dtype(f"S{HASH_HEX}"), (count,)),
-            "features": create_dataset(file, "features", np.dtype("<u2"), (count, *plan.shape)),
-        }
-        offsets = {name: dataset.get_offset() for name, dataset in made.items()}
-    return image, offsets, image.num_bytes
+    def _compute(self, path: Path) -> None:
+        count, trainer = len(self.rows), self._trainer
+        size = -(-trainer.config.batch_size // trainer.config.accumulate)
+        try:
+            with h5py.File(path, "w", userblock_size=_BLOCK_BYTES, locking=False) as file:  # it is locked already
+                file["rows"], file["views"] = self.rows, self.views
+                hashes_offset = create_dataset(file, "hashes", np.dtype("u1"), (count, _HASH_BYTES)).get_offset()
+                offset = create_dataset(file, "features", np.dtype("<u2"), (count, *self.shape)).get_offset()
+        except RuntimeError as error:  # what h5py raises when the disk is full
+            raise VidcacheError(f"{printable(self.path)}: {error}") from None
+        parts = np.split(np.arange(count), np.flatnonzero(np.diff(self.views)) + 1)
+        chunks = [part[start : start + size] for part in parts for start in range(0, len(part), size)]
+        hashes = b""
+        stream = trainer.clips.stream([self.rows[chunk] for chunk in chunks], None)
+        with contextlib.closing(stream) as batches, path.open("r+b") as data:
+            data.seek(offset)
+            for chunk, batch in zip(chunks, batches, strict=True):
+                view = int(self.views[chunk[0]])
+                features = trainer.clips.inputs(batch, None if view < 0 else view + 1)
+                low = features.to(torch.bfloat16).permute(0, 2, 3, 4, 1).contiguous().view(torch.uint8).cpu().numpy()
+                data.write(low.data)
+                hashes += b"".join(xxhash.xxh3_128_digest(entry.data) for entry in low)
+                trainer.tell("on_features", int(chunk[-1]) + 1, count)
+                if trainer.should_stop():
+                    raise InterruptedRunError("train: stopped while features were computed; they are computed again")
+            data.seek(hashes_offset)
+            data.write(hashes)
+            places = b"%d %d %d" % (offset, hashes_offset, data.seek(0, os.SEEK_END))
+            data.flush()
+            os.fsync(data.fileno())
+            data.seek(0)  # the header last: a file with one is complete
+            data.write(b"\n".join([_MAGIC, self._key, places, xxhash.xxh3_128_hexdigest(places).encode(), b""]))
+            data.flush()
+            os.fsync(data.fileno())

@@ -1,4 +1,4 @@
-"""One run on disk: what it writes when, and how it goes on."""
+"""A run with its files: begun, observed, resumed."""
 
 import contextlib
 import csv
@@ -8,25 +8,28 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from vidcache.cache.leakage import find_leaks
 from vidcache.cache.reader import Reader, open_caches
 from vidcache.cache.stream import Batch
 from vidcache.checkpoint import Checkpoint, hash_file
-from vidcache.errors import InputError, MismatchError, VidcacheError
+from vidcache.cli import choose_device
+from vidcache.errors import InputError, MismatchError
 from vidcache.eval.inference import check_match
+from vidcache.eval.metrics import Metrics
 from vidcache.eval.report.plots import draw_curves
 from vidcache.files import read_json, sync_folder, write_text_atomically
 from vidcache.plotting import draw_filmstrips
 from vidcache.text import printable
-from vidcache.train.callbacks import SILENT, Callbacks, EpochResult, RunResult, batch_strips, board
+from vidcache.train import loop
+from vidcache.train.callbacks import Callback, EpochResult, RunResult, TensorBoard, batch_strips
 from vidcache.train.config import TrainConfig
 from vidcache.train.data import check_config
-from vidcache.train.distributed import Ranks
-from vidcache.train.loop import check_state, train
+from vidcache.train.distributed import Processes
+from vidcache.train.resume import TrainingState
 from vidcache.train.run_dir import (
     CONFIG,
     CURVES,
@@ -34,95 +37,247 @@ from vidcache.train.run_dir import (
     METRICS,
     RESULT,
     TRAIN_BATCH,
-    Place,
-    claim_place,
+    RunDir,
+    claim_run,
     feature_path,
     inputs_of,
     run_folder,
 )
 
+# Options that may change when a run is resumed; on another device it is not the same bit for bit.
+FREE = {"reader_threads", "verify", "device", "feature_file"}
 
-class Best:
-    """The checkpoint of the best epoch so far.
 
-    A better one is written beside it, last.pt is given its hash, and then it takes the place: whenever a run is
-    killed, the hash in last.pt is that of one of the two.
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What a run does beside training."""
+
+    resume: bool = False  # continue the run of last.pt
+    overwrite: bool = False  # replace a run; it is untouched until the model of this one is ready to train
+    fail_on_leaks: bool = False  # refuse a cache whose splits share near-duplicate clips
+    tensorboard: bool = False  # write a TensorBoard log too
+    command: str = ""  # of the user, for config.json
+    should_stop: Callable[[], bool] = lambda: False  # called after every step; True writes last.pt and stops the run
+
+
+def train_cache(
+    cache: str | Path | Sequence[str | Path],
+    out: str | Path = "best.pt",
+    config: TrainConfig | None = None,
+    *,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> RunResult:
+    """Fine-tune a model on a cache, as `vidtrain` does: this is `vidcache.train`.
+
+    Writes the checkpoint of the epoch with the lowest validation loss to `out`, and metrics.csv, curves.png, last.pt
+    and the rest into the folder beside it (best.pt -> best.run/).
 
     Args:
-        out: The file; written through a link.
-        last: last.pt, for messages.
+        cache: The cache, or several of the same shape and classes that are used as one.
+        out: Checkpoint to write.
+        config: The options; None makes them of `options`.
+        callbacks: Observers.
+        options: Fields of `RunOptions`; without a config also those of `TrainConfig` and `Strength`: `epochs=5`,
+            `lr=3e-4`, `weights="none"`, `flip=0`, ... The device is cuda if there is one, else cpu.
 
-    Attributes:
-        digest: Of the file, or of the one that is to take its place; empty where none was written.
+    Returns:
+        The results of all epochs, and which was the best.
+
+    Raises:
+        CacheError: The cache cannot be used.
+        InputError: An option does not fit the cache, or what is there is not to be replaced (`overwrite=True`).
+        TypeError: There is no such option.
+        LockedError: Another run is writing there.
+        InterruptedRunError: It was stopped; `resume=True` continues it.
+        MismatchError: The last.pt to resume from is damaged, or of another cache or split.
+        VidcacheError: The loss is not finite, or memory or disk are full.
+
+    >>> import vidcache
+    >>> result = vidcache.train("cache.h5", "best.pt", epochs=2, weights="none")  # doctest: +SKIP
+    >>> result.best_epoch, result.best.val_accuracy  # doctest: +SKIP
+    (2, 0.875)
+    """
+    caches = [Path(cache)] if isinstance(cache, str | Path) else [Path(path) for path in cache]
+    names = {field.name for field in dataclasses.fields(RunOptions)}
+    others = {name: value for name, value in options.items() if name in names}
+    values = {name: value for name, value in options.items() if name not in names}
+    if config is None:
+        config = TrainConfig.from_options(values, choose_device(values.pop("device", None)))
+    elif values:
+        raise TypeError(f"train() got a config and its option {next(iter(values))}: give one of them")
+    return run_training(caches, Path(out), config, callbacks, **others)
+
+
+def run_training(
+    caches: Sequence[Path],
+    out: Path,
+    config: TrainConfig,
+    callbacks: Sequence[Callback] = (),
+    *,
+    processes: Processes | None = None,
+    **options: Any,
+) -> RunResult:
+    """Train with all files of a run; of several processes, only the main one writes. See `train_cache`.
+
+    Args:
+        caches: The cache, or several that are used as one.
+        out: Checkpoint to write.
+        config: The options; to resume, those of `resumed_config`.
+        callbacks: Further observers, called after the files are written.
+        processes: This process among several; None is the only one.
+        options: Fields of `RunOptions`.
+    """
+    processes, run = processes or Processes(device=config.device), RunOptions(**options)
+    features = None if config.feature_views is None else feature_path(caches[0], config.feature_file)
+    place = claim_run(out, inputs_of(caches, config.weights, config.init), features, resume=run.resume)
+    with open_caches(caches) as reader, processes.watch(), contextlib.ExitStack() as opened:
+        check_config(reader, config)  # before anything is written
+        if config.init and not run.resume:
+            Checkpoint.load(Path(config.init))
+        note = processes.run_on_main(lambda: _check_leaks(reader, run.fail_on_leaks))
+        for callback in callbacks if processes.is_main else ():
+            callback.on_note(note, False)
+        lock = processes.run_on_main(lambda: _begin(place, run))
+        if processes.is_main and lock is not None:
+            opened.callback(os.close, lock)
+        last = _last_checkpoint(place.folder / LAST, reader, config) if run.resume else None
+        files = RunFiles(place, reader, caches, run.command, last)
+        processes.run_on_main(lambda: files.find_best() if last else None)
+        observers: list[Callback] = [files, *callbacks]
+        if processes.is_main and run.tensorboard:
+            board = TensorBoard(place.folder, 1 + (last.epoch if last else 0))
+            opened.callback(board.close)
+            observers.append(board)
+        return loop.train(reader, config, observers, resume=last, should_stop=run.should_stop, processes=processes)
+
+
+def _check_leaks(reader: Reader, fail: bool) -> str:
+    """Return a line about near-duplicates in different splits; with `fail`, some are an `InputError`."""
+    leaks = find_leaks(reader)
+    if fail and len(leaks.pairs):
+        raise InputError(
+            f"{reader.name}: {leaks.in_words} (--fail-on-leaks). List them: vidcache leaks CACHE; keep them together: "
+            "vidcache split CACHE --near-duplicates group"
+        )
+    return f"duplicate check: {leaks.in_words}{': see vidcache leaks' if len(leaks.pairs) else ''}"
+
+
+def _begin(place: RunDir, run: RunOptions) -> int | None:
+    """Lock a run; None where there is nothing to resume."""
+    if run.resume and not place.folder.exists():
+        return None
+    lock = place.lock()
+    try:
+        if not run.resume and not run.overwrite:
+            place.check_vacant()
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+class RunFiles(Callback):
+    """Writes the files of a run.
+
+    A new best.pt is written beside the old one, last.pt is given its hash, and then it takes the place: whenever a run
+    is killed, the hash in last.pt is that of one of the two.
     """
 
-    def __init__(self, out: Path, last: Path) -> None:
-        self.digest = ""
-        self._out, self._last = out, last
-        self._target = out.resolve()
-        self._next = self._target.with_name(f".{self._target.name}.next")
+    def __init__(
+        self, place: RunDir, reader: Reader, caches: Sequence[Path], command: str, last: Checkpoint | None
+    ) -> None:
+        super().__init__()
+        self._place, self._reader, self._is_new, self._folder = place, reader, last is None, place.folder
+        self._results = [EpochResult(**fields) for fields in last.training["results"]] if last else []
+        self._best_hash = last.training.get("best", "") if last else ""
+        self._best = place.out.resolve()
+        self._next_best = self._best.with_name(f".{self._best.name}.next")
+        earlier = read_json(self._folder / CONFIG).get("command") if last else command
+        self._facts = {
+            "caches": [str(path) for path in caches],
+            "checkpoint": place.out.name,
+            "fingerprint": reader.fingerprint,
+            "split_hash": reader.split_hash,
+            "command": earlier if type(earlier) is str else "",  # a resumed run keeps that of its beginning
+        }
 
-    def write(self, checkpoint: Checkpoint) -> None:
-        """Write a better one beside it.
+    def find_best(self) -> None:
+        """Find the best.pt of a run that is resumed."""
+        if self._best_hash and _hash_or_none(self._next_best) == self._best_hash:  # killed before it took its place
+            self._publish_best()
+        self._next_best.unlink(missing_ok=True)
+        self._check_best()
 
-        Raises:
-            OSError: The disk is full or not writable.
-        """
-        self.digest = checkpoint.save(self._next)
+    def on_setup(self, trainer: "loop.Trainer") -> None:
+        """Put the run in the place of an earlier one, now that its model is ready to train."""
+        weights = sum(tensor.nbytes for tensor in trainer.model.state_dict().values())
+        self._place.check_space(weights, sum(parameter.nbytes for parameter in trainer.parameters))
+        text = json.dumps({**self._facts, "config": dataclasses.asdict(trainer.config)}, indent=2) + "\n"
+        if self._is_new:
+            leftovers = self._place.leftovers()
+            self.on_stop(trainer.checkpoint(True))
+            for path in leftovers:
+                path.unlink(missing_ok=True)
+        elif self._results:
+            self._write_results()  # the run may have been killed between two files
+        write_text_atomically(self._folder / CONFIG, text)
+        (self._folder / RESULT).unlink(missing_ok=True)
 
-    def publish(self) -> None:
-        """Put what was written in its place."""
-        self._next.replace(self._target)
-        sync_folder(self._target.parent)
+    def on_first_batch(self, inputs_BCTHW: torch.Tensor, batch: Batch) -> None:
+        """Draw train_batch.png."""
+        draw_filmstrips(batch_strips(self._reader, batch, inputs_BCTHW), self._folder / TRAIN_BATCH)
 
-    def take_up(self, checkpoint: Checkpoint) -> None:
-        """Go on with the one of the run that a resumable checkpoint is of.
+    def on_epoch(self, result: EpochResult, metrics: Metrics, checkpoint: Callable[[bool], Checkpoint]) -> None:  # noqa: ARG002
+        """Write the checkpoints first: metrics.csv never names a best epoch that best.pt does not hold."""
+        self._results.append(result)
+        if result.is_best:
+            self._best_hash = checkpoint(False).save(self._next_best)
+        self.on_stop(checkpoint(True))
+        if result.is_best:
+            self._publish_best()
+        self._write_results()
 
-        Raises:
-            InputError: It is not there.
-            MismatchError: It is damaged, or another file.
-        """
-        results = [EpochResult(**fields) for fields in checkpoint.training["results"]]
-        self.digest = checkpoint.training.get("best", "")
-        if self.digest and _hash_or_none(self._next) == self.digest:  # killed before it took its place
-            self.publish()
-        self._next.unlink(missing_ok=True)
-        if results:
-            self.check(results, checkpoint.training["stopping"]["best_epoch"], may_be_newer=True)
+    def on_stop(self, checkpoint: Checkpoint) -> None:
+        """Write last.pt."""
+        training = {**checkpoint.training, "best": self._best_hash}
+        dataclasses.replace(checkpoint, training=training).save(self._folder / LAST)
 
-    def check(self, results: list[EpochResult], best_epoch: int, *, may_be_newer: bool = False) -> None:
-        """Compare the file with what was written.
+    def on_end(self, result: RunResult) -> None:
+        """Write result.json, and check that best.pt is still there."""
+        facts = {"best_epoch": result.best_epoch, "stopped_because": result.stopped_because}
+        write_text_atomically(self._folder / RESULT, json.dumps(facts, indent=2) + "\n")
+        self._check_best()
 
-        Args:
-            results: Of all epochs.
-            best_epoch: The one that it is of.
-            may_be_newer: Accept one of the epoch that comes next, where no hash is known: older versions of vidcache
-                wrote best.pt first, and such an epoch is done again.
+    def _publish_best(self) -> None:
+        self._next_best.replace(self._best)
+        sync_folder(self._best.parent)
 
-        Raises:
-            InputError: It is not there.
-            MismatchError: It is damaged, or another file.
-        """
-        found = _hash_or_none(self._out)
-        is_it = found == self.digest if self.digest else self._is_of(results, best_epoch, may_be_newer)
-        if is_it:
+    def _check_best(self) -> None:
+        if not self._results or _hash_or_none(self._place.out) == self._best_hash:
             return
-        is_there = os.path.lexists(self._out)
-        error, what = (MismatchError, "damaged, or another file") if is_there else (InputError, "not there")
-        last = printable(self._last)
+        is_there = os.path.lexists(self._place.out)
+        error, what = (MismatchError, "damaged, or another file") if is_there else (InputError, "missing")
+        epoch = max(result.epoch for result in self._results if result.is_best)
         raise error(
-            f"{printable(self._out)}: {what}, expected what was written for epoch {best_epoch}, the best one. Put it "
-            f"back; or begin a new run with the weights of epoch {len(results)}: --init {last} --out OTHER.pt"
+            f"{printable(self._place.out)}: {what}: not the checkpoint of epoch {epoch}, the best one. Put it back; or "
+            f"begin a new run with the weights of epoch {len(self._results)}: "
+            f"--init {printable(self._folder / LAST)} --out OTHER.pt"
         )
 
-    def _is_of(self, results: list[EpochResult], best_epoch: int, may_be_newer: bool) -> bool:
-        try:
-            found = Checkpoint.load(self._out)
-        except VidcacheError:
-            return False
-        if may_be_newer and found.epoch == len(results) + 1:
-            return True
-        return found.metrics == results[best_epoch - 1].as_numbers()
+    def _write_results(self) -> None:
+        write_text_atomically(self._folder / METRICS, metrics_csv(self._results))
+        draw_curves([dataclasses.asdict(result) for result in self._results], self._folder / CURVES)
+
+
+def metrics_csv(results: Sequence[EpochResult]) -> str:
+    """Return metrics.csv: one line per epoch, the fields of `EpochResult`."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, [field.name for field in dataclasses.fields(EpochResult)], lineterminator="\n")
+    table.writeheader()
+    for result in results:
+        table.writerow({**dataclasses.asdict(result), "is_best": int(result.is_best)})
+    return text.getvalue()
 
 
 def _hash_or_none(path: Path) -> str | None:
@@ -132,263 +287,38 @@ def _hash_or_none(path: Path) -> str | None:
         return None
 
 
-# What a resumed run may do otherwise; on another device it is not the same bit for bit.
-FREE = {"reader_threads", "verify", "device", "feature_file"}
-_SHOWN = 16  # clips in train_batch.png
-
-
-def run_training(
-    caches: Sequence[Path],
-    out: Path,
-    config: TrainConfig,
-    hooks: Callbacks,
-    *,
-    strict_splits: bool = False,
-    resume: bool = False,
-    overwrite: bool = False,
-    should_stop: Callable[[], bool] = lambda: False,
-    ranks: Ranks | None = None,
-    tensorboard: bool = False,
-    command: str = "",
-) -> RunResult:
-    """Train, and write what happens as it happens; of several processes, only the first one writes.
-
-    `out` is the epoch with the lowest validation loss so far; the folder beside it gets `config.json`,
-    `metrics.csv`, `curves.png` and `last.pt`, with everything that a resumed run needs, `train_batch.png`: what
-    the model sees first, and in the end `result.json`: why it ended.
-
-    Args:
-        caches: The cache, or several of the same shape and classes that are used as one.
-        out: Checkpoint to write.
-        config: What to do.
-        hooks: Where else to report to.
-        strict_splits: Refuse a cache in which clips look like clips of another split.
-        resume: Go on with the run that `last.pt` is of; `config` is to be that of `resumed_config`.
-        overwrite: Replace the run that is there; it is untouched until the model of this one is ready to train.
-        should_stop: Asked after every step; once it says so, `last.pt` is written and the run is stopped.
-        ranks: This process among several; None is the only one.
-        tensorboard: Write a TensorBoard log into the folder as well.
-        command: What the user typed, for config.json.
-
-    Returns:
-        How it ended.
-
-    Raises:
-        CacheError: The cache cannot be used.
-        InputError: It is not what the config or `strict_splits` needs, there is nothing to resume, or no TensorBoard;
-            or what is there already is not to be replaced.
-        LockedError: Another run is writing there.
-        InterruptedRunError: It was stopped; the same call with `resume` goes on.
-        MismatchError: `last.pt` is of another cache or split.
-        VidcacheError: The disk has no room for the checkpoints.
-        OSError: The disk is full or not writable; the last good checkpoint is untouched.
-    """
-    ranks = ranks or Ranks(device=config.device)
-    features = None if config.feature_views is None else feature_path(caches[0], config.feature_file)
-    place = claim_place(out, inputs_of(caches, config.weights, config.init), features, resume=resume)
-    with open_caches(caches) as reader, ranks.watch(), contextlib.ExitStack() as opened:
-        check_config(reader, config)  # before anything is written
-        if config.init and not resume:
-            Checkpoint.load(Path(config.init))
-        ranks.of_first(lambda: _check_splits(reader, hooks, strict_splits))
-        lock = ranks.of_first(lambda: _begin(place, resume=resume, overwrite=overwrite))
-        if ranks.is_first and lock is not None:
-            opened.callback(os.close, lock)
-        last, best = None, Best(place.out, place.folder / LAST)
-        if resume:
-            last = found = _last_checkpoint(place.folder / LAST, reader, config)
-            ranks.of_first(lambda: best.take_up(found))
-        if not ranks.is_first:
-            hooks = SILENT
-        else:
-            facts = {
-                "caches": [str(path) for path in caches],
-                "checkpoint": place.out.name,
-                "fingerprint": reader.fingerprint,
-                "split_hash": reader.split_hash,
-                "command": _first_command(place.folder) if resume else command,
-            }
-            text = json.dumps({**facts, "config": dataclasses.asdict(config)}, indent=2) + "\n"
-            earlier = [] if resume else place.of_run()
-            if tensorboard:
-                first_epoch = 1 + (last.epoch if last else 0)
-                hooks = opened.enter_context(board(hooks, place.folder, first_epoch))
-            hooks = _write_files(hooks, place, best, reader, last)
-            hooks = _write_begin(hooks, place, text, earlier)
-            if resume:
-                write_text_atomically(place.folder / CONFIG, text)
-                (place.folder / RESULT).unlink(missing_ok=True)
-        result = train(reader, config, hooks, resume=last, should_stop=should_stop, ranks=ranks, feature_file=features)
-        if ranks.is_first:
-            said = {"best_epoch": result.best_epoch, "stopped_because": result.stopped_because}
-            write_text_atomically(place.folder / RESULT, json.dumps(said, indent=2) + "\n")
-            best.check(list(result.epochs), result.best_epoch)  # before anybody says that it is there
-        return result
-
-
-def _first_command(folder: Path) -> str:
-    """Return what began a run; what resumes it does not repeat its options."""
-    command = read_json(folder / CONFIG).get("command")
-    return command if type(command) is str else ""
-
-
-def _check_splits(reader: Reader, hooks: Callbacks, strict_splits: bool) -> None:
-    leaks = find_leaks(reader)
-    hooks.on_leaks(leaks)
-    if strict_splits and len(leaks.pairs):
-        raise InputError(
-            f"{reader.name}: {leaks.in_words}, expected none with --fail-on-leaks. See them: vidcache leaks CACHE; "
-            "keep them together: vidcache split CACHE --near-duplicates group"
-        )
-
-
-def _write_begin(hooks: Callbacks, place: Place, config: str, earlier: list[Path]) -> Callbacks:
-    """Return hooks that put a new run in the place of an earlier one once its model is ready to train.
-
-    Args:
-        hooks: Where to report to.
-        place: Of the run.
-        config: Content of config.json.
-        earlier: Files of the earlier run: none may look like one of the new run.
-    """
-
-    def on_model(model: nn.Module) -> None:
-        trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
-        place.check_space(sum(weight.nbytes for weight in model.state_dict().values()), trained)
-        hooks.on_model(model)
-
-    def on_begin(checkpoint: Checkpoint) -> None:
-        hooks.on_begin(checkpoint)
-        for path in earlier:
-            path.unlink(missing_ok=True)
-        write_text_atomically(place.folder / CONFIG, config)
-
-    return dataclasses.replace(hooks, on_model=on_model, on_begin=on_begin)
-
-
-def _write_files(hooks: Callbacks, place: Place, best: Best, reader: Reader, last: Checkpoint | None) -> Callbacks:
-    """Return hooks that write the files of a run before they report."""
-    folder = place.folder
-    results = [EpochResult(**fields) for fields in last.training["results"]] if last else []
-
-    def save_last(checkpoint: Checkpoint) -> None:
-        training = {**checkpoint.training, "best": best.digest}
-        dataclasses.replace(checkpoint, training=training).save(folder / LAST)
-
-    def show_results() -> None:
-        write_text_atomically(folder / METRICS, metrics_csv(results))
-        draw_curves([dataclasses.asdict(result) for result in results], folder / CURVES)
-
-    if results:  # the run may have been killed between two files
-        show_results()
-
-    def on_epoch(result: EpochResult, checkpoint: Callable[[bool], Checkpoint]) -> None:
-        results.append(result)
-        # The checkpoint first: metrics.csv never names a best epoch that best.pt does not hold.
-        if result.is_best:
-            best.write(checkpoint(False))
-        save_last(checkpoint(True))
-        if result.is_best:
-            best.publish()
-        show_results()
-        hooks.on_epoch(result, checkpoint)
-
-    def on_begin(checkpoint: Checkpoint) -> None:
-        save_last(checkpoint)
-        hooks.on_begin(checkpoint)
-
-    def on_interrupt(checkpoint: Checkpoint) -> None:
-        save_last(checkpoint)
-        hooks.on_interrupt(checkpoint)
-
-    def on_haltable(halt: Callable[[], Checkpoint]) -> None:
-        def halt_and_save() -> Checkpoint:
-            checkpoint = halt()
-            save_last(checkpoint)
-            return checkpoint
-
-        hooks.on_haltable(halt_and_save)
-
-    def on_inputs(inputs: torch.Tensor, batch: Batch) -> None:
-        shown = Batch(batch.clips[:_SHOWN], batch.labels[:_SHOWN], batch.rows[:_SHOWN])
-        draw_filmstrips(batch_strips(reader, shown, inputs[:_SHOWN]), folder / TRAIN_BATCH)
-        hooks.on_inputs(inputs, batch)
-
-    return dataclasses.replace(
-        hooks,
-        on_begin=on_begin,
-        on_epoch=on_epoch,
-        on_interrupt=on_interrupt,
-        on_haltable=on_haltable,
-        on_inputs=on_inputs,
-    )
-
-
-def _begin(place: Place, *, resume: bool, overwrite: bool) -> int | None:
-    """Take the lock of a run; None where there is nothing to resume."""
-    if resume and not place.folder.exists():
-        return None
-    lock = place.lock()
-    try:
-        if not resume and not overwrite:
-            place.check_vacant()
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
-
-
 def resumed_config(out: Path) -> TrainConfig:
-    """Return the config of the run that can be resumed.
-
-    Raises:
-        InputError: There is none.
-        MismatchError: Its checkpoint is damaged, or no checkpoint.
-    """
-    path = run_folder(out) / LAST
-    return _config_of(_load_last(path), path)
+    """Return the config of the run that can be resumed; InputError if there is none, MismatchError if it is damaged."""
+    return _load_last(run_folder(out) / LAST)[1]
 
 
-def _config_of(last: Checkpoint, path: Path) -> TrainConfig:
+def _load_last(path: Path) -> tuple[Checkpoint, TrainConfig]:
+    if not path.exists():
+        raise InputError(f"{printable(path)}: missing: there is no run to resume. Train without --resume")
+    last = Checkpoint.load(path)
     try:
-        return TrainConfig.from_dict(last.config)
+        return last, TrainConfig.from_dict(last.config)
     except ValueError as error:
         raise MismatchError(
-            f"{printable(path)}: options of another version of vidcache ({error}), expected those of this one. Use the "
-            "vidcache that made it, or train again with another --out"
+            f"{printable(path)}: options of another version of vidcache ({error}). Use the vidcache that made it, or "
+            "train again with another --out"
         ) from None
-
-
-def _load_last(path: Path) -> Checkpoint:
-    if not path.exists():
-        raise InputError(f"{printable(path)}: not there, expected the last checkpoint of a run. Train without --resume")
-    return Checkpoint.load(path)
 
 
 def _last_checkpoint(path: Path, reader: Reader, config: TrainConfig) -> Checkpoint:
-    last = _load_last(path)
-    check_match(last, reader, printable(path), advice="Go on with its own cache, or train anew with another --out")
-    for name, there in dataclasses.asdict(_config_of(last, path)).items():
-        here = dataclasses.asdict(config)[name]
-        if there != here and name not in FREE:
+    """Load last.pt, and check that it is of this cache and these options."""
+    last, saved = _load_last(path)
+    check_match(last, reader, printable(path), advice="Continue with its own cache, or use another --out")
+    before, now = dataclasses.asdict(saved), dataclasses.asdict(config)
+    for name in now.keys() - FREE:
+        if before[name] != now[name]:
             raise InputError(
-                f"{printable(path)}: its run has {name} {there}, expected {here}. Train anew with another --out"
+                f"{printable(path)}: its run has {name} {before[name]}, not {now[name]}. Use another --out"
             )
     try:
-        check_state(last)
+        TrainingState.from_checkpoint(last)
     except ValueError as error:
         raise MismatchError(
-            f"{printable(path)}: holds no state of a run ({error}), expected one. Train again with another --out"
+            f"{printable(path)}: not the state of a run ({error}). Train again with another --out"
         ) from None
     return last
-
-
-def metrics_csv(results: list[EpochResult]) -> str:
-    """Return metrics.csv: one line per epoch, the fields of `EpochResult`."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in dataclasses.fields(EpochResult)], lineterminator="\n")
-    table.writeheader()
-    for result in results:
-        row = dataclasses.asdict(result)
-        table.writerow({name: int(value) if name == "is_best" else value for name, value in row.items()})
-    return text.getvalue()

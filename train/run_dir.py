@@ -1,4 +1,4 @@
-"""The place that a run is written to: best.pt where the user wants it, everything else in best.run/ beside it."""
+"""Where a run is written: best.pt where the user wants it, everything else in best.run/ beside it."""
 
 import dataclasses
 import fcntl
@@ -12,15 +12,8 @@ from vidcache.files import follow, free_bytes, read_json
 from vidcache.outputs import CHECKPOINT, FEATURES, PICTURE, begins, claim, claim_folder
 from vidcache.text import printable
 
-CONFIG, RESULT, LAST, METRICS, CURVES, TRAIN_BATCH = (
-    "config.json",
-    "result.json",
-    "last.pt",
-    "metrics.csv",
-    "curves.png",
-    "train_batch.png",
-)
-TENSORBOARD = "tensorboard"
+CONFIG, RESULT, LAST, METRICS = "config.json", "result.json", "last.pt", "metrics.csv"
+CURVES, TRAIN_BATCH, TENSORBOARD = "curves.png", "train_batch.png", "tensorboard"
 _PNG = begins("a picture", b"\x89PNG\r\n\x1a\n")  # older versions left no mark in theirs
 _FILES = {
     LAST: CHECKPOINT,
@@ -33,30 +26,21 @@ _FILES = {
 
 
 def run_folder(out: Path) -> Path:
-    """Return the folder of a run: best.pt -> best.run; of a link, the one beside what it leads to."""
+    """Return the folder of a run: best.pt -> best.run; of a link, the one beside its target."""
     return follow(out).with_suffix(".run")
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a run is written to.
-
-    Attributes:
-        out: Checkpoint of the best epoch.
-        folder: Everything else.
-    """
+class RunDir:
+    """Where a run is written: the checkpoint of the best epoch, and the folder of everything else."""
 
     out: Path
     folder: Path
 
     def lock(self) -> int:
-        """Make the folder, and this process the only one that writes a run there, until the descriptor is closed.
+        """Make the folder and lock it, until the descriptor that is returned is closed; else `LockedError`.
 
         Where a file system cannot lock folders (NFS), nothing keeps a second run out.
-
-        Raises:
-            LockedError: Another process does.
-            OSError: The folder cannot be made.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -71,51 +55,37 @@ class Place:
             pass
         return descriptor
 
-    def check_alone(self) -> None:
-        """Say it at once if another process writes a run there.
-
-        Raises:
-            LockedError: Another process does.
-        """
+    def check_unlocked(self) -> None:
+        """Raise a `LockedError` at once if another process writes a run there."""
         if self.folder.exists():
             os.close(self.lock())
 
     def check_vacant(self) -> None:
-        """Refuse to begin a run where there is one.
-
-        Raises:
-            InputError: There is one. Names the ways out.
-        """
-        found = [
-            path for path in (self.out, *(self.folder / name for name in (LAST, METRICS, RESULT))) if path.exists()
-        ]
-        if found:
+        """Raise an `InputError` that names the ways out if there is a run."""
+        candidates = (self.out, *(self.folder / name for name in (LAST, METRICS, RESULT)))
+        existing = [path for path in candidates if path.exists()]
+        if existing:
             resume = "Continue that run with --resume, w" if (self.folder / LAST).exists() else "W"
             raise InputError(
-                f"{printable(found[0])}: belongs to an earlier run. {resume}rite this one elsewhere with --out "
+                f"{printable(existing[0])}: belongs to an earlier run. {resume}rite this one elsewhere with --out "
                 "OTHER.pt, or replace that run with --overwrite"
             )
 
-    def of_run(self) -> list[Path]:
-        """List what an earlier run has left that the next one does not replace when it begins."""
+    def leftovers(self) -> list[Path]:
+        """List the files of an earlier run that a new one does not replace when it begins."""
         board = self.folder / TENSORBOARD
         logs = [] if board.is_symlink() else sorted(board.glob("events.out.tfevents.*"))
         files = (self.out, *(self.folder / name for name in (RESULT, METRICS, CURVES, TRAIN_BATCH)), *logs)
         return [path for path in files if path.is_file()]
 
     def check_space(self, weight_bytes: int, trained_bytes: int) -> None:
-        """Refuse to train what the disk has no room for.
+        """Raise a `VidcacheError` if the checkpoints of a run do not fit on the disk.
 
-        Args:
-            weight_bytes: Of all weights of the model.
-            trained_bytes: Of those that are trained; Adam remembers two numbers for each.
-
-        Raises:
-            VidcacheError: Fewer bytes are free than are needed.
+        For each of `trained_bytes`, those of the weights that train, Adam keeps two more.
         """
         best, last = weight_bytes, weight_bytes + 2 * trained_bytes
-        there = sum(path.stat().st_size for path in (self.out, self.folder / LAST) if path.is_file())
-        needed = best + 2 * last - there  # a checkpoint is written beside the one that it replaces
+        present = sum(path.stat().st_size for path in (self.out, self.folder / LAST) if path.is_file())
+        needed = best + 2 * last - present  # a checkpoint is written beside the one that it replaces
         free = free_bytes(self.folder)
         if needed > free:
             raise VidcacheError(
@@ -124,33 +94,33 @@ class Place:
             )
 
 
-def claim_place(out: Path, inputs: Iterable[Path], features: Path | None = None, *, resume: bool = False) -> Place:
-    """Check that nothing is replaced that no run has written, and nothing that this one reads.
+def claim_run(out: Path, inputs: Iterable[Path], features: Path | None = None, *, resume: bool = False) -> RunDir:
+    """Check that a run replaces no file that no run has written, and none that it reads.
 
     Args:
         out: Checkpoint of the best epoch; a link is written through.
-        inputs: What the run reads.
+        inputs: Files that the run reads.
         features: The feature cache, if it is used.
-        resume: The run that is there goes on; whether its checkpoints are what they were is not asked here.
+        resume: The run that is there continues; its checkpoints are checked elsewhere.
 
     Raises:
-        InputError: A file or a folder is there that is none of a run, of the run of another checkpoint, or an input.
+        InputError: A file or folder there is not of a run, of the run of another checkpoint, or an input.
         MismatchError: Something else is where a checkpoint is to be written.
     """
     inputs, where = () if resume else tuple(inputs), printable(out)
     out = follow(out) if resume else claim(out, CHECKPOINT, inputs)
     if run_folder(out) == out:
         raise InputError(f"{where}: is the name of the folder of a run. Choose an --out like best.pt")
-    place = Place(out, follow(run_folder(out)))
+    place = RunDir(out, follow(run_folder(out)))
     if resume:
         for name in _FILES.keys() - {LAST}:
             claim(place.folder / name, _PNG if _FILES[name] is PICTURE else _FILES[name])
     else:
         claim_folder(place.folder, _FILES, inputs, neutral=TENSORBOARD)
-    owner = _owner(place.folder)
-    if owner and owner != out.name and run_folder(Path(owner)).name == run_folder(out).name:
+    owner = read_json(place.folder / CONFIG).get("checkpoint")
+    if type(owner) is str and owner not in ("", out.name) and run_folder(Path(owner)).name == run_folder(out).name:
         raise InputError(
-            f"{where}: {printable(run_folder(out))} is of the run that writes {printable(owner)}. "
+            f"{where}: {printable(run_folder(out))} belongs to the run that writes {printable(owner)}. "
             "Choose an --out with another name before its ending"
         )
     if features:
@@ -164,11 +134,5 @@ def inputs_of(caches: Iterable[Path], *weights: str | None) -> list[Path]:
 
 
 def feature_path(cache: Path, chosen: str | None = None) -> Path:
-    """Return the file of features of a run: as chosen, or beside its cache: cache.h5 -> cache.features.h5."""
+    """Return the path of the feature cache: as chosen, or beside the cache: cache.h5 -> cache.features.h5."""
     return follow(Path(chosen) if chosen else beside(cache, ".features.h5"))
-
-
-def _owner(folder: Path) -> str:
-    """Return the name of the checkpoint that the run of a folder writes; "" where nothing says it."""
-    name = read_json(folder / CONFIG).get("checkpoint")
-    return name if type(name) is str else ""

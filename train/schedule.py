@@ -1,4 +1,4 @@
-"""When to stop, and which epoch was the best. Pure arithmetic on validation losses."""
+"""The learning rate of each step, and when to stop. Pure arithmetic."""
 
 import dataclasses
 import math
@@ -11,17 +11,17 @@ def learning_rate(step: int, num_steps: int, lr: float, schedule: str = "none", 
 
     During warm-up it rises linearly, lr * (step + 1) / num_warmup_steps. After that it stays
     ("none") or falls along half a cosine to 0 ("cosine", Loshchilov and Hutter 2017, without restarts):
-    lr * (1 + cos(pi * t)) / 2, t being the fraction of the steps after warm-up that are done.
+    lr * (1 + cos(pi * t)) / 2, where t is the fraction of the steps after warm-up that are done.
 
     Args:
-        step: From 0.
+        step: Step of the run, from 0.
         num_steps: Steps of the whole run, warm-up included.
-        lr: The highest learning rate.
+        lr: Peak learning rate.
         schedule: One of `SCHEDULES`.
         num_warmup_steps: Steps of the warm-up; 0 for none.
 
     Raises:
-        ValueError: The schedule is none of them, or the step is not in [0, num_steps).
+        ValueError: The schedule is unknown, or the step is not in [0, num_steps).
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule {schedule!r}, expected one of {', '.join(SCHEDULES)}")
@@ -37,17 +37,20 @@ def learning_rate(step: int, num_steps: int, lr: float, schedule: str = "none", 
 
 @dataclasses.dataclass
 class EarlyStopping:
-    """Watches the validation loss.
+    """Early stopping on the validation loss.
 
-    The best epoch is the one with the lowest loss, by however little, from the first one on.
-    Patience is another question: an epoch is progress when its loss is below that of the last
-    progress by more than `min_delta`; `patience` epochs in a row without progress end the run, but
-    never before `min_epochs`.
+    The best epoch is the one with the lowest loss, by however little, from the first epoch on. An epoch is an
+    improvement when its loss is below that of the last improvement by more than `min_delta`; `patience` epochs in a
+    row without improvement end the run, but never before `min_epochs`. Field names are those of checkpoints.
 
     Attributes:
-        min_delta: Loss that counts as progress.
-        patience: Epochs without progress.
+        min_delta: Decrease of the loss that counts as an improvement.
+        patience: Epochs without improvement.
         min_epochs: The earliest epoch that can be the last.
+        best_loss: Loss of the best epoch.
+        best_epoch: From 1; 0 before the first epoch.
+        progress_loss: Loss of the last improvement.
+        num_without_progress: Epochs since then.
     """
 
     min_delta: float = 1e-2
@@ -59,14 +62,7 @@ class EarlyStopping:
     num_without_progress: int = 0
 
     def update(self, epoch: int, loss: float) -> bool:
-        """Take in an epoch.
-
-        Args:
-            epoch: From 1, one more each time.
-            loss: Of the validation split; finite.
-
-        Returns:
-            Whether this epoch is the best so far.
+        """Take in the validation loss of an epoch (from 1); returns whether it is the best so far.
 
         Raises:
             ValueError: The loss is not finite: comparing with it would go wrong silently.
@@ -83,5 +79,5 @@ class EarlyStopping:
         return is_best
 
     def should_stop(self, epoch: int) -> bool:
-        """Whether the epoch that was taken in last is to be the last one."""
+        """Whether the run ends after this epoch, the last one that `update` took in."""
         return epoch >= self.min_epochs and self.num_without_progress >= self.patience

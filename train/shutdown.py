@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run ends after the step that it is in, or in the middle of a long one, and can go on."""
+"""Ctrl-C and SIGTERM: a run stops after the step that it is in, or in the middle of a long one, and can be resumed."""
 
 import math
 import os
@@ -6,95 +6,87 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.checkpoint import Checkpoint
 
-
 GRACE_SECONDS = 0.7  # for the step that is being done; saving takes another second
+_REPEAT_SECONDS = 1.0  # a signal that comes this soon is the same one: torchrun and a batch system both pass it on
 
 
-class Stop:
-    """The first SIGINT or SIGTERM asks the run to stop; one that has not in time is halted and saved.
+class GracefulShutdown:
+    """Turns the first SIGINT or SIGTERM into a request; a run that does not stop in time is halted and saved.
 
-    A thread hears the signals: Python's handlers wait for the end of an operation of torch, which may take minutes on a
-    CPU. A later signal ends the process at once; one that comes within a second is the same one: torchrun and a batch
-    system may both pass it on. As long as there is nothing to save, the first one interrupts what is being done.
-
-    Args:
-        on_asked: Told of the first one, in a thread.
-        on_exit: Told of the checkpoint that was saved, or of the error that saving it gave, or of None where there is
-            nothing new to save; in a thread, and then the process ends with 130.
+    A thread receives the signals: Python's handlers wait for the end of an operation of torch, which may take minutes
+    on a CPU. A later signal ends the process at once. Before `halt_with` there is nothing to save, and the first one
+    interrupts whatever is being done. `on_exit` is called before the process is ended with exit code 130: with the
+    checkpoint that was saved, the error of saving it, or None where nothing was saved.
     """
 
     def __init__(
-        self, on_asked: Callable[[], None], on_exit: "Callable[[Checkpoint | Exception | None], None]"
+        self, on_request: Callable[[], None], on_exit: "Callable[[Checkpoint | Exception | None], None]"
     ) -> None:
-        self._on_asked, self._on_exit = on_asked, on_exit
+        self._on_request, self._on_exit = on_request, on_exit
         self._halt: Callable[[], Checkpoint | None] | None = None
         self.grace_seconds = GRACE_SECONDS
-        self._asked_at = math.inf
-        self._before: dict[int, Any] = {}
-        self._deciding = threading.Lock()  # who ends the run: the run itself, or `_halter`
+        self._requested_at = math.inf
+        self._handlers_before: dict[int, Any] = {}
+        self._deciding = threading.Lock()  # who ends the process: the run itself, or `_halter`
         self._halter: threading.Thread | None = None
         self._over = threading.Event()
 
-    @property
-    def asked(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether the run is to stop."""
-        return self._asked_at < math.inf
+        return self._requested_at < math.inf
 
     def halt_with(self, halt: "Callable[[], Checkpoint | None]") -> None:
-        """From now on the run is asked first, and halted with this if it does not listen."""
+        """Request from now on, and halt with this function a run that does not stop in time."""
         self._halt = halt
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background jobs ignore SIGINT
-                self._before[number] = signal.signal(number, self._ask)
+                self._handlers_before[number] = signal.signal(number, self._handle)
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
-        self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._deciding:
             self._over.set()
             halter = self._halter
         if halter:
             halter.join()  # it ends the process
-        signal.set_wakeup_fd(self._wakeup)
-        for number, handler in self._before.items():
+        signal.set_wakeup_fd(self._wakeup_before)
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
         os.close(self._writing)  # `_listen` closes the other end
 
-    def _ask(self, number: int, frame: object) -> None:
+    def _handle(self, number: int, frame: object) -> None:
         if self._halt is None:
-            before = self._before[number]
+            before = self._handlers_before[number]
             if callable(before):  # that of the command, which knows then that it was interrupted
                 before(number, frame)
             raise KeyboardInterrupt
         # Nothing else: it may run long after the signal, in the middle of what is not to be interrupted.
-        self._asked_at = min(time.monotonic(), self._asked_at)
+        self._requested_at = min(time.monotonic(), self._requested_at)
 
     def _listen(self) -> None:
         """Read the numbers of the signals as they arrive, whatever the run is doing."""
-        heard_at = math.inf
+        first_at = math.inf
         while number := os.read(self._reading, 1):
             now = time.monotonic()
-            if number[0] not in self._before:
+            if number[0] not in self._handlers_before:
                 continue
-            if heard_at == math.inf:
-                heard_at, self._asked_at = now, min(now, self._asked_at)
+            if first_at == math.inf:
+                first_at, self._requested_at = now, min(now, self._requested_at)
                 threading.Thread(target=self._halt_later, name="halt", daemon=True).start()
                 if self._halt:
-                    self._on_asked()
-            elif now - heard_at > 1 and not self._over.wait(0.5):  # for the run to end of itself
+                    self._on_request()
+            elif now - first_at > _REPEAT_SECONDS and not self._over.wait(0.5):  # the run may be ending by itself
                 self._exit(None)
         os.close(self._reading)
 
@@ -105,15 +97,15 @@ class Stop:
             if self._over.is_set():
                 return
             self._halter = threading.current_thread()
-        found: Checkpoint | Exception | None = None
+        result: Checkpoint | Exception | None = None
         try:
-            found = self._halt() if self._halt else None
+            result = self._halt() if self._halt else None
         except Exception as error:
-            found = error
-        self._exit(found)
+            result = error
+        self._exit(result)
 
-    def _exit(self, found: "Checkpoint | Exception | None") -> None:
-        said = threading.Thread(target=self._on_exit, args=(found,), daemon=True)
-        said.start()
-        said.join(0.5)  # whoever reads stderr may have stopped reading
+    def _exit(self, result: "Checkpoint | Exception | None") -> None:
+        reporting = threading.Thread(target=self._on_exit, args=(result,), daemon=True)
+        reporting.start()
+        reporting.join(0.5)  # whoever reads stderr may have stopped reading
         os._exit(130)
