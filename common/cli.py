@@ -31,7 +31,7 @@ _TYPED, _VERBOSITY = "vidcache.typed", "vidcache.verbosity"
 # Sub-command: (where it lives, one line for --help).
 COMMANDS = {
     "analyze": ("vidcache.preprocess.analysis.cli:analyze", "Check a dataset: duplicates, imbalance, damage."),
-    "bench": ("vidcache.train.bench_cli:bench", "Profile a training step: data or compute bound?"),
+    "bench": ("vidcache.train.bench:bench", "Profile a training step: data or compute bound?"),
     "build": ("vidcache.preprocess.cli:build", "Decode a folder of videos into a cache."),
     "demo": ("vidcache.preprocess.cli:demo", "Render a small labelled set of motion videos."),
     "doctor": ("vidcache.eval.doctor:doctor", "Check this machine: packages, GPU, ffmpeg, weights, disk."),

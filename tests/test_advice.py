@@ -20,7 +20,7 @@ FOLDERS = ("common", "cache", "preprocess", "eval", "train")
 PROGRAMS = {"vidtrain": "train", "videval": "eval", "vidpredict": "predict"}
 # Which commands can give the messages of a file: the first pattern that matches. None: those that the message names.
 GIVEN_BY: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"train/(bench|bottleneck|measured|stopwatch)", ("bench",)),
+    (r"train/bench", ("bench", "train")),
     (r"train/(cli|preview)", ("train", "preview")),
     (r"train/(data|task|augment)", ("train", "bench")),
     (r"train/", ("train",)),

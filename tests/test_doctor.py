@@ -78,19 +78,13 @@ def test_any_exception_is_reported_as_a_check() -> None:
         yield Check("first", "ok", "as it should be")
         raise error
 
-    advice = "Check permissions, or install vidcache again; else report this line"
-    for error, found, expected in (
-        (
-            InputError("x.h5: 3 bytes, expected 4. Build it again. Or not"),
-            "x.h5: 3 bytes, expected 4",
-            "Build it again. Or not",
-        ),
-        (PermissionError(13, "denied", "/x\x1b"), r"PermissionError: [Errno 13] denied: '/x\x1b'", advice),
-        (ZeroDivisionError("two\nlines"), "ZeroDivisionError: two lines", advice),
-    ):
-        checks = list(guarded("second", fail(error)))
-        assert ["first", "second"] == [check.name for check in checks]
-        assert Check("second", "problem", found, expected) == checks[1]
+    first, ours = guarded("second", fail(InputError("x.h5: too short. Build it again. Or not")))
+    _, other = guarded("second", fail(ZeroDivisionError("two\nlines \x1b")))
+
+    assert "first" == first.name
+    assert Check("second", "problem", "x.h5: too short", "Build it again. Or not") == ours
+    assert ("second", "problem", r"ZeroDivisionError: two lines \x1b") == other[:3]
+    assert "Check permissions, or install vidcache again" in other.advice
 
 
 # --- packages, GPUs, weights -------------------------------------------------------------------
