@@ -14,7 +14,7 @@ from vidcache import cli
 from vidcache.cache.reader import CacheReader
 
 KEYS = (
-    "cache fingerprint num_train_clips num_frames_used size device batch_size accumulate freeze augment amp compile "
+    "cache fingerprint num_train_clips clip_bytes num_frames_used size device batch_size accumulate freeze augment amp compile "
     "reader_threads precision device_name torch_threads num_cpus versions loop compute_ms stages bound_by sentences"
 ).split()
 

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -183,6 +184,7 @@ def measure(
         "cache": reader.name,
         "fingerprint": reader.fingerprint,
         "num_train_clips": len(data.rows),
+        "clip_bytes": math.prod(reader.shape_of(data.frames)),
         **{name: getattr(config, name) for name in ("device", *FIELDS)},
         "num_frames_used": data.num_frames,
         "size": f"{reader.spec.height}x{reader.spec.width}",
