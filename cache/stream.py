@@ -115,7 +115,7 @@ def stream_chunks(reader: ClipSource, chunks: Sequence[Rows], **options: Unpack[
         pending: collections.deque[_PendingBatch] = collections.deque()
 
         def begin_until(count: int) -> None:
-            """Have so many batches on their way; all threads read a part of each, so that one keeps them all busy."""
+            """Read ahead until `count` batches are pending; all threads read a part of each, so one keeps them busy."""
             for rows in itertools.islice(coming, count - len(pending)):
                 buffer = ring.take()
                 edges = np.linspace(0, len(rows), num_threads + 1).astype(int).tolist()
