@@ -93,8 +93,11 @@ def own_builds(output: Path) -> list[Path]:
     return [entry for entry in _entries(build_folder(output)) if _is_build(entry)]
 
 
-def clean_up(output: Path) -> None:
-    """Remove what a killed build has left beside a finished cache, unless a build is running."""
+def clean_up(output: Path, mark: str = "") -> None:
+    """Remove what killed builds have left beside a finished cache, unless a build is running.
+
+    With `mark`, only what cannot be resumed, or has a file of that name.
+    """
     folder = build_folder(output)
     if stat.S_ISDIR(_mode(folder)) and all(map(_is_build, _entries(folder))):
         try:
@@ -102,7 +105,11 @@ def clean_up(output: Path) -> None:
         except LockedError:
             return
         try:
-            remove_builds(output)
+            for build in own_builds(output):
+                if (build / mark).exists() or not (build / "plan.json").exists():
+                    remove_build(build)
+            with contextlib.suppress(OSError):  # others are left
+                folder.rmdir()
         finally:
             os.close(lock)
 

@@ -15,6 +15,7 @@ import numpy as np
 from vidcache.cache.builds import SPLIT_MARK, Manifest, open_previous_builds, partial_builds, records_of
 from vidcache.cache.format import Split, Status
 from vidcache.cache.leakage import near_groups
+from vidcache.cache.lock import clean_up
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import CacheError, InputError, LockedError
@@ -83,7 +84,9 @@ def split_cache(
             assignment, is_same = Assignment(columns["group"], columns["split"], (*assignment.notes, note)), True
         up_to_date = up_to_date and is_same
         split_hash = reader.split_hash
-        if not up_to_date and not dry_run:
+        if up_to_date and not dry_run:
+            clean_up(cache, SPLIT_MARK)
+        elif not dry_run:
             split_hash = _write(reader, manifest, columns, assignment, progress)
         rows = reader.rows()
         counts = np.zeros((len(reader.classes), len(Split)), np.int64)
