@@ -35,9 +35,6 @@ BLACK_BELOW = 1.0  # of 255, the mean of a clip. An infrared camera at night has
 STILL_RANGE = 10
 STILL_FRAMES = 5
 _BATCH_BYTES = 16 << 20
-_FROM_HEADER = (
-    "status error duration_seconds fps width height num_frames num_real codec pixel_format transfer source_hash".split()
-)
 
 Progress = Callable[[int, int, int], object]
 Array = npt.NDArray[Any]
@@ -117,9 +114,13 @@ class Facts:
         return [bytes(error).split(b":")[0].decode("utf-8", "replace") for error in self.error[rows]]
 
 
+_COLUMNS = {field.name for field in dataclasses.fields(Facts)}
+_FROM_HEADER = _COLUMNS.intersection(RECORD.names or ()) - {"clip_hash"}
+
+
 def facts_of_cache(reader: Reader, progress: Progress = lambda *_: None) -> Facts:
     """Collect the facts of a cache, and look at a few frames of each clip; progress(done, total, 0) counts clips."""
-    columns, names = reader.columns, {field.name for field in dataclasses.fields(Facts)}
+    columns = reader.columns
     return Facts(
         name=reader.name,
         fingerprint=reader.fingerprint,
@@ -129,7 +130,7 @@ def facts_of_cache(reader: Reader, progress: Progress = lambda *_: None) -> Fact
         notes=(),
         black=(columns["status"] != Status.FAILED) & (columns["mean_rgb"].max(axis=1) < BLACK_BELOW),
         still=_find_still(reader, progress),
-        **{name: column for name, column in columns.items() if name in names},
+        **{name: column for name, column in columns.items() if name in _COLUMNS},
     )
 
 

@@ -68,10 +68,11 @@ def write_analysis(folder: Path, facts: Facts, summary: dict[str, Any], charts: 
 def render(summary: dict[str, Any], charts: Sequence[Chart]) -> str:
     """Return the page: HTML that loads nothing from anywhere, and shows what the summary says."""
     columns = [name.replace("num_", "").replace("_duration", "").replace("_", " ") for name in summary["classes"][0]]
-    metadata = [
-        [r["feature"], f"{r['accuracy']:.1%}", f"{r['chance']:.1%}", f"{r['p_value']:.3f}", len(r["classes"])]
-        for r in summary["shortcuts"]["results"]
-    ]
+    metadata = []
+    for result in summary["shortcuts"]["results"]:
+        recall, chance, p_value = f"{result['accuracy']:.1%}", f"{result['chance']:.1%}", f"{result['p_value']:.3f}"
+        matters = "yes" if result["is_significant"] else "no"
+        metadata.append([result["feature"], recall, chance, p_value, matters, len(result["classes"])])
     tables = {"columns": columns, "classes": [row.values() for row in summary["classes"]], "metadata": metadata}
     pictures = [data_uri(chart.png) for chart in charts]
     return render_page("vidcache.preprocess.analysis", "report.html", s=summary, pictures=pictures, **tables)
