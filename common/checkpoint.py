@@ -58,14 +58,7 @@ class Checkpoint:
     )
 
     def save(self, path: Path) -> str:
-        """Write the checkpoint; the old file is there until the new one is safe on disk.
-
-        Returns:
-            The xxh3-128 of the file, as `hash_file` gives it.
-
-        Raises:
-            OSError: The disk is full or not writable; the old file is untouched.
-        """
+        """Write the checkpoint; the old file is there until the new one is safe on disk; raises OSError."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields |= {"format": FORMAT, "format_version": FORMAT_VERSION, "spec": self.spec.to_dict()}
         fields["classes"] = [os.fsencode(name) for name in self.classes]
@@ -78,11 +71,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a checkpoint. No code in it can run, a flipped bit is found, and every field is what it has to be.
-
-        Raises:
-            MismatchError: It is missing, damaged, or no checkpoint of this version.
-        """
+        """Read a checkpoint as `load_checkpoint` does: no code runs, a flipped bit is found, every field is checked."""
         where = printable(path)
         fields = _read(path, where)
         version = fields.pop("format_version", None) if type(fields) is dict else None
@@ -126,11 +115,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def hash_file(path: Path) -> str:
-    """Return the xxh3-128 of a file.
-
-    Raises:
-        OSError: It cannot be read, or is no regular file.
-    """
+    """Return the xxh3-128 of a file; raises OSError."""
     digest = xxhash.xxh3_128()
     with open_regular(path) as file:
         while chunk := file.read(1 << 22):
@@ -155,10 +140,7 @@ def _read(path: Path, where: str) -> Any:
 
 
 def are_tensors(value: Any) -> bool:
-    """Whether something is a state dict of finite numbers in memory; their shapes are the model's question.
-
-    One number may stand for many (stride 0): what is looked at are the bytes that there are.
-    """
+    """Whether something is a state dict of finite numbers, of any shapes and strides (0: one number for many)."""
     if type(value) is not dict or not table(Rule(_is_dense, ""), _MAX_TENSORS).holds(value):
         return False
     held = {(tensor.untyped_storage().data_ptr(), tensor.dtype): tensor for tensor in value.values()}

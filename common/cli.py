@@ -201,12 +201,9 @@ class _Option(click.Option):
 
 
 def option(*names: str, group: str = "", **settings: Any) -> Callable[[Any], Any]:
-    """A click option that can also be set as `VIDCACHE_<NAME>` and shows its default.
+    """A click option that can also be set as `VIDCACHE_<NAME>` (not with `envvar=None`) and shows its default.
 
-    Args:
-        names: As for `click.option`.
-        group: Section of `--help`: "Model", "Data", "Optimisation", ...; "" is the last one, "Run".
-        settings: As for `click.option`; `envvar=None` for an option without a variable.
+    `group` is its section of `--help`: "Model", "Data", "Optimisation", ...; without, it is in the last one, "Run".
     """
     long = next(name for name in names if name.startswith("--")).split("/")[0]
     variable = "VIDCACHE_" + long.lstrip("-").replace("-", "_").upper()
@@ -219,11 +216,7 @@ class FiniteRange(click.FloatRange):
     """A range of numbers without infinity and NaN, which `click.FloatRange` accepts."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read a number.
-
-        Raises:
-            click.BadParameter: It is no number, or outside of the range.
-        """
+        """Read a number."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{number} is not a finite number.", param, ctx)
@@ -272,11 +265,7 @@ def decode_options(command: Any) -> Any:
 
 
 def verbosity_options(details: str = "") -> Callable[[Any], Any]:
-    """Add `--quiet` and `--verbose`, which `progress_console` obeys.
-
-    Args:
-        details: What `--verbose` shows besides the time of each phase: "every failed video".
-    """
+    """Add `--quiet` and `--verbose`, which `progress_console` obeys."""
 
     def store(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         if value and ctx.meta.setdefault(_VERBOSITY, param.name) != param.name:
@@ -303,11 +292,7 @@ def echo_json(value: dict[str, Any]) -> None:
 
 
 def check_png(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
-    """Refuse an output name that is not a picture's, so that no cache or checkpoint is replaced by one.
-
-    Raises:
-        click.BadParameter: It does not end in .png.
-    """
+    """Refuse an output name that is not a picture's, so that no cache or checkpoint is replaced by one."""
     if value is not None and value.suffix.lower() != ".png":
         raise click.BadParameter(f"{value}: the name of a picture must end in .png")
     return value
@@ -319,11 +304,7 @@ def beside(path: Path, ending: str) -> Path:
 
 
 def choose_device(name: str | None) -> str:
-    """Check the value of `--device`; None is cuda where available, else cpu.
-
-    Raises:
-        click.BadParameter: There is no such device, here or anywhere.
-    """
+    """Check the value of `--device`; None is cuda where available, else cpu."""
     import torch  # 2 s: not for --help
 
     if name is None:

@@ -1,11 +1,8 @@
-"""What can go wrong in the world outside, and the exit code that each kind of it gives.
-
-A caller's wrong argument is a `ValueError`; these are for files, disks, ffmpeg and checkpoints.
-"""
+"""Errors of files, disks, ffmpeg and checkpoints, and their exit codes; a caller's wrong argument is a `ValueError`."""
 
 
 class VidcacheError(Exception):
-    """Something outside the program is not as it must be. The message says what to do."""
+    """A problem outside the program. The message says what to do."""
 
     exit_code = 1
 

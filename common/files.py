@@ -17,11 +17,10 @@ from vidcache.text import printable
 
 
 def sync_file(descriptor: int) -> None:
-    """Make what was written to a file survive a power cut.
+    """Make what was written to a file survive a power cut; raises OSError if the disk refused.
 
-    Raises:
-        OSError: The disk refused. What was written since the last call is then *not* safe, and a
-            second call would wrongly succeed (Linux marks the pages clean): never retry.
+    What was written since the last call is then *not* safe, and a second call would wrongly succeed (Linux marks the
+    pages clean): never retry.
     """
     if sys.platform == "darwin":
         import fcntl
@@ -41,11 +40,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def follow(path: Path) -> Path:
-    """Return the target of a link, whether it exists or not; any other path as it is.
-
-    Raises:
-        InputError: The link leads to itself.
-    """
+    """Return the target of a link, whether it exists or not; any other path as it is; raises InputError."""
     if not path.is_symlink():
         return path
     target = Path(os.path.realpath(path))
@@ -55,16 +50,9 @@ def follow(path: Path) -> Path:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], scratch: Path | None = None) -> None:
-    """Create or replace a file in one step.
+    """Create or replace a file in one step, through a link; after an OSError the old file is untouched.
 
-    Args:
-        path: The file. Its folder must exist. A link is written through.
-        write: Called with a temporary binary file.
-        scratch: Folder of the temporary file, on the same disk; None is the folder of `path`.
-
-    Raises:
-        OSError: The disk is full or the folder not writable; the old file is untouched and no
-            temporary file is left.
+    The temporary file that `write` gets is in the folder `scratch`, on the same disk, or else beside the file.
     """
     target = follow(path)
     folder = scratch if scratch and target is path else target.parent
@@ -96,11 +84,7 @@ def modification_time_ns(facts: os.stat_result) -> int:
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file for reading; a pipe or a device of that name is neither waited for nor read.
-
-    Raises:
-        OSError: It does not exist, is not readable, or no regular file.
-    """
+    """Open a file for reading; a pipe or a device of that name is neither waited for nor read; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -112,11 +96,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 def read_small(path: Path, max_bytes: int = 1 << 24) -> bytes:
-    """Read a file that has no reason to be large.
-
-    Raises:
-        OSError: It cannot be read, is no regular file, or is larger.
-    """
+    """Read a file that has no reason to be large; raises OSError."""
     with open_regular(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
@@ -139,22 +119,14 @@ def free_bytes(folder: Path) -> int:
 
 
 def pwrite_all(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`; a single call may write less.
-
-    Raises:
-        OSError: The disk is full or broken; part of the data may have been written.
-    """
+    """Write all of `data` at `offset`; a single call may write less; raises OSError."""
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
 
 
 def pread_all(descriptor: int, out: memoryview, offset: int) -> None:
-    """Fill `out` from `offset`.
-
-    Raises:
-        EOFError: The file ends before `out` is full.
-    """
+    """Fill `out` from `offset`; raises EOFError."""
     while out:
         count = os.preadv(descriptor, [out], offset)
         if count == 0:
@@ -163,12 +135,7 @@ def pread_all(descriptor: int, out: memoryview, offset: int) -> None:
 
 
 def copy_range(source: int, source_offset: int, target: int, target_offset: int, num_bytes: int) -> None:
-    """Copy bytes from one open file to another; where the file system can, without moving them.
-
-    Raises:
-        EOFError: The source ends early.
-        OSError: The disk is full or broken; part may have been written.
-    """
+    """Copy bytes from one open file to another, cloning them where possible; raises EOFError or OSError."""
     done, end = 0, num_bytes
     if sys.platform == "linux":
         try:

@@ -75,23 +75,14 @@ class R3D18(VideoResNet):  # type: ignore[misc]  # torchvision has no types
         return self
 
     def split(self) -> tuple[nn.Sequential, nn.Sequential]:
-        """Return the frozen stages and the rest, which share the weights of this model.
-
-        Returns:
-            From (B, 3, T, H, W) to features (B, C, T', H', W'), nothing where nothing is frozen; and from these
-            to logits (B, K).
-        """
+        """Return the frozen stages, (B, 3, T, H, W) to (B, C, T', H', W'), and the rest, to (B, K), sharing weights."""
         first = len(self.frozen_stages)
         stages = [getattr(self, stage) for stage in STAGES]
         return nn.Sequential(*stages[:first]), nn.Sequential(*stages[first:], self.avgpool, nn.Flatten(1), self.fc)
 
 
 def frozen_stages(freeze: str) -> tuple[str, ...]:
-    """Return the stages that `--freeze` names: it and all before it.
-
-    Raises:
-        ValueError: There is no such stage.
-    """
+    """Return the stages that `--freeze` names: it and all before it; raises ValueError."""
     choices = ("none", *STAGES, "all")
     if freeze not in choices:
         raise ValueError(f"freeze {freeze!r}, expected none, {', '.join(STAGES)} or all")
@@ -121,11 +112,7 @@ def build_model(num_classes: int, weights: str, freeze: str) -> R3D18:
 
 
 def kinetics_path() -> Path:
-    """Return where the Kinetics-400 weights are kept, downloading them if they are not there.
-
-    Raises:
-        InputError: They cannot be downloaded.
-    """
+    """Return where the Kinetics-400 weights are kept, downloading them if they are not there; raises InputError."""
     path = _kinetics_place()
     if not path.exists():
         try:
@@ -144,14 +131,7 @@ def _kinetics_place() -> Path:
 
 
 def load_kinetics(path: Path) -> dict[str, torch.Tensor]:
-    """Load a 400-class R3D-18 state dict whose sha256 is the published one.
-
-    Returns:
-        122 tensors on the CPU, by name.
-
-    Raises:
-        InputError: The file is missing, altered, or something else.
-    """
+    """Load a 400-class R3D-18 state dict whose sha256 is the published one; raises InputError."""
     where = printable(path)
     try:
         with open_regular(path) as file:
@@ -177,11 +157,7 @@ def load_kinetics(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Give a model other weights, of the same names and shapes; sees the shapes before it copies a number.
-
-    Raises:
-        ValueError: They are not those of such a model; the model is as it was.
-    """
+    """Load weights; raises ValueError, and leaves the model as it was, if a name or shape differs."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in (*wanted, *given):

@@ -72,9 +72,6 @@ def _bar(pixels: npt.NDArray[np.int16]) -> int:
     """Count the rows from the first on that are one colour all the time and end in a straight edge; 0: none do.
 
     A dark corner ends gradually, and an empty background where something comes near: neither is a bar.
-
-    Args:
-        pixels: (3, 2, rows, columns) of each colour the least and the greatest value over time.
     """
     lowest, highest = pixels[:, 0].min(axis=2), pixels[:, 1].max(axis=2)
     size = lowest.shape[1]

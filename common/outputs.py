@@ -83,18 +83,11 @@ PAGE = Kind("a page that vidcache wrote", _is_page)
 
 
 def claim(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
-    """Check that a file may be written: nothing is there, or a file of the same kind.
-
-    Args:
-        path: The output; a link is written through, also one that leads to nothing yet.
-        kind: What is going to be written.
-        inputs: Files that the command reads, and folders, into which nothing is written.
-
-    Returns:
-        Where to write.
+    """Return where to write a file, the target of a link: nothing is there yet, or a file of the same kind.
 
     Raises:
-        InputError: It is an input, lies in one, or must not be replaced; `kind.error` where another file is there.
+        InputError: It is one of the `inputs`, lies in a folder of them, or must not be replaced.
+        VidcacheError: `kind.error`, where another file is there.
     """
     place, where = follow(path), printable(path)
     _refuse_inputs(place, where, inputs)
@@ -114,20 +107,13 @@ def claim(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
 
 
 def claim_folder(folder: Path, files: Mapping[str, Kind], inputs: Iterable[Path] = (), neutral: str = "") -> Path:
-    """Check that files may be written into a folder: it is new, empty, or has such files already.
+    """Return where to write a folder of files, by name: it is new, empty, or has such files already.
 
-    Args:
-        folder: The output; a link is written through.
-        files: What is going to be written, by name.
-        inputs: As for `claim`.
-        neutral: Name of an entry that tells nothing of whose folder it is.
-
-    Returns:
-        Where to write.
+    An entry called `neutral` says nothing about whose folder it is.
 
     Raises:
         InputError: It is no folder, one of other things, lies in an input, or a file in it must not be replaced.
-        MismatchError: Another file is in the place of a checkpoint.
+        VidcacheError: As for `claim`, for one of the files.
     """
     place, where = follow(folder), printable(folder)
     _refuse_inputs(place, where, inputs)

@@ -47,11 +47,7 @@ def to_png(figure: Figure, dpi: int) -> bytes:
 
 
 def write_png(figure: Figure, path: Path, dpi: int) -> None:
-    """Draw a figure into a file.
-
-    Raises:
-        OSError: The disk is full or not writable; an older file is untouched.
-    """
+    """Draw a figure into a file; raises OSError."""
     drawn = to_png(figure, dpi)
     write_atomically(path, lambda file: file.write(drawn))
 
@@ -75,11 +71,7 @@ class Filmstrip:
 
 
 def draw_filmstrips(strips: Sequence[Filmstrip], path: Path) -> None:
-    """Write filmstrips as one PNG.
-
-    Raises:
-        OSError: The disk is full or not writable; an older file is untouched.
-    """
+    """Write filmstrips as one PNG; raises OSError."""
     num_frames, height, width = strips[0].lines[0][1].shape[:3]
     gap = max(1, width // 20)
     line_inches = _FRAME_INCHES * height / width

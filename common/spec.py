@@ -72,11 +72,7 @@ class Spec:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Build a spec from what `to_dict` gave.
-
-        Raises:
-            ValueError: A field is missing, unknown or out of range.
-        """
+        """Build a spec from what `to_dict` gave; raises ValueError."""
         return build(cls, fields)
 
     def __str__(self) -> str:

@@ -37,12 +37,7 @@ _EFFECTS = {
 
 
 def check_archive(file: BinaryIO) -> None:
-    """Refuse an archive that no vidcache has written; looks at all of it, and at its checksums, which torch does not.
-
-    Raises:
-        ValueError: It is damaged, or none of ours. Says why.
-        OSError: It cannot be read.
-    """
+    """Raise ValueError for an archive that is damaged (torch checks no checksums) or not written by vidcache."""
     try:
         with zipfile.ZipFile(file) as archive:
             data = _check_members(archive, file.seek(0, 2))
@@ -164,24 +159,22 @@ def text(max_length: int) -> Rule:
 
 def numbers(count: int) -> Rule:
     """Return the rule of a list or tuple of finite numbers."""
-
-    def holds(value: Any) -> bool:
-        return type(value) in (list, tuple) and len(value) == count and all(map(_is_number, value))
-
-    return Rule(holds, f"{count} numbers")
+    return Rule(
+        lambda value: type(value) in (list, tuple) and len(value) == count and all(map(_is_number, value)),
+        f"{count} numbers",
+    )
 
 
 def table(rule: Rule, max_entries: int) -> Rule:
     """Return the rule of a dict from str to what another rule says."""
-
-    def holds(value: Any) -> bool:
-        return (
+    return Rule(
+        lambda value: (
             type(value) is dict
             and len(value) <= max_entries
             and all(type(key) is str and len(key) <= 200 and rule.holds(item) for key, item in value.items())
-        )
-
-    return Rule(holds, f"names with {rule.words} each, at most {max_entries}")
+        ),
+        f"names with {rule.words} each, at most {max_entries}",
+    )
 
 
 NUMBER = Rule(lambda value: _is_number(value), "a finite number")
@@ -192,11 +185,7 @@ PRIMITIVE = Rule(
 
 
 def check(fields: Mapping[Any, Any], rules: Mapping[str, Rule], optional: frozenset[str] = frozenset()) -> None:
-    """Compare the fields of a file with what they have to be.
-
-    Raises:
-        ValueError: Names a field that is missing, unknown, or not what it has to be.
-    """
+    """Compare the fields of a file with what they have to be; raises ValueError."""
     for name, rule in rules.items():
         if name not in fields:
             if name not in optional:
@@ -209,15 +198,9 @@ def check(fields: Mapping[Any, Any], rules: Mapping[str, Rule], optional: frozen
 
 
 def build(cls: type[T], fields: Any, *, finite: bool = True) -> T:
-    """Make a dataclass whose fields are numbers, text or other such dataclasses, of what `dataclasses.asdict` gave.
+    """Make a dataclass of what `dataclasses.asdict` gave; raises ValueError where a field is not of its type.
 
-    Args:
-        cls: The dataclass.
-        fields: Whatever it is.
-        finite: Infinity is no number either; NaN never is.
-
-    Raises:
-        ValueError: It is no dict of exactly these fields, each of its type.
+    NaN is no number, and infinity only where not `finite`.
     """
     if type(fields) is not dict:
         raise ValueError(f"{cls.__name__} is {brief(fields)}, expected its fields")
