@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from vidcache.pixels import normalize
     from vidcache.preprocess.build import build_cache
     from vidcache.spec import Spec
+    from vidcache.train.run import train_cache as train
 
     __version__: str
-    train: Any
 
 __all__ = [
     "CacheReader",
