@@ -18,8 +18,8 @@ from vidcache.errors import InputError, LockedError, VidcacheError
 from vidcache.files import free_bytes
 from vidcache.text import printable
 
-# What is in the folder of one build, of a cache or of features.
-_MADE = re.compile(r"plan\.json|key|data\.h5|journal|split|\..+\.[0-9]+\.tmp")
+# What is in the folder of one build.
+_MADE = re.compile(r"plan\.json|data\.h5|journal|split|\..+\.[0-9]+\.tmp")
 
 
 def build_folder(output: Path) -> Path:
@@ -125,7 +125,7 @@ def remove_builds(output: Path) -> None:
 def remove_build(folder: Path) -> None:
     """Remove one build, manifest first, so that a kill in between leaves nothing that resumes."""
     if _is_build(folder):
-        for file in sorted(folder.iterdir(), key=lambda file: file.name not in ("plan.json", "key")):
+        for file in sorted(folder.iterdir(), key=lambda file: file.name != "plan.json"):
             file.unlink()
         folder.rmdir()
 

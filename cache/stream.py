@@ -37,9 +37,6 @@ class ClipSource(Protocol):
         """Read some into `out`, (B, *shape) uint8; may be called from several threads."""
 
 
-Source = ClipSource  # its name until today
-
-
 class StreamOptions(TypedDict, total=False):
     """How to read.
 

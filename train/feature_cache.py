@@ -82,7 +82,7 @@ class FeatureLoader:
         """Return the bytes as the bfloat16 numbers that they are, in the dtype of the part that trains."""
         return self._trainer.to_head(batch.clips.view(torch.bfloat16).permute(0, 4, 1, 2, 3))
 
-    # --- a `vidcache.cache.stream.Source` -----------------------------------------------------------
+    # --- a `vidcache.cache.stream.ClipSource` -----------------------------------------------------------
 
     @property
     def labels(self) -> Rows:
