@@ -409,7 +409,7 @@ def test_nothing_can_be_resumed_where_nothing_was_begun(cache: Path, tmp_path: P
 
 
 def test_a_new_run_over_an_old_one_is_the_one_that_goes_on(cache: Path, golden: Path, tmp_path: Path) -> None:
-    """Stopped in its first epoch: nothing is left that could be taken for one of its files."""
+    """Stopped in its first epoch: nothing is left that could be mistaken for one of its files."""
     out = tmp_path / "best.pt"
     run_training([cache], out, dataclasses.replace(CONFIG, seed=77))
 
