@@ -22,10 +22,9 @@ from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.cli import main
 from vidcache.errors import InputError
-from vidcache.preprocess.analysis.charts import draw_all
 from vidcache.preprocess.analysis.checks import find_copies, run_checks
 from vidcache.preprocess.analysis.facts import Facts, facts_of_cache, facts_of_folder
-from vidcache.preprocess.analysis.report import render, summarise, videos_csv
+from vidcache.preprocess.analysis.report import draw_all, render, summarise, videos_csv
 from vidcache.preprocess.analysis.shortcuts import find_shortcuts
 from vidcache.spec import Spec
 

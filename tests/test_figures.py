@@ -13,7 +13,7 @@ from vidcache import plotting as figures
 from vidcache.eval.metrics import compute_metrics
 from vidcache.eval.report.plots import draw_confusion, draw_per_class
 from vidcache.plotting import Filmstrip, draw_filmstrips
-from vidcache.preprocess.analysis.charts import draw_bars
+from vidcache.preprocess.analysis.report import draw_bars
 
 pytestmark = pytest.mark.pictures
 

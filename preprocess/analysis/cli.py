@@ -60,10 +60,9 @@ def analyze(
     with Progress(cli.progress_console(), "looking at videos", "videos") as shown:
         # scikit-learn and matplotlib take 2 s to import: not for --help
         from vidcache.cache.reader import CacheReader
-        from vidcache.preprocess.analysis.charts import draw_all
         from vidcache.preprocess.analysis.checks import Finding, look_alikes, mirror_images, run_checks
         from vidcache.preprocess.analysis.facts import facts_of_cache, facts_of_folder
-        from vidcache.preprocess.analysis.report import summarise, write_analysis
+        from vidcache.preprocess.analysis.report import draw_all, summarise, write_analysis
         from vidcache.preprocess.analysis.shortcuts import find_shortcuts
 
         findings: list[Finding] = []
