@@ -100,17 +100,6 @@ def test_help_of_the_other_programs_is_instant(module: str) -> None:
     assert "cache.h5" in said or "clip.mp4" in said
 
 
-def test_an_unknown_command_is_a_usage_error() -> None:
-    result = vidcache("bild")
-
-    assert 2 == result.exit_code
-    assert "No such command 'bild'" in result.stderr
-
-
-def test_the_version_is_the_packages() -> None:
-    assert re.search(r"\d+\.\d+\.\d+", vidcache("--version").stdout)
-
-
 # --- build ------------------------------------------------------------------------------------
 
 

@@ -111,13 +111,6 @@ def test_every_command_line_is_one_that_the_program_takes() -> None:
             pytest.fail(f"{page}: {' '.join(words)}: {error.format_message()}")
 
 
-@pytest.mark.parametrize("line", ["vidcache build raw/", "vidtrain cache.h5 --epoch 3", "videval x.h5 --split all"])
-def test_a_wrong_line_would_be_noticed(line: str) -> None:
-    name, arguments = find_command(shlex.split(line))
-    with pytest.raises(click.UsageError):
-        PROGRAMS[name].make_context(name, arguments)
-
-
 def test_every_option_in_the_text_exists() -> None:
     known = {option for command in PROGRAMS.values() for parameter in command.params for option in parameter.opts}
     known |= {option for command in PROGRAMS.values() for p in command.params for option in p.secondary_opts}
