@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from tests.helpers import SHARED, make_cache, tiny_models
 from vidcache.cache.format import Split
-from vidcache.cache.mirrored import MirrorPair, find_mirror_pairs, in_words, named_pairs, proven_pairs
+from vidcache.cache.leakage import MirrorPair, describe_mirror_pairs, find_mirror_pairs, named_pairs, proven_pairs
 from vidcache.cache.reader import CacheReader
 from vidcache.near_duplicates import perceptual_hash
 from vidcache.preprocess.build import build_cache
@@ -151,7 +151,7 @@ def test_names_alone_are_a_hint(tmp_path: Path) -> None:
 
     with CacheReader(cache) as reader:
         (pair,) = find_mirror_pairs(reader)
-        assert "Mirroring may turn one class into another: a_l and a_r (by their names)" == in_words(
+        assert "Mirroring may turn one class into another: a_l and a_r (by their names)" == describe_mirror_pairs(
             (pair,), reader.classes
         )
 
@@ -160,7 +160,7 @@ def test_many_pairs_are_counted_not_listed() -> None:
     classes = tuple(f"{name}_{side}" for name in "abcde" for side in ("left", "right"))
     pairs = tuple(MirrorPair(first, second, None) for first, second in named_pairs(classes))
 
-    said = in_words(pairs, classes)
+    said = describe_mirror_pairs(pairs, classes)
     assert said.endswith("c_left and c_right (by their names), and 2 more pairs")
 
 

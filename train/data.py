@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import WeightedRandomSampler
 
-from vidcache.cache.mirrored import find_mirror_pairs, in_words
+from vidcache.cache.leakage import describe_mirror_pairs, find_mirror_pairs
 from vidcache.cache.reader import Reader
 from vidcache.cache.stream import Batch, ClipSource, Rows, epoch_order, rank_slice, stream_chunks
 from vidcache.errors import InputError
@@ -183,7 +183,7 @@ class TrainingData:
         if not pairs:
             return None
         return (
-            f"{in_words(pairs, self.reader.classes)}. This run mirrors {config.strength.flip:.0%} of the clips and "
+            f"{describe_mirror_pairs(pairs, self.reader.classes)}. This run mirrors {config.strength.flip:.0%} of the clips and "
             "keeps their labels. Train with --flip 0, unless left and right mean nothing here"
         )
 

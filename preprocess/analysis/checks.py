@@ -14,8 +14,7 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 
 from vidcache.cache.format import Split, Status
-from vidcache.cache.leakage import find_duplicates, leaks_among
-from vidcache.cache.mirrored import find_mirror_pairs, in_words
+from vidcache.cache.leakage import describe_mirror_pairs, find_duplicates, find_mirror_pairs, leaks_among
 from vidcache.cache.reader import Reader
 from vidcache.preprocess.analysis.facts import Facts
 from vidcache.preprocess.video.classes import describe_twins, find_twins
@@ -304,7 +303,7 @@ def mirror_images(reader: Reader) -> Findings:
     pairs = find_mirror_pairs(reader)
     if pairs:
         severity = WARNING if any(pair.share is not None for pair in pairs) else NOTE
-        title, detail = "Classes are told apart by left and right", f"{in_words(pairs, reader.classes)}."
+        title, detail = "Classes are told apart by left and right", f"{describe_mirror_pairs(pairs, reader.classes)}."
         advice = "vidtrain mirrors half of the clips: train with --flip 0, and evaluate without videval --tta flip."
         yield Finding(severity, title, detail, advice)
 
