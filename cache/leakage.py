@@ -233,7 +233,7 @@ def proven_pairs(hashes: npt.NDArray[np.uint8], labels: Labels) -> tuple[MirrorP
     return tuple(MirrorPair(int(classes[a[i]]), int(classes[b[i]]), float(shares[i])) for i in proven)
 
 
-def in_words(pairs: tuple[MirrorPair, ...], classes: tuple[str, ...]) -> str:
+def describe_mirror_pairs(pairs: tuple[MirrorPair, ...], classes: tuple[str, ...]) -> str:
     """Say which classes mirroring confuses, and how that is known."""
     parts = []
     for first, second, share in pairs[:MAX_NAMED]:
