@@ -183,8 +183,8 @@ class TrainingData:
         if not pairs:
             return None
         return (
-            f"{describe_mirror_pairs(pairs, self.reader.classes)}. This run mirrors {config.strength.flip:.0%} of the clips "
-            "and keeps their labels. Train with --flip 0, unless left and right mean nothing here"
+            f"{describe_mirror_pairs(pairs, self.reader.classes)}. This run mirrors {config.strength.flip:.0%} of the "
+            "clips and keeps their labels. Train with --flip 0, unless left and right mean nothing here"
         )
 
     def stream(self, source: ClipSource, chunks: Sequence[Rows], labels: Rows, frames: Rows | None) -> Batches:
