@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vidcache.cache.reader import open_caches
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 
 PathLike = str | os.PathLike[str]
 

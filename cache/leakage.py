@@ -14,7 +14,7 @@ import numpy.typing as npt
 from vidcache.cache.format import NEAR_GROUP, Split, Status
 from vidcache.cache.reader import Reader
 from vidcache.near_duplicates import NEAR, NearPairs, find_near_pairs
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 from vidcache.text import plural, printable
 
 Rows = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 
 NUM_HASHED_FRAMES = 16
 SIDE = 12

@@ -160,8 +160,7 @@ def check_ffmpeg(ffmpeg_dir: Path | None) -> Iterator[Check]:
     from vidcache.preprocess.video.decode import DecodeLimits, decode_video
     from vidcache.preprocess.video.ffmpeg import SubprocessGroup
     from vidcache.preprocess.video.source_file import Failure
-    from vidcache.sampling import sample_indices
-    from vidcache.spec import Spec
+    from vidcache.spec import Spec, sample_indices
 
     expected = 2 * sample_indices(100, Spec().num_frames)[:, None, None, None] * 255 / 219  # 16 is black, 235 white
     binaries = find_all_tools(ffmpeg_dir)

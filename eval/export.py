@@ -20,7 +20,7 @@ from vidcache.console import Progress, echo
 from vidcache.errors import InputError, VidcacheError
 from vidcache.files import write_atomically
 from vidcache.outputs import EXPORT, claim
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 from vidcache.text import printable, to_json
 
 if TYPE_CHECKING:

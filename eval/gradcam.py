@@ -10,7 +10,7 @@ import torch
 
 from vidcache.model import R3D18, STAGES
 from vidcache.plotting import Filmstrip, Pictures
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 
 Heat = npt.NDArray[np.float32]
 

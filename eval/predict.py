@@ -24,7 +24,7 @@ from vidcache.preprocess.video.decode import DecodeLimits, decode_video
 from vidcache.preprocess.video.ffmpeg import SubprocessGroup, bound_workers
 from vidcache.preprocess.video.find import list_videos
 from vidcache.preprocess.video.source_file import Failure
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 from vidcache.text import printable
 
 if TYPE_CHECKING:

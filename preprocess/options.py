@@ -14,10 +14,9 @@ from vidcache.errors import InputError
 from vidcache.preprocess.split.assign import MIN_CLASS_CLIPS
 from vidcache.preprocess.split.config import SplitConfig, SplitOverrides
 from vidcache.preprocess.split.groups import GroupBy
-from vidcache.preprocess.video.classes import LAYOUTS
+from vidcache.preprocess.video.classes import LAYOUTS, LISTED
 from vidcache.preprocess.video.decode import DecodeLimits
 from vidcache.preprocess.video.find import Sources
-from vidcache.preprocess.video.lists import LISTED
 from vidcache.spec import Spec
 from vidcache.text import printable
 

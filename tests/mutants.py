@@ -38,7 +38,7 @@ CHECKOUT = Path(__file__).parents[1]
 FOLDERS = {"common": "vidcache", **{name: f"vidcache/{name}" for name in ("cache", "eval", "preprocess", "train")}}
 # Which tests there are for a module; the fast ones of them first, as the first failure ends the run.
 TARGETS = {
-    "common/sampling.py": "sampling",
+    "common/spec.py": "sampling",
     "preprocess/video/decode.py": "sampling decode",
     "train/augment.py": "augment",
     "train/schedule.py": "early_stopping",

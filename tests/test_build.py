@@ -22,8 +22,7 @@ from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.split.config import SplitOverrides
 from vidcache.preprocess.video.decode import DecodeLimits
-from vidcache.sampling import sample_indices
-from vidcache.spec import Spec
+from vidcache.spec import Spec, sample_indices
 
 OPTIONS = BuildOptions(spec=SPEC, workers=2)
 

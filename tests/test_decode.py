@@ -17,8 +17,7 @@ from vidcache.errors import InputError, InterruptedRunError
 from vidcache.preprocess.video import ffmpeg as ffmpeg_module
 from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, ProcessResult, SubprocessGroup, find_tools
 from vidcache.preprocess.video.source_file import Reason, open_video
-from vidcache.sampling import sample_indices
-from vidcache.spec import Spec
+from vidcache.spec import Spec, sample_indices
 
 MPEG4 = ("-c:v", "mpeg4", "-q:v", "1", "-g", "1")
 

@@ -22,8 +22,7 @@ from vidcache.cache.reader import CacheReader
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.video.decode import DecodeLimits
-from vidcache.sampling import sample_indices
-from vidcache.spec import Spec
+from vidcache.spec import Spec, sample_indices
 
 N = int(os.environ.get("VIDCACHE_TORTURE", "0")) or 480
 ROUND = 240

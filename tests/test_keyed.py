@@ -24,8 +24,7 @@ from vidcache.preprocess.video.decode import DecodedClip
 from vidcache.preprocess.video.ffmpeg import OpenVideo, ProcessResult, SubprocessGroup
 from vidcache.preprocess.video.keyframes import SeekPlan, is_clean_cut, needed_packets, plan_seeks, reorder_depth
 from vidcache.preprocess.video.probe import Timeline
-from vidcache.sampling import sample_indices
-from vidcache.spec import Spec
+from vidcache.spec import Spec, sample_indices
 
 X264 = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-g", "12", "-keyint_min", "12")
 X264_B = (*X264, "-sc_threshold", "0", "-bf", "3", "-x264-params", "b-pyramid=normal")

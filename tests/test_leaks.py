@@ -25,8 +25,7 @@ from vidcache.near_duplicates import NEAR
 from vidcache.plotting import Filmstrip
 from vidcache.preprocess.split.config import SplitOverrides
 from vidcache.preprocess.split.resplit import split_cache
-from vidcache.sampling import sample_indices
-from vidcache.spec import Spec
+from vidcache.spec import Spec, sample_indices
 from vidcache.train.cli import main as vidtrain
 
 SPEC = Spec(16, 48, 48)

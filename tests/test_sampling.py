@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vidcache.preprocess.video.decode import select_expression
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 
 
 @given(st.integers(1, 10**6), st.integers(2, 256))

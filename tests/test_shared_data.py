@@ -15,7 +15,7 @@ from tests.helpers import SHARED, TOOLS, run_ffmpeg
 from vidcache.cache.leakage import find_duplicates, find_leaks
 from vidcache.cache.reader import CacheReader
 from vidcache.cli import main
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not here")]
 

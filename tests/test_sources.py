@@ -17,9 +17,8 @@ from tests.helpers import make_video
 from vidcache import cli
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import InputError
-from vidcache.preprocess.video.classes import describe_twins, find_twins
+from vidcache.preprocess.video.classes import describe_twins, find_twins, read_labels
 from vidcache.preprocess.video.find import Sources, find_videos, list_videos
-from vidcache.preprocess.video.lists import read_labels
 from vidcache.preprocess.video.source_file import Failure, hash_video, open_video
 
 SMALL = ("--num-frames", 4, "--size", 16, "--allow-tiny-classes", "--near-duplicates", "off", "--workers", 2)

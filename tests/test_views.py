@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vidcache.eval.inference import Views, to_input, view_frames
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 
 
 @given(st.integers(2, 80), st.integers(1, 80), st.integers(1, 8))

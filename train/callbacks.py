@@ -23,7 +23,7 @@ from vidcache.eval.metrics import Metrics
 from vidcache.eval.report.plots import confusion_figure
 from vidcache.pixels import MEAN, STD
 from vidcache.plotting import Filmstrip, Pictures, to_png
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 from vidcache.text import plural, printable
 from vidcache.train.augment import augment, draw
 from vidcache.train.config import TrainConfig

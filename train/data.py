@@ -14,7 +14,7 @@ from vidcache.cache.reader import Reader
 from vidcache.cache.stream import Batch, ClipSource, Rows, epoch_order, rank_slice, stream_chunks
 from vidcache.errors import InputError
 from vidcache.pixels import normalize
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 from vidcache.train.augment import augment, draw
 from vidcache.train.config import TrainConfig
 from vidcache.train.distributed import choose_precision

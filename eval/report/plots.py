@@ -24,7 +24,7 @@ from vidcache.eval.inference import Predictions, to_input
 from vidcache.eval.metrics import Metrics
 from vidcache.model import R3D18
 from vidcache.plotting import name_style, write_png
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 from vidcache.text import printable
 
 MAX_LABELLED = 60  # more class names than this cannot be read at any size

@@ -26,7 +26,7 @@ from vidcache.preprocess.video.ffmpeg import OpenVideo, SubprocessGroup, bound_w
 from vidcache.preprocess.video.find import find_videos
 from vidcache.preprocess.video.probe import Probe, probe_video
 from vidcache.preprocess.video.source_file import Failure, Reason, hash_video, open_video
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 from vidcache.text import one_line, printable
 
 BLACK_BELOW = 1.0  # of 255, the mean of a clip. An infrared camera at night has 4, with people in the picture

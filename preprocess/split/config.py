@@ -18,7 +18,7 @@ from vidcache.errors import CacheError, InputError
 from vidcache.preprocess.split.assign import MIN_CLASS_CLIPS, assign_splits, describe_misfits
 from vidcache.preprocess.split.groups import GroupBy, group_videos, merge_groups, parse_group_by
 from vidcache.preprocess.split.predefined import expand, folder_splits, read_split_files
-from vidcache.preprocess.video.lists import check_list
+from vidcache.preprocess.video.classes import check_list
 from vidcache.text import plural, printable
 
 SOURCES = ("fractions", "folders", "files")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidcache.errors import InputError
-from vidcache.preprocess.video.lists import VideoIndex, path_names, read_table
+from vidcache.preprocess.video.classes import VideoIndex, path_names, read_table
 from vidcache.text import plural, printable
 
 _MAX_PATTERN = 4000  # a cache keeps it

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from vidcache.cache.format import Split
 from vidcache.errors import InputError
-from vidcache.preprocess.video.lists import (
+from vidcache.preprocess.video.classes import (
     SPLIT_WORDS,
     VideoIndex,
     header_of,

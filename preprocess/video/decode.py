@@ -320,7 +320,7 @@ class VideoDecoder:
 
 
 def select_expression(num_video_frames: int, num_clip_frames: int) -> str:
-    r"""Return the `select` expression that keeps the frames of `vidcache.sampling.sample_indices`.
+    r"""Return the `select` expression that keeps the frames of `vidcache.spec.sample_indices`.
 
     With frames numbered n = 0, 1, ..., the smallest i whose sample is not before n is `ceil(n * (T - 1) / (N - 1))`;
     n is kept when that sample is n itself. Products stay far below 2**53, so the doubles of ffmpeg's evaluator are

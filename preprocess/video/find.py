@@ -11,8 +11,16 @@ from pathlib import Path
 
 from vidcache.errors import InputError
 from vidcache.files import modification_time_ns
-from vidcache.preprocess.video.classes import count_folders, find_class_depth, join_few, layout_notes
-from vidcache.preprocess.video.lists import LISTED, Labels, read_labels, split_of_folder
+from vidcache.preprocess.video.classes import (
+    LISTED,
+    Labels,
+    count_folders,
+    find_class_depth,
+    join_few,
+    layout_notes,
+    read_labels,
+    split_of_folder,
+)
 from vidcache.text import plural, printable
 
 # Text and pictures that lie beside videos in real data sets. Everything else is tried: a video is

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from vidcache.preprocess.video.ffmpeg import SAFE_INPUT, OpenVideo
 from vidcache.preprocess.video.probe import Probe
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 
 # What the choice is based on, for one core: H.264 decoding (1.6 to 3.3e-9 measured, taken low, since a plan that
 # saves little is not worth its risk of a second decode), two more processes, one more reading.

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from vidcache.cache.dataset import ClipDataset
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import epoch_order, stream_batches
-from vidcache.sampling import sample_indices
+from vidcache.spec import sample_indices
 
 Contender = Callable[[], int]
 
