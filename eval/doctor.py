@@ -83,7 +83,7 @@ def guarded(name: str, checks: Iterator[Check]) -> Iterator[Check]:
         yield Check(name, PROBLEM, found, advice)
     except Exception as error:
         found = one_line(f"{type(error).__name__}: {error}", 1000)
-        yield Check(name, PROBLEM, found, "Check permissions, or install vidcache again; else report this line")
+        yield Check(name, PROBLEM, found, "Check permissions, or install vidcache again; otherwise please report it")
 
 
 def check_packages() -> Iterator[Check]:

@@ -39,7 +39,7 @@ def parse_fractions(text: str) -> tuple[float, float, float]:
 
 
 def required_splits(num_groups: int, fractions: Sequence[float]) -> tuple[Split, ...]:
-    """Return the splits that a class of so many groups must be in: train first, then test, then val."""
+    """Return the splits that a class with this number of groups must be in: train first, then test, then val."""
     return tuple(split for split in (Split.TRAIN, Split.TEST, Split.VAL) if fractions[split] > 0)[:num_groups]
 
 
