@@ -11,12 +11,16 @@ from tests.helpers import skip_without_checkout
 CHECKOUT = Path(__file__).parents[1]
 FOLDERS = ("common", "cache", "preprocess", "train", "eval", "docs")
 SUFFIXES = {".py", ".html", ".md", ".js"}
-FILES = sorted(
-    path
-    for folder in FOLDERS
-    for path in (CHECKOUT / folder).rglob("*")
-    if path.suffix in SUFFIXES and "__pycache__" not in path.parts
-) + [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md"]
+FILES = [
+    *sorted(
+        path
+        for folder in FOLDERS
+        for path in (CHECKOUT / folder).rglob("*")
+        if path.suffix in SUFFIXES and "__pycache__" not in path.parts
+    ),
+    CHECKOUT / "README.md",
+    CHECKOUT / "CONTRIBUTING.md",
+]
 # In code, messages, help texts, pages and docs. Each with what to say.
 NOT_TO_BE_SAID = {
     r"\bsureness\b": "confidence",
