@@ -162,7 +162,7 @@ def _apply_map(clip_THWC: torch.Tensor, colour_map: npt.NDArray[np.float64], out
     numbers = to_device(np.concatenate([block, rows]), clip_THWC.device)
     pixels, result = clip_THWC.reshape(-1, 3 * num), out.view(-1, 3 * num)
     num_rows = len(pixels) if clip_THWC.is_cuda else _ROWS
-    for source, target in zip(pixels.split(num_rows), result.split(num_rows), strict=True):
+    for source, target in zip(torch.split(pixels, num_rows), torch.split(result, num_rows), strict=True):
         torch.addmm(numbers[-3], source.to(torch.float32), numbers[:-3], out=target)
         target.clamp_(numbers[-2], numbers[-1])
 
