@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import vidcache
+from tests.helpers import tiny_models
 from vidcache.errors import MismatchError
 
 
@@ -87,3 +88,22 @@ def test_normalize_gives_what_the_model_takes() -> None:
 def test_a_checkpoint_is_loaded_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="No such file"):
         vidcache.load_checkpoint(str(tmp_path / "best.pt"))
+
+
+def test_the_public_functions_go_from_videos_to_predictions(raw_dir: Path, tmp_path: Path) -> None:
+    """As in a notebook: what the docstring of the package promises, one line each."""
+    cache, checkpoint = tmp_path / "cache.h5", tmp_path / "best.pt"
+    with tiny_models():
+        report = vidcache.build_cache(raw_dir, cache, spec=vidcache.Spec(4, 16, 16))
+        result = vidcache.train(cache, checkpoint, weights="none", freeze="none", epochs=1, batch_size=4, device="cpu")
+        evaluation = vidcache.evaluate(cache, checkpoint)
+        predictions = list(vidcache.predict(checkpoint, raw_dir, device="cpu"))
+
+    assert (9, 0) == (report.num_videos, report.num_failed)
+    assert 1 == len(result.epochs)
+    assert vidcache.load_checkpoint(checkpoint).classes == ("jump", "run")
+    with vidcache.CacheReader(cache) as reader:
+        assert vidcache.Spec(4, 16, 16) == reader.spec
+        assert evaluation.metrics.num_clips == len(reader.rows("test"))
+    assert 9 == len(predictions)
+    assert all(prediction.top[0] for prediction in predictions)
