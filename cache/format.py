@@ -171,7 +171,7 @@ class Header:
         """Read a user block back; raises CacheError if no finished, undamaged cache of a known version has it."""
         if block[: len(FORMAT)] != FORMAT:
             known = name_of(block)
-            what = f"is {known}, not a cache" if known else f"no vidcache file (it begins with {block[:8]!r})"
+            what = f"is {known}, not a cache" if known else f"not a file of vidcache (it begins with {block[:8]!r})"
             raise CacheError(f"{where}: {what}. Name a cache")
         rebuild = "Restore a copy, or build it again with --overwrite"
         if len(block) < USER_BLOCK_BYTES:

@@ -130,7 +130,7 @@ def build_cache(
     >>> report.num_videos, report.num_failed, report.class_counts  # doctest: +SKIP
 
     Args:
-        raw: Folder RAW/<class>/**/<video>.
+        raw: Folder of class folders: `RAW/<class>/**/<video>`.
         cache: The file to write; an existing one stays readable until the new one is finished.
         options: How.
         progress: Called after every video, with the numbers of rows done, failed, and in all.

@@ -32,7 +32,7 @@ class BuildOptions:
         workers: Videos decoded in parallel by this machine.
         backend: "threads" of this process, or the workers of a "dask" or "ray" cluster.
         scheduler: Address of the cluster; for ray, None starts one here.
-        layout: "classes" (RAW/<class>/), "splits" (RAW/{train,val,test}/<class>/) or "auto".
+        layout: "classes" (`RAW/<class>/`), "splits" (`RAW/{train,val,test}/<class>/`) or "auto".
         labels: CSV that names the videos and their classes, instead of folders.
         split: How to split; the rest is as in an existing cache, or the default.
         allow_tiny_classes: Accept classes with fewer than 3 clips.

@@ -6,7 +6,9 @@ import shutil
 import signal
 import site
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import hypothesis
 import numpy as np
@@ -52,11 +54,17 @@ def _restore_random_state() -> object:
 
 
 @pytest.fixture(autouse=True)
-def _draw_blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Matplotlib takes 96 % of a small run: it draws only in tests that look, `@pytest.mark.pictures`."""
+def _draw_blank_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Matplotlib takes 96 % of a small run: it draws only in tests that look, `@pytest.mark.pictures`.
+
+    Without `monkeypatch`: what a test sets with it would be undone after its other fixtures, not before.
+    """
     plotting = sys.modules.get("vidcache.plotting")
-    if plotting and not request.node.get_closest_marker("pictures"):
-        monkeypatch.setattr(plotting, "to_png", lambda *_: blank_png())
+    if not plotting or request.node.get_closest_marker("pictures"):
+        yield
+        return
+    with mock.patch.object(plotting, "to_png", lambda *_: blank_png()):
+        yield
 
 
 @pytest.fixture(autouse=True)

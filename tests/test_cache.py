@@ -148,7 +148,7 @@ def test_a_missing_cache_says_how_to_build_it(tmp_path: Path) -> None:
 def test_another_file_is_no_cache(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.h5").write_bytes(content)
 
-    with pytest.raises(CacheError, match=r"x\.h5: no vidcache file \(it begins with"):
+    with pytest.raises(CacheError, match=r"x\.h5: not a file of vidcache \(it begins with"):
         CacheReader(tmp_path / "x.h5")
 
 

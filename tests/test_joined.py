@@ -137,7 +137,7 @@ def test_verify_names_the_damaged_clip(pair: list[Path], frames: list[int] | Non
 
 @pytest.mark.slow
 def test_verify_is_an_option_of_training_and_evaluation(pair: list[Path], tmp_path: Path) -> None:
-    quick = ["--weights", "none", "--epochs", "1", "--amp", "off", "--out", str(tmp_path / "best.pt")]
+    quick = [*"--weights none --epochs 1 --amp off --balance none --out".split(), str(tmp_path / "best.pt")]
     with tiny_models():
         assert 0 == CliRunner().invoke(vidtrain, [str(pair[0]), *quick, "--verify"]).exit_code
         with CacheReader(pair[0]) as reader:

@@ -238,7 +238,7 @@ def test_no_advice_to_replace_a_file_that_is_no_cache(place_: Path, command: str
     result = call(cli.main, command, place_ / "notes.h5")
 
     assert 4 == result.exit_code
-    assert "notes.h5: no vidcache file (it begins with b'\\x00my thes'). Name a cache" in result.stderr
+    assert "notes.h5: not a file of vidcache (it begins with b'\\x00my thes'). Name a cache" in result.stderr
     for word in ("overwrite", "elete", "estore"):
         assert word not in result.stderr
 
@@ -436,7 +436,7 @@ def test_a_link_in_a_build_folder_is_not_written_through(place_: Path, file: str
 def test_a_lock_that_is_a_link_is_refused(place_: Path) -> None:
     (place_ / "new.h5.lock").symlink_to("made_by_lock")
 
-    with pytest.raises(VidcacheError, match=r"new\.h5\.lock: is a link, not a lock\. Rename it"):
+    with pytest.raises(VidcacheError, match=r"new\.h5\.lock: is a link, not a lock file\. Rename it"):
         build_cache(place_ / "raw", place_ / "new.h5", BUILD)
 
     assert not (place_ / "made_by_lock").exists()

@@ -50,7 +50,9 @@ EXPECTED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "howto/lightning.md": lambda names: names["metrics"].num_clips == len(names["found"].labels) > 0,
     "api/preprocess.md": lambda names: names["report"].class_counts == {"jump": 4, "run": 5},
     "api/train.md": lambda names: len(names["result"].epochs) == 2,
-    "api/eval.md": lambda names: names["found"].metrics.num_clips > 0 and names["answer"].top[0][0] in ("jump", "run"),
+    "api/eval.md": lambda names: (
+        names["evaluation"].metrics.num_clips > 0 and names["prediction"].top[0][0] in ("jump", "run")
+    ),
 }
 PROGRAMS: dict[str, click.Command] = dict(HOOKS.commands())
 

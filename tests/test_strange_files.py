@@ -290,7 +290,7 @@ def test_a_header_that_says_that_it_is_not_complete(copy: Path) -> None:
         altered = fields.copy()
         altered[name] = value
         copy.write_bytes(layout.seal(altered) + data[layout.USER_BLOCK_BYTES :])
-        with pytest.raises(CacheError, match="the header is of no finished cache"):
+        with pytest.raises(CacheError, match="the header does not belong to a finished cache"):
             CacheReader(copy)
 
 
@@ -609,7 +609,7 @@ def test_the_weights_of_another_model_begin_and_go_on_with_nothing(
     begun = run(vidtrain, cache, "--out", tmp_path / "o.pt", "--init", last, "--device", "cpu", "--amp", "off")
 
     assert_refused(resumed, {5})
-    assert "train: no state of this run (" in resumed.stderr
+    assert "train: not the state of this run (" in resumed.stderr
     assert_refused(begun, {5})
     assert "not the weights of an R3D-18. Start without --init" in begun.stderr
 
