@@ -141,6 +141,7 @@ def test_clips_without_motion_and_black_clips_are_seen(tmp_path: Path) -> None:
 # --- charts, page and tables ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.pictures
 def test_charts_are_bounded_and_show_what_differs() -> None:
     status, error = where([1], Status.FAILED, SPLIT * 0), where([1], b"timeout: x", np.zeros(120, "S9"))

@@ -120,6 +120,7 @@ def test_a_weak_shortcut_is_a_note() -> None:
     assert re.search(r"frame rate [56]\d\.\d%, chance 50.0%", finding.detail)
 
 
+@pytest.mark.slow
 def test_small_classes_and_too_many_videos_are_left_out() -> None:
     def numbers(counts: dict[str, int]) -> tuple[int, ...]:
         study = find_shortcuts(make_varied_facts(counts, 0))

@@ -693,6 +693,7 @@ def test_the_demo_set_has_the_same_pictures_every_time(tmp_path: Path, monkeypat
     assert (shown[0] == shown[1]).all()
 
 
+@pytest.mark.slow
 def test_the_demo_set_is_what_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vidcache.preprocess import demo
 

@@ -103,6 +103,7 @@ def test_the_seed_moves_the_bootstrap_and_nothing_else(cache: Path, first: Path,
     assert one["balanced_accuracy"] == other["balanced_accuracy"]
 
 
+@pytest.mark.slow
 def test_flip_and_views_average_and_depend_on_nothing_else(cache: Path, first: Path, tmp_path: Path) -> None:
     found = {}
     for name, options in {
@@ -133,6 +134,7 @@ def test_more_views_than_there_are_is_an_error(cache: Path, first: Path, tmp_pat
     assert not (tmp_path / "e").exists()
 
 
+@pytest.mark.slow
 def test_a_huge_number_of_views_is_refused_at_once_also_for_the_other_checkpoint(
     cache: Path, first: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +182,7 @@ def test_the_most_probable_class_is_the_same_in_every_file_also_where_all_are_eq
     assert said["num_correct"] == sum(row["true"] == "a" for row in predicted(tmp_path / "e"))
 
 
+@pytest.mark.slow
 def test_two_checkpoints_are_compared_clip_by_clip(cache: Path, first: Path, second: Path, tmp_path: Path) -> None:
     said = evaluated(cache, "--ckpt", first, "--compare", second, "--split", "train", "--out", tmp_path / "a")
     evaluated(cache, "--ckpt", second, "--split", "train", "--out", tmp_path / "b")
@@ -223,6 +226,7 @@ def test_checkpoints_of_one_name_are_told_apart_by_their_folders(cache: Path, fi
     assert f"{first} and {copy} are correct on the same" in said["conclusion"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_cache_is_not_compared(cache: Path, first: Path, tmp_path: Path) -> None:
     other = make_cache(tmp_path / "o.h5", dict.fromkeys("abc", 21), spec=Spec(9, 16, 16))
     stranger = trained(other, "stranger.pt", 0)
@@ -248,6 +252,7 @@ def test_a_checkpoint_of_another_cache_is_not_compared(cache: Path, first: Path,
     assert "Training clips per class" not in page
 
 
+@pytest.mark.slow
 def test_explain_draws_into_the_report(cache: Path, tmp_path: Path) -> None:
     """With the real model: the tiny one has no layer4."""
     with torch.random.fork_rng():

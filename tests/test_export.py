@@ -134,6 +134,7 @@ def test_what_is_printed_and_what_is_in_the_json(tiny: Path, tmp_path: Path) -> 
     assert "device" not in export.describe(Checkpoint.load(tiny), "onnx", "cuda:1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("older", [None, b"an older vidcache-export"])
 def test_a_file_that_differs_is_not_written(tiny: Path, older: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tiny.with_suffix(".pt2")

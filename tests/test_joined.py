@@ -196,6 +196,7 @@ def test_a_data_set_gives_clips_and_labels(pair: list[Path]) -> None:
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=SLOW), pytest.param("forkserver", marks=SLOW)])
 def test_workers_read_the_same_in_any_way_they_start(pair: list[Path], method: str) -> None:
     dataset = ClipDataset(pair, "train")

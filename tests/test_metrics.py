@@ -100,6 +100,7 @@ def confused(n: int, k: int, seed: int) -> np.ndarray[object, np.dtype[np.int64]
     return compute_metrics(labels, probabilities, [str(c) for c in range(k)]).confusion
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "k", "seed"), [(300, 3, 0), (400, 4, 1)])
 def test_with_many_clips_the_bootstrap_is_that_of_drawing_clips_class_by_class(n: int, k: int, seed: int) -> None:
     """Against the slow way, with scikit-learn on the clips that were drawn."""

@@ -111,6 +111,7 @@ def test_without_a_download_the_way_out_is_named(tmp_path: Path, monkeypatch: py
         build_model(5, "kinetics400", "layer2")
 
 
+@pytest.mark.slow
 def test_the_download_is_checked_and_kept(accepted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     calls: list[str] = []

@@ -229,6 +229,7 @@ def test_of_very_many_look_alikes_each_is_paired_with_one_of_every_split() -> No
     assert 200 == found.same[397]
 
 
+@pytest.mark.slow
 def test_all_pairs_whose_means_are_near_are_compared(rng: np.random.Generator) -> None:
     """Clips of one room, whose pairs lie on both sides of every limit: as many as a comparison of all pairs finds."""
     room = perceptual_hash(scene(37)).astype(float)
@@ -292,6 +293,7 @@ OVERLAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_copies_under_a_stamp_a_subtitle_or_a_logo_are_found_and_others_are_not(overlay: str) -> None:
     hashes = np.stack([*(perceptual_hash(textured(seed)) for seed in range(40, 46))])

@@ -51,6 +51,7 @@ def test_it_trains(cache: Path, tmp_path: Path, changed: dict[str, Any]) -> None
     assert 0 < float(found[0].weights["layer4.1.conv2.1.running_var"].min())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_the_same(cache: Path) -> None:
     config = TrainConfig(**BASE | {"batch_size": 2, "epochs": 1, "freeze": "layer3"})
     ends, kept = [], []

@@ -116,6 +116,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_no_file_becomes_a_stream_that_was_closed(folder: Path) -> None:
     """Every command, all three closed: the first file that it opens would be its stdin, the third its stderr."""
     inputs = [folder / "c.h5", *sorted((folder / "raw").rglob("*.mkv"))]
@@ -131,6 +132,7 @@ def test_no_file_becomes_a_stream_that_was_closed(folder: Path) -> None:
     assert "report.html" in {path.name for path in (folder / "best.eval").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-"])
 def test_a_closed_stream_is_the_null_device(folder: Path, redirection: str) -> None:
     for command, code in EVERY[:2]:

@@ -171,6 +171,7 @@ EVERY: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "detail", "note", "result"), EVERY, ids=lambda value: str(value).split(" ")[0])
 def test_quiet_and_verbose_change_what_is_said(
     folder: Path, tmp_path: Path, command: str, detail: str, note: str, result: str

@@ -272,6 +272,7 @@ def test_few_classes_have_names_in_the_matrix_and_many_a_picture(small: Case, ma
     assert "400 classes are too many for names" in text_of(many.html)
 
 
+@pytest.mark.slow
 def test_the_page_stays_small_even_with_clips_of_noise(many: Case, small: Case, tmp_path: Path) -> None:
     from vidcache.spec import Spec
 

@@ -558,6 +558,7 @@ def test_only_the_best_checkpoint_of_the_run_is_taken_for_it(
     assert_same_run(golden, stopped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["on_stop", "_publish_best"])
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_run_killed_while_the_best_checkpoint_is_replaced_goes_on(

@@ -54,6 +54,7 @@ def test_what_is_not_run_or_fails_keeps_what_was_there(tmp_path: Path, monkeypat
     assert "```\n7\n```" in out.read_text()
 
 
+@pytest.mark.slow
 def test_the_cache_of_the_data_is_made_for_the_parts_that_need_it(
     raw_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

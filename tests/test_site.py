@@ -181,6 +181,7 @@ def test_every_column_that_is_written_is_explained() -> None:
 CHAINS = (("format.md",), ("howto/lightning.md",), ("api/preprocess.md", "api/train.md", "api/eval.md"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning's own
 @pytest.mark.parametrize("chain", CHAINS)
 def test_python_blocks_run(
@@ -265,6 +266,7 @@ def test_the_package_is_read_from_this_checkout(tmp_path: Path) -> None:
     assert sum(len(list((CHECKOUT / folder).rglob("*.py"))) for folder in folders) == len(linked)
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     missing = [name for name in TOOL if not importlib.util.find_spec(name)]
     if missing:

@@ -312,6 +312,7 @@ def test_the_search_and_the_comparison_of_all_ways_agree_on_what_is_missing(
     assert best_cost <= cost + 1e-9
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32), st.integers(10, 30), st.integers(1, 6))
 def test_no_move_and_no_swap_makes_it_better(seed: int, num_groups: int, num_classes: int) -> None:

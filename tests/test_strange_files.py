@@ -147,6 +147,7 @@ def set_attribute(file: h5py.File, name: str, value: Any) -> None:
     file.attrs[name] = value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ATTRIBUTES, "\x1b[2Junknown"])
 def test_an_attribute_of_any_kind(cache: Path, tmp_path: Path, name: str) -> None:
     refused = 0
@@ -181,6 +182,7 @@ COLUMN_VALUES: list[Any] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [column.name for column in layout.COLUMNS])
 def test_a_column_with_any_number(cache: Path, tmp_path: Path, name: str) -> None:
     column = next(column for column in layout.COLUMNS if column.name == name)
@@ -411,6 +413,7 @@ def test_a_field_of_a_checkpoint_of_any_kind(cache: Path, finished: Path, tmp_pa
             Checkpoint.load(write_archive(path, fields, **{name: pickled}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -433,6 +436,7 @@ def test_fields_that_no_run_writes(finished: Path, tmp_path: Path, fields: dict[
         Checkpoint.load(tmp_path / "x.pt")
 
 
+@pytest.mark.slow
 def test_more_classes_than_outputs_are_refused_before_a_model_is_made(
     cache: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -446,6 +450,7 @@ def test_more_classes_than_outputs_are_refused_before_a_model_is_made(
         load_model(Checkpoint.load(tmp_path / "x.pt"), "x.pt", "cpu")
 
 
+@pytest.mark.slow
 def test_a_tuple_of_exponential_size_takes_neither_time_nor_memory(cache: Path, finished: Path, tmp_path: Path) -> None:
     write_archive(tmp_path / "x.pt", fields_of(finished), fingerprint=nested())
     code = "from vidcache.eval.cli import main; main()"
@@ -469,6 +474,7 @@ TEXT = b"X" + struct.pack("<I", 60_000) + b"a" * 60_000
 ENCODE = b"c_codecs\nencode\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "message"),
     [
