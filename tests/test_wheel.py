@@ -16,7 +16,7 @@ DATA = {
     "vidcache/page.css",
     "vidcache/py.typed",
     "vidcache/eval/report/report.html",
-    "vidcache/preprocess/analysis.html",
+    "vidcache/preprocess/analysis/report.html",
 }
 EXTRAS = ("accelerate", "dask", "onnx", "playwright", "ray", "tensorboard")
 
