@@ -11,10 +11,12 @@ from vidcache.cli import (
     Command,
     choose_device,
     command_line,
+    device_option,
     echo_json,
     json_option,
     option,
     progress_console,
+    seed_option,
     verbosity_options,
     version_option,
 )
@@ -43,26 +45,40 @@ FILES = {
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("caches", metavar="CACHE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@option("--ckpt", type=click.Path(path_type=Path, dir_okay=False), default="best.pt", help="Checkpoint of vidtrain.")
+@option(
+    "--ckpt",
+    group="Model",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="best.pt",
+    help="Checkpoint of vidtrain.",
+)
 @option(
     "--compare",
+    group="Model",
     metavar="CKPT",
     type=click.Path(path_type=Path, dir_okay=False),
     default=None,
     help="Another checkpoint to compare with, on the same clips.",
 )
-@option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="Split to evaluate.")
-@option("--tta", type=click.Choice(["none", "flip"]), default="none", help="flip: average clip and mirror image.")
+@option("--split", group="Data", type=click.Choice(["train", "val", "test"]), default="test", help="Split to evaluate.")
+@option(
+    "--tta",
+    group="Data",
+    type=click.Choice(["none", "flip"]),
+    default="none",
+    help="flip: average with the mirror image.",
+)
 @option(
     "--views",
     "num_views",
+    group="Data",
     type=click.IntRange(1),
     default=1,
     help="Average predictions over N temporal views (models trained with fewer frames).",
 )
-@option("--batch-size", type=click.IntRange(1), default=16, help="Clips per batch.")
-@option("--device", default=None, show_default="cuda if available, else cpu", help="cpu, cuda, cuda:1, ...")
-@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Random seed of the bootstrap.")
+@option("--batch-size", group="Data", type=click.IntRange(1), default=16, help="Clips per batch.")
+@device_option()
+@seed_option(help="Random seed of the bootstrap.")
 @option(
     "--out",
     envvar="VIDCACHE_EVAL_OUT",
@@ -72,7 +88,7 @@ FILES = {
     help="Folder of the results.",
 )
 @click.option("--explain", is_flag=True, help="Show the evidence for each mistake in the report (Grad-CAM).")
-@option("--verify", is_flag=True, help="Compare each clip with its hash.")
+@option("--verify", group="Data", is_flag=True, help="Compare each clip with its hash.")
 @click.option("--allow-mismatch", is_flag=True, help="Accept a cache with other content or another split.")
 @version_option()
 @verbosity_options()
