@@ -41,7 +41,7 @@ def check_archive(file: BinaryIO) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             data = _check_members(archive, file.seek(0, 2))
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, zlib.error) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, UnicodeDecodeError, zlib.error) as error:
         file.seek(0)
         known = name_of(file.read(64))
         if known in ("a cache", "a file of features"):
