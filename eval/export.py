@@ -156,11 +156,11 @@ def compare(model: "Model", exported: "Model", clips_BTHWC: "torch.Tensor") -> t
     """
     import torch
 
-    from vidcache.eval.inference import to_input
+    from vidcache.pixels import normalize
 
     batches = torch.split(clips_BTHWC, list(BATCH_SIZES))
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        expected = torch.cat([model(to_input(batch)).cpu() for batch in batches])
+        expected = torch.cat([model(normalize(batch)).cpu() for batch in batches])
         found = torch.cat([exported(batch).cpu() for batch in batches])
     is_same_shape = found.shape == expected.shape
     return float((found - expected).abs().max()) if is_same_shape else math.inf, float(expected.abs().max())

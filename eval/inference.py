@@ -122,22 +122,10 @@ class Predictions:
         return float(self.correct.mean())
 
 
-def to_input(clips_BTHWC: torch.Tensor, _: object = None) -> torch.Tensor:
-    """Normalise clips without augmentation.
-
-    Args:
-        clips_BTHWC: (B, T, H, W, 3) uint8 RGB on any device.
-
-    Returns:
-        (B, 3, T, H, W) float32, contiguous as `channels_last_3d`.
-    """
-    return normalize(clips_BTHWC)
-
-
 def predict(
     model: Callable[[torch.Tensor], torch.Tensor],
     batches: Iterable[Batch],
-    prepare: Callable[[Batch], torch.Tensor] = lambda batch: to_input(batch.clips),
+    prepare: Callable[[Batch], torch.Tensor] = lambda batch: normalize(batch.clips),
 ) -> Predictions:
     """Run a model over batches.
 
@@ -208,11 +196,11 @@ class Views:
     def __call__(self, clips_BTHWC: torch.Tensor) -> torch.Tensor:
         """From uint8 RGB clips of the frames `frames`, on any device, to float32 logits (B, K)."""
         if len(self._places) == 1 and not self._flip:
-            return self._model(to_input(clips_BTHWC)).to(torch.float32)
+            return self._model(normalize(clips_BTHWC)).to(torch.float32)
         self._places = [places.to(clips_BTHWC.device) for places in self._places]
         logits: list[torch.Tensor] = []
         for places in self._places:
-            inputs = to_input(clips_BTHWC[:, places])
+            inputs = normalize(clips_BTHWC[:, places])
             logits += [self._model(inputs)] + ([self._model(inputs.flip(-1))] if self._flip else [])
         # In logarithms, since a probability can be too small for a float.
         log_probabilities = torch.stack([values.to(torch.float32).log_softmax(1) for values in logits])

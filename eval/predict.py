@@ -205,9 +205,9 @@ def _run_model(
     """Give the probabilities (K,) of each clip and the heat (T, H, W) of its most probable class, if asked for."""
     import torch
 
-    from vidcache.eval.inference import to_input
+    from vidcache.pixels import normalize
 
-    inputs = to_input(torch.from_numpy(clips_BTHWC).to(options.device))
+    inputs = normalize(torch.from_numpy(clips_BTHWC).to(options.device))
     if options.explain:
         from vidcache.eval.gradcam import grad_cam
 

@@ -21,8 +21,9 @@ from vidcache.checkpoint import Checkpoint
 from vidcache.errors import VidcacheError
 from vidcache.eval import export
 from vidcache.eval.export import BATCH_SIZES, TOLERANCE, compare, export_checkpoint
-from vidcache.eval.inference import load_model, to_input
+from vidcache.eval.inference import load_model
 from vidcache.model import R3D18
+from vidcache.pixels import normalize
 from vidcache.spec import Spec
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -88,7 +89,7 @@ def test_a_file_of_r3d18_runs_without_vidcache_and_agrees_with_the_model(tmp_pat
     metadata, logits = json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
     clips = torch.arange(3 * 8 * 32 * 32 * 3).reshape(3, 8, 32, 32, 3).to(torch.uint8)
     with torch.inference_mode():
-        expected = load_model(Checkpoint.load(ckpt), "best.pt", "cpu")(to_input(clips))
+        expected = load_model(Checkpoint.load(ckpt), "best.pt", "cpu")(normalize(clips))
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
     assert PRINTABLE == metadata["classes"]
     assert report["metadata"] == metadata
@@ -170,18 +171,18 @@ def test_the_largest_difference_counts_whatever_batch_it_is_in() -> None:
         return inputs.mean((2, 3, 4))
 
     def exported(wrong_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda batch: model(to_input(batch)) + 0.25 * (len(batch) == wrong_size)
+        return lambda batch: model(normalize(batch)) + 0.25 * (len(batch) == wrong_size)
 
     before = torch.backends.cudnn.allow_tf32
     for size in BATCH_SIZES:
         difference, largest = compare(model, exported(size), clips)
         assert pytest.approx(0.25, abs=1e-6) == difference
-        assert pytest.approx(float(to_input(clips).mean((2, 3, 4)).abs().max())) == largest
+        assert pytest.approx(float(normalize(clips).mean((2, 3, 4)).abs().max())) == largest
     assert compare(model, exported(3), clips)[0] < TOLERANCE
     assert set(BATCH_SIZES) == set(sizes)
     assert not any(is_tf32)
     assert before == torch.backends.cudnn.allow_tf32
-    assert float("inf") == compare(model, lambda batch: model(to_input(batch))[:1], clips)[0]
+    assert float("inf") == compare(model, lambda batch: model(normalize(batch))[:1], clips)[0]
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])

@@ -6,7 +6,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vidcache.eval.inference import Views, to_input, view_frames
+from vidcache.eval.inference import Views, view_frames
+from vidcache.pixels import normalize
 from vidcache.spec import sample_indices
 
 
@@ -52,14 +53,14 @@ def clips(frames: int) -> torch.Tensor:
 
 
 def probabilities(clips_BTHWC: torch.Tensor) -> torch.Tensor:
-    return Flatten()(to_input(clips_BTHWC)).softmax(1)
+    return Flatten()(normalize(clips_BTHWC)).softmax(1)
 
 
 def test_one_view_is_the_model_itself() -> None:
     views, whole = Views(Flatten(), 8, 4), clips(8)
 
     assert sample_indices(8, 4).tolist() == views.frames.tolist()
-    assert torch.equal(Flatten()(to_input(whole[:, views.frames])), views(whole[:, views.frames]))
+    assert torch.equal(Flatten()(normalize(whole[:, views.frames])), views(whole[:, views.frames]))
 
 
 def test_flip_is_the_mean_over_the_mirror() -> None:

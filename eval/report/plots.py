@@ -20,9 +20,10 @@ from PIL import Image
 from vidcache.cache.reader import Reader
 from vidcache.checkpoint import Checkpoint
 from vidcache.eval.gradcam import grad_cam, overlay
-from vidcache.eval.inference import Predictions, to_input
+from vidcache.eval.inference import Predictions
 from vidcache.eval.metrics import Metrics
 from vidcache.model import R3D18
+from vidcache.pixels import normalize
 from vidcache.plotting import name_style, write_png
 from vidcache.spec import sample_indices
 from vidcache.text import printable
@@ -255,7 +256,7 @@ def explainer(model: R3D18, checkpoint: Checkpoint, device: str) -> Explain:
     shown = np.searchsorted(frames, np.arange(num_frames), side="right") - 1
 
     def explain(clip: npt.NDArray[np.uint8], label: int) -> npt.NDArray[np.uint8]:
-        inputs = to_input(torch.from_numpy(clip[frames])[None].to(device))
+        inputs = normalize(torch.from_numpy(clip[frames])[None].to(device))
         _, heat = grad_cam(model, inputs, torch.tensor([label]))
         return overlay(clip, heat[0].cpu().numpy()[shown])
 
