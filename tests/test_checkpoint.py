@@ -154,3 +154,12 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, limit: int)
     assert str(tmp_path / "x.pt") == raised.value.filename
     assert before == (tmp_path / "x.pt").read_bytes()
     assert ["x.pt"] == [file.name for file in tmp_path.iterdir()]
+
+
+def test_names_that_are_no_text_are_a_damaged_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"weights": torch.zeros(2)}, path)
+    path.write_bytes(path.read_bytes().replace(b"data.pkl", b"data.pk\xff"))
+
+    with pytest.raises(MismatchError, match=r"x\.pt: .*codec can't decode.*: damaged, or no vidcache checkpoint"):
+        Checkpoint.load(path)
