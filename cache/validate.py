@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+from h5py._objects import phil  # the lock of libhdf5, which is not made for threads
 
 from vidcache.cache import format as layout
 from vidcache.cache.format import COLUMNS, NEAR_GROUP, USER_BLOCK_BYTES, Column, Header, Split, Status
@@ -50,7 +50,6 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 }
 _REBUILD = "Build it again with --overwrite"
 _RESTORE = "Restore a copy, or build it again with --overwrite"
-_PLUGINS = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,8 +241,11 @@ def _dataset(file: Any, name: str, header: Header) -> Any:
 
 @contextlib.contextmanager
 def _no_plugins() -> Iterator[None]:
-    """Keep libhdf5 from loading code for a filter that a file names, from `HDF5_PLUGIN_PATH` or elsewhere."""
-    with _PLUGINS:
+    """Keep libhdf5 from loading code for a filter that a file names, from `HDF5_PLUGIN_PATH` or elsewhere.
+
+    The functions of `h5py.h5pl` do not take h5py's lock: without it, other threads' HDF5 calls fail or crash.
+    """
+    with phil:
         folders = [h5py.h5pl.get(index) for index in range(h5py.h5pl.size())]
         for _ in folders:
             h5py.h5pl.remove(0)

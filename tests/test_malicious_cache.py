@@ -10,12 +10,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from h5py._objects import phil
 
 from tests.helpers import make_cache
 from tests.test_cache import _forge, _link, _replace
@@ -181,6 +184,32 @@ def test_no_plugin_runs(cache: Path, tmp_path: Path) -> None:
     assert "CacheError" in ended.stderr
     assert "no contiguous, unfiltered" in ended.stderr
     assert not marker.exists()
+
+
+def test_another_thread_can_use_hdf5_meanwhile(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """h5py's functions for plugins do not take its lock: a write of another thread failed, or the process crashed."""
+    is_free: list[bool] = []
+
+    def try_lock() -> bool:
+        taken = phil.acquire(False)
+        if taken:
+            phil.release()
+        return bool(taken)
+
+    def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def check(*arguments: Any) -> Any:
+            with ThreadPoolExecutor(1) as other:
+                is_free.append(other.submit(try_lock).result())
+            return call(*arguments)
+
+        return check
+
+    for name in ("size", "get", "remove", "append"):
+        monkeypatch.setattr(h5py.h5pl, name, watched(name, getattr(h5py.h5pl, name)))
+    CacheReader(cache).close()
+
+    assert len(is_free) >= 4
+    assert not any(is_free)
 
 
 def forged(name: str, value: object) -> Callable[[h5py.File], None]:
