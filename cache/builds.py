@@ -6,7 +6,6 @@ previous builds can be copied: the caller decides whether one is still valid for
 
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import sys
@@ -39,13 +38,14 @@ from vidcache.files import pread_all, pwrite_all, read_small, write_text_atomica
 from vidcache.spec import Spec
 from vidcache.untrusted import build
 
+_PLANNED = [column for column in COLUMNS if column.stage is Stage.PLAN]
+
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Everything about a cache that is known before the first video is opened.
+    """What is known before the first video is opened: one row for each, sorted by its path below the raw folder.
 
-    One row for each video, sorted by its path below the raw folder; a label is an index into `classes`. The attributes
-    become root attributes of the HDF5 file: str, int, float or lists of them.
+    A label is an index into `classes`; the attributes (str, int, float, lists of them) become those of the HDF5 file.
     """
 
     spec: Spec
@@ -68,11 +68,10 @@ class Manifest:
 
     def columns(self) -> dict[str, Array]:
         """Return the columns that are known now, (N,) each."""
-        columns = [column for column in COLUMNS if column.stage is Stage.PLAN]
         values = (self.paths, self.labels, self.source_bytes, self.source_mtime_ns)
         return {
             column.name: np.array(value, column_dtype(column, self.path_bytes))
-            for column, value in zip(columns, values, strict=True)
+            for column, value in zip(_PLANNED, values, strict=True)
         }
 
     def hash(self) -> str:
@@ -82,39 +81,6 @@ class Manifest:
 
 
 # --- skeleton ------------------------------------------------------------------------------------
-
-
-class SparseImage(io.FileIO):
-    """A file in memory of which only the written pages exist: libhdf5 writes here, and never sees a full disk."""
-
-    def __init__(self) -> None:
-        if sys.platform == "linux":
-            descriptor = os.memfd_create("hdf5", os.MFD_CLOEXEC)
-        else:
-            descriptor, name = tempfile.mkstemp()
-            os.unlink(name)
-        super().__init__(descriptor, "w+b")
-
-    @property
-    def num_bytes(self) -> int:
-        """Length of the file."""
-        return os.fstat(self.fileno()).st_size
-
-    def save(self, descriptor: int) -> None:
-        """Write it to an empty file, holes as holes.
-
-        Raises:
-            OSError: The disk is full or broken.
-        """
-        end = 0
-        os.ftruncate(descriptor, self.num_bytes)
-        while end < self.num_bytes:
-            try:
-                start = os.lseek(self.fileno(), end, os.SEEK_DATA)
-            except OSError:  # nothing but a hole is left
-                break
-            end = os.lseek(self.fileno(), start, os.SEEK_HOLE)
-            pwrite_all(descriptor, memoryview(os.pread(self.fileno(), end - start, start)), start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +141,9 @@ def create_skeleton(descriptor: int, manifest: Manifest) -> Skeleton:
     millisecond whatever its size.
     """
     spec, count, classes = manifest.spec, manifest.num_clips, manifest.classes
-    with SparseImage() as image:
+    # In memory, where only the written pages exist: libhdf5 never sees a full disk.
+    in_memory = sys.platform == "linux"
+    with os.fdopen(os.memfd_create("hdf5"), "w+b", 0) if in_memory else tempfile.TemporaryFile(buffering=0) as image:
         with h5py.File(
             image,
             "w",
@@ -198,14 +166,27 @@ def create_skeleton(descriptor: int, manifest: Manifest) -> Skeleton:
                 h5py.Dataset(dataset).attrs["meaning"] = np.bytes_(column.meaning)
                 offsets[column.name] = dataset.get_offset()
             clips_offset = create_dataset(file, "clips", np.dtype("|u1"), (count, *spec.clip_shape)).get_offset()
-        image.save(descriptor)
-        file_bytes = image.num_bytes
+        file_bytes = _copy_sparse(image.fileno(), descriptor)
     for name, values in manifest.columns().items():
         pwrite_all(descriptor, memoryview(values.tobytes()), offsets[name])
     version = str(manifest.attributes.get("ffmpeg_version", ""))
     where = offsets, clips_offset, file_bytes
     skeleton = Skeleton(manifest.hash(), spec, version, count, manifest.path_bytes, *where)
     return dataclasses.replace(skeleton, content_hash=skeleton.hash_content(descriptor))
+
+
+def _copy_sparse(source: int, target: int) -> int:
+    """Copy a file to an empty one, holes as holes; return its length."""
+    num_bytes, end = os.fstat(source).st_size, 0
+    os.ftruncate(target, num_bytes)
+    while end < num_bytes:
+        try:
+            start = os.lseek(source, end, os.SEEK_DATA)
+        except OSError:  # nothing but a hole is left
+            break
+        end = os.lseek(source, start, os.SEEK_HOLE)
+        pwrite_all(target, memoryview(os.pread(source, end - start, start)), start)
+    return num_bytes
 
 
 # --- journal -------------------------------------------------------------------------------------
@@ -251,23 +232,15 @@ SPLIT_MARK = "split"  # file in the folder of a build that decodes nothing: all 
 
 @dataclasses.dataclass(frozen=True)
 class PreviousBuild:
-    """A finished cache or an interrupted build; only an open one has more than the first three.
+    """A finished cache or an interrupted build; only an open one has more than the first three."""
 
-    Attributes:
-        where: The finished cache, or the folder of an interrupted build.
-        ffmpeg_version: Version of the ffmpeg that decoded its clips; empty if none of them can be copied.
-        columns: The columns that were known before decoding, (N,) each.
-        records: (N,) of dtype `RECORD`; meaningful where `done`, (N,) bool: the row is completed.
-        descriptor: The file that holds the clips, open for reading; the first one is at `clips_offset`.
-    """
-
-    where: Path
+    where: Path  # the finished cache, or the folder of an interrupted build
     spec: Spec
-    ffmpeg_version: str
-    columns: dict[str, Array] = dataclasses.field(default_factory=dict)
-    records: Array = dataclasses.field(default_factory=lambda: np.zeros(0, RECORD))
+    ffmpeg_version: str  # of the ffmpeg that decoded its clips; empty if none of them can be copied
+    columns: dict[str, Array] = dataclasses.field(default_factory=dict)  # at least those of the manifest, (N,) each
+    records: Array = dataclasses.field(default_factory=lambda: np.zeros(0, RECORD))  # (N,), meaningful where `done`
     done: npt.NDArray[np.bool_] = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
-    descriptor: int = -1
+    descriptor: int = -1  # the file that holds the clips
     clips_offset: int = 0
 
 
@@ -298,9 +271,8 @@ def open_previous_builds(
                 with contextlib.suppress(OSError):
                     descriptor = os.open(folder / "data.h5", os.O_RDONLY | os.O_CLOEXEC)
                     stack.callback(os.close, descriptor)
-                    entries = (folder / "journal").read_bytes()
                     if skeleton.matches(descriptor):
-                        builds.append(_open_partial(folder, skeleton, descriptor, entries))
+                        builds.append(_open_partial(folder, skeleton, descriptor))
         if finished and finished.spec == spec:
             version = str(finished.attributes.get("ffmpeg_version", ""))
             records, done = records_of(finished.columns), np.ones(len(finished), bool)
@@ -317,12 +289,12 @@ def records_of(columns: dict[str, Array]) -> Array:
     return records
 
 
-def _open_partial(folder: Path, skeleton: Skeleton, descriptor: int, entries: bytes) -> PreviousBuild:
+def _open_partial(folder: Path, skeleton: Skeleton, descriptor: int) -> PreviousBuild:
     columns = {}
-    for column in COLUMNS:
-        if column.stage is Stage.PLAN:
-            columns[column.name] = np.empty(skeleton.num_clips, column_dtype(column, skeleton.path_bytes))
-            pread_all(descriptor, columns[column.name].view(np.uint8).data, skeleton.column_offsets[column.name])
+    for column in _PLANNED:
+        columns[column.name] = np.empty(skeleton.num_clips, column_dtype(column, skeleton.path_bytes))
+        pread_all(descriptor, columns[column.name].view(np.uint8).data, skeleton.column_offsets[column.name])
+    entries = (folder / "journal").read_bytes()
     records, done, _ = decode_entries(skeleton.manifest_hash, skeleton.num_clips, entries)
     known = (columns, records, done, descriptor, skeleton.clips_offset)
     return PreviousBuild(folder, skeleton.spec, skeleton.ffmpeg_version, *known)

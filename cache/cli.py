@@ -51,12 +51,10 @@ def info(cache: Path, as_json: bool) -> None:
     console, spec = SafeConsole(), facts["spec"]
     splits = {name: line for name, line in facts["splits"].items() if name != "unused" or any(line.values())}
     table = Table("class", *splits, "clips")
-    for name in facts["classes"]:
-        counts = [line[name] for line in splits.values()]
-        table.add_row(Text(name), *map(str, counts), str(sum(counts)))
-    totals = [sum(line.values()) for line in splits.values()]
+    for name, count in facts["classes"].items():
+        table.add_row(Text(name), *(str(line[name]) for line in splits.values()), str(count))
     table.add_section()
-    table.add_row("all", *map(str, totals), str(sum(totals)))
+    table.add_row("all", *(str(sum(line.values())) for line in splits.values()), str(facts["num_clips"]))
     console.print(table)
     lines = {
         "cache": facts["cache"],
@@ -68,17 +66,15 @@ def info(cache: Path, as_json: bool) -> None:
         "split": facts["split_hash"],
         **{name.replace("_", " "): value for name, value in facts["attributes"].items()},
     }
-    for name, value in lines.items():
+    failures = [("failed", f"{count} {reason}") for reason, count in facts["failures"].items()]
+    for name, value in [*lines.items(), *failures]:
         console.print(Text(f"{name:16} {printable(str(value))}"), soft_wrap=True)
-    for reason, count in facts["failures"].items():
-        console.print(Text(f"{'failed':16} {count} {reason}"), soft_wrap=True)
 
 
 def describe(reader: CacheReader) -> dict[str, Any]:
     """Return the facts of a cache as JSON-ready values; splits are {split: {class: clips}}."""
     status, good = reader.columns["status"], reader.rows()
     classes = [printable(name) for name in reader.classes]
-    rows_of = {split.name.lower(): reader.rows(split.name.lower()) for split in Split}
 
     def count(rows: np.ndarray[Any, Any]) -> dict[str, int]:
         return dict(zip(classes, np.bincount(reader.labels[rows], minlength=len(classes)).tolist(), strict=True))
@@ -96,7 +92,7 @@ def describe(reader: CacheReader) -> dict[str, Any]:
         "num_padded": int((reader.columns["num_real"][good] < reader.spec.num_frames).sum()),
         "classes": count(good),
         "spec": reader.spec.to_dict(),
-        "splits": {name: count(rows) for name, rows in rows_of.items()},
+        "splits": {name.lower(): count(reader.rows(name)) for name in Split.__members__},
         "failures": dict(sorted(reasons.most_common(_MAX_REASONS))),
         "attributes": {k: v for k, v in reader.attributes.items() if k not in ("format", "sampling", "scaling")},
     }
@@ -174,16 +170,16 @@ def leaks(
         if isinstance(reader, CacheReader) and NEAR_GROUP not in reader.columns and len(reader) > _MANY:
             echo(f"{reader.name}: stores no near-duplicates; vidcache split CACHE adds them", err=True)
         result = find_leaks(reader, max_distance)
-        total, pairs = len(result.pairs), []
-        for rows, distance in zip(result.pairs[:num_pairs].tolist(), result.distances.tolist(), strict=False):
-            pairs.append(
-                {
-                    "distance": round(distance, 6),
-                    "splits": [Split(result.splits[row]).name.lower() for row in rows],
-                    "classes": [printable(reader.classes[reader.labels[row]]) for row in rows],
-                    "paths": [printable(reader.path_of(row)) for row in rows],
-                }
-            )
+        total = len(result.pairs)
+        pairs: list[dict[str, Any]] = [
+            {
+                "distance": round(distance, 6),
+                "splits": [Split(result.splits[row]).name.lower() for row in rows],
+                "classes": [printable(reader.classes[reader.labels[row]]) for row in rows],
+                "paths": [printable(reader.path_of(row)) for row in rows],
+            }
+            for rows, distance in zip(result.pairs[:num_pairs].tolist(), result.distances.tolist(), strict=False)
+        ]
         try:
             if total:
                 shown.start_phase("drawing")

@@ -72,10 +72,10 @@ class ClipDataset(Dataset[tuple[Any, int]]):
         return len(self.rows)
 
     def __repr__(self) -> str:
-        frames, height, width, _ = self._reader.shape_of(self._frames)
-        shape = (3, frames, height, width) if self._channels_first else (frames, height, width, 3)
+        *shape, _ = self._reader.shape_of(self._frames)
+        shape = [3, *shape] if self._channels_first else [*shape, 3]
         split = f"{self._split} of " if self._split else ""
-        return f"ClipDataset({split}{self._reader.name}: {len(self)} clips {shape}, {len(self.classes)} classes)"
+        return f"ClipDataset({split}{self._reader.name}: {len(self)} clips {tuple(shape)}, {len(self.classes)} classes)"
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if not -len(self) <= index < len(self):

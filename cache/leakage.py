@@ -19,38 +19,40 @@ from vidcache.text import plural, printable
 
 Rows = npt.NDArray[np.int64]
 Splits = npt.NDArray[np.uint8]
+Columns = dict[str, npt.NDArray[Any]]
 
 
-def near_groups(columns: Any) -> Rows:
+def near_groups(columns: Columns) -> Rows:
     """Return (N,) the first row of the near-duplicates that each clip belongs to, directly or through others.
 
-    A clip that looks like no other is a group of its own; a failed video has -1. Read from the column where a cache has
-    it, else searched for: the time grows as N ** 2.
-
-    Args:
-        columns: Columns "status" and "perceptual_hash", and "near_group" if it is known, (N, ...) each.
+    A clip that looks like no other is a group of its own; a failed video has -1. Read from the column "near_group" if
+    it is there, else searched for by "status" and "perceptual_hash": the time grows as N ** 2.
     """
-    stored = _stored(columns)
-    if stored is not None:
-        return stored
+    if NEAR_GROUP in columns:
+        return np.asarray(columns[NEAR_GROUP])
     has_clip = columns["status"] != Status.FAILED
-    edges, first = _search(columns, np.flatnonzero(has_clip), NEAR, None).edges, np.arange(len(has_clip))
-    if len(edges):
-        from scipy.sparse import coo_array  # 0.3 s
-        from scipy.sparse.csgraph import connected_components
-
-        graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(len(has_clip),) * 2)
-        _, firsts, group = np.unique(connected_components(graph)[1], return_index=True, return_inverse=True)
-        first = firsts[group]
-    return np.where(has_clip, first, -1).astype(np.int64)
+    edges = _search(columns, np.flatnonzero(has_clip), NEAR, None).edges
+    _, first, group = np.unique(connected(len(has_clip), edges), return_index=True, return_inverse=True)
+    return np.where(has_clip, first[group], -1).astype(np.int64)
 
 
-def find_duplicates(columns: Any, threshold: float = NEAR, splits: Splits | None = None) -> NearPairs:
+def connected(count: int, edges: Rows) -> Rows:
+    """Return (N,) one number for all nodes that edges (E, 2) connect, directly or through others."""
+    if not len(edges):
+        return np.arange(count)
+    from scipy.sparse import coo_array  # 0.3 s
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(edges), bool), edges.T), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1])
+
+
+def find_duplicates(columns: Columns, threshold: float = NEAR, splits: Splits | None = None) -> NearPairs:
     """Find pairs of rows whose clips are the same or look it; of known groups (see `near_groups`) only within each.
 
     With `splits`, (N,) values of `Split`: of a clip with very many look-alikes, one of each split is among the pairs.
     """
-    group, rows = _stored(columns), np.flatnonzero(columns["status"] != Status.FAILED)
+    group, rows = columns.get(NEAR_GROUP), np.flatnonzero(columns["status"] != Status.FAILED)
     if group is not None and threshold <= NEAR:
         rows = rows[np.bincount(group[rows], minlength=len(group))[group[rows]] > 1]
     return _search(columns, rows, threshold, splits)
@@ -92,9 +94,9 @@ def find_leaks(reader: Reader, threshold: float = NEAR) -> Leaks:
     return leaks_between(reader.columns, reader.columns["split"], threshold)
 
 
-def leaks_between(columns: Any, splits: Splits, threshold: float = NEAR) -> Leaks:
+def leaks_between(columns: Columns, splits: Splits, threshold: float = NEAR) -> Leaks:
     """Find clips that look alike and would be in different splits; of known groups those in several are searched."""
-    group, rows = _stored(columns), np.flatnonzero(columns["status"] != Status.FAILED)
+    group, rows = columns.get(NEAR_GROUP), np.flatnonzero(columns["status"] != Status.FAILED)
     if group is not None and threshold <= NEAR:
         has = np.zeros((len(group), len(Split)), bool)
         has[group[rows], splits[rows]] = True
@@ -138,12 +140,7 @@ def draw_leaks(reader: Reader, leaks: Leaks, path: Path, num_pairs: int, num_fra
     draw_filmstrips(strips, path)
 
 
-def _stored(columns: Any) -> Rows | None:
-    """Return the column `near_group`, if there is one."""
-    return columns.get(NEAR_GROUP) if isinstance(columns, dict) else None
-
-
-def _search(columns: Any, rows: Rows, threshold: float, splits: Splits | None) -> NearPairs:
+def _search(columns: Columns, rows: Rows, threshold: float, splits: Splits | None) -> NearPairs:
     """Compare the clips of some rows."""
     near = find_near_pairs(columns["perceptual_hash"][rows], threshold, None if splits is None else splits[rows])
     same = np.arange(len(columns["status"]))
@@ -162,7 +159,6 @@ _SIDE = re.compile(
     "|".join(f"((?<![^\\W_])(?:{word})(?![^\\W_]))" for word in _WORDS)
     + r"|(gauche)|(droite)|(izquierda)|(derecha)|(sinistra)|(destra)|((?:counter|anti)[\W_]*clockwise)|(clockwise)"
 )
-Labels = npt.NDArray[np.int64]
 
 
 class MirrorPair(NamedTuple):
@@ -203,7 +199,7 @@ def named_pairs(classes: tuple[str, ...]) -> list[tuple[int, int]]:
     return pairs
 
 
-def proven_pairs(hashes: npt.NDArray[np.uint8], labels: Labels) -> tuple[MirrorPair, ...]:
+def proven_pairs(hashes: npt.NDArray[np.uint8], labels: Rows) -> tuple[MirrorPair, ...]:
     """Find pairs of classes whose mirror images are nearer to the other one: (n, 16, 12, 12) hashes, (n,) labels.
 
     A pair counts when clips as they are go to their own class and mirrored clips to the other one, both beyond chance:
@@ -237,15 +233,15 @@ def describe_mirror_pairs(pairs: tuple[MirrorPair, ...], classes: tuple[str, ...
     """Say which classes mirroring confuses, and how that is known."""
     parts = []
     for first, second, share in pairs[:MAX_NAMED]:
-        nearer = f"{share or 0:.0%} of their mirrored clips are nearer to the other class"
-        why = "by their names" if share is None else nearer
+        nearer = "of their mirrored clips are nearer to the other class"
+        why = "by their names" if share is None else f"{share:.0%} {nearer}"
         parts.append(f"{printable(classes[first])} and {printable(classes[second])} ({why})")
     more = f", and {len(pairs) - MAX_NAMED:,} more pairs" if len(pairs) > MAX_NAMED else ""
     turns = "may turn" if all(pair.share is None for pair in pairs) else "turns"
     return f"Mirroring {turns} one class into another: {'; '.join(parts)}{more}"
 
 
-def _count_strays(queries: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], sizes: Labels) -> Labels:
+def _count_strays(queries: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], sizes: Rows) -> Rows:
     """(K, K) how many of each class have their nearest clip, other than themselves, rather in each other class."""
     counts, starts = np.zeros((len(sizes), len(sizes)), np.int64), np.cumsum(sizes) - sizes
     for label, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):

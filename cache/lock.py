@@ -1,8 +1,7 @@
 """The place where a cache is written: its lock, the space it needs, and the folder in which it is built.
 
-Next to `cache.h5` lie, while it is built, `cache.h5.lock` (never removed: removing a lock file is a race) and
-`.cache.h5.build/`, with one folder for each manifest. No link is followed here, and nothing is removed that no build
-has made.
+While `cache.h5` is built, `cache.h5.lock` (never removed: removing a lock file is a race) and `.cache.h5.build/`, with
+one folder for each manifest, lie next to it. No link is followed here, and only what a build has made is removed.
 """
 
 import contextlib
@@ -11,14 +10,14 @@ import fcntl
 import os
 import re
 import resource
-import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from vidcache.errors import InputError, LockedError, VidcacheError
 from vidcache.files import free_bytes
 from vidcache.text import printable
 
-# What is in the folder of one build.
+# Files in the folder of one build.
 _MADE = re.compile(r"plan\.json|data\.h5|journal|split|\..+\.[0-9]+\.tmp")
 
 
@@ -56,8 +55,8 @@ def lock_output(output: Path) -> int:
     return descriptor
 
 
-def check_space(output: Path, num_bytes: int, present: int = 0) -> None:
-    """Check before the work begins that a file of `num_bytes`, of which some are present, may be written and has room.
+def check_space(output: Path, num_bytes: int, begun: Path) -> None:
+    """Check before the work begins that a file of `num_bytes` may be written and has room; `begun` is a part of it.
 
     Raises:
         VidcacheError: Fewer bytes are free than are needed, or allowed in one file.
@@ -68,7 +67,9 @@ def check_space(output: Path, num_bytes: int, present: int = 0) -> None:
             f"{printable(output)}: will have {num_bytes:,} bytes, but this process may not write a file of more than "
             f"{allowed:,}. Raise the limit (ulimit -f)"
         )
-    free, needed = free_bytes(output.parent), num_bytes - present
+    needed, free = num_bytes, free_bytes(output.parent)
+    with contextlib.suppress(FileNotFoundError):
+        needed -= begun.stat().st_blocks * 512
     if needed > free:
         raise VidcacheError(
             f"{printable(output)}: needs {needed:,} bytes, but its disk has {free:,} free. "
@@ -76,16 +77,17 @@ def check_space(output: Path, num_bytes: int, present: int = 0) -> None:
         )
 
 
-def check_build_folder(folder: Path) -> None:
+def check_build_folder(output: Path) -> None:
     """Raise InputError where a link, a file, or a folder with something that no build has made is in the way."""
-    if not os.path.lexists(folder) or _is_build(folder) or all(map(_is_build, _entries(folder) or [folder])):
-        return
-    inside = [path for entry in _entries(folder) for path in (entry, *_entries(entry))]
-    foreign = (path for path in inside if not _is_made(path) and not stat.S_ISDIR(_mode(path)))
-    raise InputError(
-        f"{printable(next(foreign, folder))}: was not made by vidcache, which builds there. Move it away, or choose "
-        "another name"
-    )
+    folder = build_folder(output)
+    foreign = [entry for entry in _entries(folder) if not _is_build(entry)]
+    if os.path.lexists(folder) and not _is_folder(folder):
+        foreign = [folder]
+    if foreign:
+        raise InputError(
+            f"{printable(foreign[0])}: was not made by vidcache, which builds there. Move it away, or choose another "
+            "name"
+        )
 
 
 def own_builds(output: Path) -> list[Path]:
@@ -99,57 +101,41 @@ def clean_up(output: Path, mark: str = "") -> None:
     With `mark`, only what cannot be resumed, or has a file of that name.
     """
     folder = build_folder(output)
-    if stat.S_ISDIR(_mode(folder)) and all(map(_is_build, _entries(folder))):
-        try:
+    if _is_folder(folder) and len(own_builds(output)) == len(_entries(folder)):
+        with contextlib.suppress(LockedError):
             lock = lock_output(output)
-        except LockedError:
-            return
-        try:
-            for build in own_builds(output):
-                if (build / mark).exists() or not (build / "plan.json").exists():
-                    remove_build(build)
-            with contextlib.suppress(OSError):  # others are left
-                folder.rmdir()
-        finally:
-            os.close(lock)
+            try:
+                remove_builds(output, lambda build: (build / mark).exists() or not (build / "plan.json").exists())
+            finally:
+                os.close(lock)
 
 
-def remove_builds(output: Path) -> None:
-    """Remove all builds of a cache; the caller has its lock."""
-    for build in own_builds(output):
-        remove_build(build)
-    with contextlib.suppress(OSError):  # it is not there, or somebody has put something into it
-        build_folder(output).rmdir()
+def remove_builds(output: Path, is_over: Callable[[Path], bool] = lambda _: True) -> None:
+    """Remove builds of a cache, all by default, each manifest first: a kill in between leaves nothing that resumes.
 
-
-def remove_build(folder: Path) -> None:
-    """Remove one build, manifest first, so that a kill in between leaves nothing that resumes."""
-    if _is_build(folder):
-        for file in sorted(folder.iterdir(), key=lambda file: file.name != "plan.json"):
+    The caller has the lock.
+    """
+    for build in filter(is_over, own_builds(output)):
+        for file in sorted(build.iterdir(), key=lambda file: file.name != "plan.json"):
             file.unlink()
-        folder.rmdir()
+        build.rmdir()
+    with contextlib.suppress(OSError):  # it is not there, or not empty
+        build_folder(output).rmdir()
 
 
 def _is_build(folder: Path) -> bool:
     """Whether it is a real folder with nothing in it but what a build makes; it may be begun, or half removed."""
-    return stat.S_ISDIR(_mode(folder)) and all(map(_is_made, _entries(folder)))
+    files = _entries(folder)
+    return _is_folder(folder) and all(_MADE.fullmatch(f.name) and f.is_file() and not f.is_symlink() for f in files)
 
 
-def _is_made(path: Path) -> bool:
-    return bool(_MADE.fullmatch(path.name)) and stat.S_ISREG(_mode(path))
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _entries(folder: Path) -> list[Path]:
     """List a folder; nothing where none is, or a link to one."""
     try:
-        return sorted(folder.iterdir()) if stat.S_ISDIR(_mode(folder)) else []
+        return sorted(folder.iterdir()) if _is_folder(folder) else []
     except OSError:  # another build has removed it meanwhile
         return []
-
-
-def _mode(path: Path) -> int:
-    """Return type and permissions of a file, of a link those of the link; 0 where nothing is."""
-    try:
-        return path.lstat().st_mode
-    except OSError:
-        return 0

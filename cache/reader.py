@@ -77,7 +77,11 @@ class Reader(abc.ABC):
         """
         row_list = np.asarray(rows, np.int64)
         frame_list = None if frames is None else np.asarray(frames, np.int64)
-        out = self._check_request(row_list, frame_list, out)
+        self._check_request(row_list, frame_list)
+        shape = (len(row_list), *self.shape_of(frame_list))
+        out = np.empty(shape, np.uint8) if out is None else out
+        if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise ValueError(f"out is {out.dtype} {out.shape}, expected C-contiguous uint8 {shape}")
         for clip, row in zip(out, row_list.tolist(), strict=True):
             self._read_clip(row, frame_list, clip, verify)
         return out
@@ -97,14 +101,7 @@ class Reader(abc.ABC):
         return bytes(self.columns["path"][row])
 
     def rows(self, split: str | None = None) -> Rows:
-        """Rows that have a clip, ascending.
-
-        Args:
-            split: "train", "val", "test" or "unused"; None for all.
-
-        Raises:
-            ValueError: There is no such split.
-        """
+        """Rows that have a clip, ascending; of "train", "val", "test" or "unused", None for all. Raises ValueError."""
         good = self.columns["status"] != Status.FAILED
         if split is None:
             return np.flatnonzero(good)
@@ -112,10 +109,7 @@ class Reader(abc.ABC):
             raise ValueError(f"split {split!r}, expected train, val or test")
         return np.flatnonzero(good & (self.columns["split"] == Split[split.upper()]))
 
-    def _check_request(
-        self, rows: Rows, frames: Rows | None, out: npt.NDArray[np.uint8] | None
-    ) -> npt.NDArray[np.uint8]:
-        """Refuse what cannot be read; return the buffer to read into."""
+    def _check_request(self, rows: Rows, frames: Rows | None) -> None:
         inside = (rows >= 0) & (rows < len(self))
         if not inside.all():
             raise ValueError(f"row {rows[~inside][0]}, expected 0 to {len(self) - 1}")
@@ -124,12 +118,6 @@ class Reader(abc.ABC):
             raise ValueError(f"row {failed[0]} has no clip ({printable(self.path_of(int(failed[0])))} failed)")
         if frames is not None and not ((frames >= 0) & (frames < self.spec.num_frames)).all():
             raise ValueError(f"frames {frames.tolist()}, expected 0 to {self.spec.num_frames - 1}")
-        shape = (len(rows), *self.shape_of(frames))
-        if out is None:
-            return np.empty(shape, np.uint8)
-        if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
-            raise ValueError(f"out is {out.dtype} {out.shape}, expected C-contiguous uint8 {shape}")
-        return out
 
 
 class CacheReader(Reader):
@@ -165,11 +153,7 @@ class CacheReader(Reader):
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # waits for no pipe
         except OSError as error:
             raise CacheError(f"{self.name}: {error.strerror}. Build it first: vidcache build RAW {self.name}") from None
-        try:
-            metadata = read_metadata(self._descriptor, self.name)
-        except BaseException:
-            self.close()
-            raise
+        metadata = read_metadata(self._descriptor, self.name)  # where it raises, `__del__` closes the file
         self.header, self.attributes, self.spec = metadata.header, metadata.attributes, metadata.spec
         self.classes, self.columns = metadata.classes, metadata.columns
         self.fingerprint, self.split_hash = self.header.fingerprint, self.header.split_hash
@@ -221,10 +205,8 @@ class CacheReader(Reader):
     def damaged_rows(self, rows: npt.ArrayLike | None = None) -> Rows:
         """Re-read clips (None: all) and return the rows whose bytes are not what was written."""
         wanted = self.rows() if rows is None else np.asarray(rows, np.int64)
-        buffer = np.empty((1, *self.spec.clip_shape), np.uint8)
-        expected = self.columns["clip_hash"]
-        damaged = [row for row in wanted if clip_hash_of(self.read([row], out=buffer)).encode() != expected[row]]
-        return np.array(damaged, np.int64)
+        clip, expected = np.empty((1, *self.spec.clip_shape), np.uint8), self.columns["clip_hash"]
+        return np.array([r for r in wanted if clip_hash_of(self.read([r], out=clip)).encode() != expected[r]], np.int64)
 
 
 class ConcatReader(Reader):
@@ -235,7 +217,7 @@ class ConcatReader(Reader):
         try:
             for path in paths:
                 self.readers.append(CacheReader(path))
-                _check_equal(self.readers[0], self.readers[-1])
+                self._check_last()
         except BaseException:
             self.close()
             raise
@@ -248,8 +230,9 @@ class ConcatReader(Reader):
             for name in first.columns
             if name != NEAR_GROUP  # near-duplicates may be in different caches
         }
-        self.fingerprint = _hash_of([reader.fingerprint for reader in self.readers])
-        self.split_hash = _hash_of([reader.split_hash for reader in self.readers])
+        for name in ("fingerprint", "split_hash"):
+            hashes = "\n".join(getattr(reader, name) for reader in self.readers)
+            setattr(self, name, xxhash.xxh3_128_hexdigest(hashes.encode()))
         self._starts = [0, *itertools.accumulate(len(reader) for reader in self.readers)]
 
     def __reduce__(self) -> tuple[type[Self], tuple[list[Path]]]:
@@ -264,20 +247,16 @@ class ConcatReader(Reader):
         index = bisect.bisect_right(self._starts, row) - 1
         self.readers[index].read([row - self._starts[index]], frames, out[None], verify=verify)
 
+    def _check_last(self) -> None:
+        first, last = self.readers[0], self.readers[-1]
+        advice = "Build both with the same options and class folders, or use them one by one"
+        if last.spec != first.spec:
+            raise CacheError(f"{last.name}: clips are {last.spec!r}, but {first.spec!r} in {first.name}. {advice}")
+        if last.classes != first.classes:
+            names = difference(last.classes, first.classes)
+            raise CacheError(f"{last.name}: has other classes than {first.name} ({names}). {advice}")
+
 
 def open_caches(paths: Sequence[Path]) -> Reader:
     """Open one cache, or several as one; raises CacheError if one cannot be read, or they do not belong together."""
     return CacheReader(paths[0]) if len(paths) == 1 else ConcatReader(paths)
-
-
-def _check_equal(first: CacheReader, other: CacheReader) -> None:
-    advice = "Build both with the same options and class folders, or use them one by one"
-    if other.spec != first.spec:
-        raise CacheError(f"{other.name}: clips are {other.spec!r}, but {first.spec!r} in {first.name}. {advice}")
-    if other.classes != first.classes:
-        names = difference(other.classes, first.classes)
-        raise CacheError(f"{other.name}: has other classes than {first.name} ({names}). {advice}")
-
-
-def _hash_of(hashes: list[str]) -> str:
-    return xxhash.xxh3_128_hexdigest("\n".join(hashes).encode())

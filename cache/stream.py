@@ -87,15 +87,10 @@ def stream_batches(
 
 
 def stream_chunks(reader: ClipSource, chunks: Sequence[Rows], **options: Unpack[StreamOptions]) -> Iterator[Batch]:
-    """Read one batch for each chunk of rows, `prefetch` batches ahead of the consumer.
+    """Read one batch for each chunk of rows, which may be empty, `prefetch` batches ahead of the consumer.
 
     The memory of `prefetch + 1` batches is allocated once (pinned, for CUDA) and reused; each batch is read by all
     threads together. Leaving the loop early stops the threads; what goes wrong in one of them is raised here.
-
-    Args:
-        reader: The cache.
-        chunks: (B,) rows of each batch, repetitions allowed; a chunk may be empty, and so is its batch.
-        options: See `StreamOptions`.
 
     Raises:
         ValueError: A count is below 1, or a row has no clip.
@@ -109,26 +104,25 @@ def stream_chunks(reader: ClipSource, chunks: Sequence[Rows], **options: Unpack[
     ring = _Ring(reader, max(len(chunk) for chunk in chunks), prefetch + 1, options)
     coming = iter(chunks)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="vidcache-reader") as pool:
-        pending: collections.deque[_PendingBatch] = collections.deque()
+        pending: collections.deque[tuple[_Buffer, Rows, list[Future[None]]]] = collections.deque()
 
         def begin_until(count: int) -> None:
             """Read ahead until `count` batches are pending; all threads read a part of each, so one keeps them busy."""
             for rows in itertools.islice(coming, count - len(pending)):
-                buffer = ring.take()
+                buffer = ring.free.popleft()
                 edges = np.linspace(0, len(rows), num_threads + 1).astype(int).tolist()
                 parts = [part for part in itertools.pairwise(edges) if part[0] < part[1]]
-                reads = [pool.submit(ring.fill, buffer, rows, *part) for part in parts]
-                pending.append(_PendingBatch(buffer, rows, reads))
+                pending.append((buffer, rows, [pool.submit(ring.fill, buffer, rows, *part) for part in parts]))
 
         try:
             begin_until(prefetch)
             while pending:
-                batch = pending.popleft()
-                for read in batch.reads:
+                buffer, rows, reads = pending.popleft()
+                for read in reads:
                     read.result()
                 begin_until(prefetch)
-                yield ring.to_device(batch.buffer, batch.rows)
-                ring.release(batch.buffer)
+                yield ring.to_device(buffer, rows)
+                ring.free.append(buffer)
                 begin_until(prefetch + 1)  # not after the next wait: threads go from one batch to the next without one
         finally:
             pool.shutdown(cancel_futures=True)
@@ -144,15 +138,6 @@ class _Buffer:
     copied: "torch.cuda.Event | None" = None
 
 
-@dataclasses.dataclass
-class _PendingBatch:
-    """A batch that is being read."""
-
-    buffer: _Buffer
-    rows: Rows
-    reads: list[Future[None]]
-
-
 class _Ring:
     """The buffers of one stream, and the copies from them to the device."""
 
@@ -166,12 +151,8 @@ class _Ring:
             _Buffer(_new_memory(shape, is_cuda), torch.empty(batch_size, dtype=torch.int64, pin_memory=is_cuda))
             for _ in range(num_buffers)
         ]
-        self._free = collections.deque(self._buffers)
+        self.free = collections.deque(self._buffers)
         self._copier = torch.cuda.Stream(self._device) if is_cuda else None  # type: ignore[no-untyped-call]
-
-    def take(self) -> _Buffer:
-        """Return a free buffer; there is always one for a caller who keeps to the number of batches ahead."""
-        return self._free.popleft()
 
     def fill(self, buffer: _Buffer, rows: Rows, start: int, stop: int) -> None:
         """Read a part of one batch; runs in a reader thread."""
@@ -197,9 +178,6 @@ class _Ring:
         clips.record_stream(consumer)
         labels.record_stream(consumer)
         return Batch(clips, labels, rows)
-
-    def release(self, buffer: _Buffer) -> None:
-        self._free.append(buffer)
 
     def wait(self) -> None:
         """Return when no copy to the device reads the buffers any more."""

@@ -32,8 +32,6 @@ from vidcache.cache.lock import (
     check_build_folder,
     check_space,
     lock_output,
-    own_builds,
-    remove_build,
     remove_builds,
 )
 from vidcache.cache.validate import check_attributes, check_columns, check_names
@@ -79,8 +77,9 @@ class CacheWriter:
         self._data = self._journal = -1
         self._lock = lock_output(output)
         try:
-            check_build_folder(build_folder(output))
-            _check_space(output, self.folder, manifest)
+            check_build_folder(output)
+            num_bytes = manifest.num_clips * (manifest.spec.clip_bytes + 2 * ENTRY_BYTES)
+            check_space(output, num_bytes, self.folder / "data.h5")
             self._skeleton = self._resume() or self._create()
         except BaseException:
             self.close()
@@ -162,16 +161,12 @@ class CacheWriter:
     def drop_previous_builds(self) -> None:
         """Remove what other, interrupted builds of this cache have left."""
         self.commit()
-        for folder in own_builds(self.output):
-            if folder != self.folder:
-                remove_build(folder)
+        remove_builds(self.output, lambda folder: folder != self.folder)
 
     def discard(self) -> None:
         """Remove this build, which can be made again from previous ones; nothing more may be done with it."""
         self._waiting.clear()
-        remove_build(self.folder)
-        with contextlib.suppress(OSError):  # other builds are there
-            self.folder.parent.rmdir()
+        remove_builds(self.output, lambda folder: folder == self.folder)
 
     def commit(self) -> None:
         """Make everything that was completed so far survive a power cut: data first, then journal.
@@ -182,8 +177,8 @@ class CacheWriter:
         if self._waiting:
             try:
                 sync_file(self._data)
-                os.lseek(self._journal, 0, os.SEEK_END)
-                _write_all(self._journal, b"".join(self._waiting))
+                end = os.lseek(self._journal, 0, os.SEEK_END)
+                pwrite_all(self._journal, memoryview(b"".join(self._waiting)), end)
                 sync_file(self._journal)
             except OSError:
                 self._broken.set()
@@ -208,7 +203,8 @@ class CacheWriter:
         if self.pending:
             raise ValueError(f"{len(self.pending)} of {self.manifest.num_clips} rows are not completed")
         self.commit()
-        near_group = near_groups(self.records) if near_group is None else near_group
+        if near_group is None:
+            near_group = near_groups({name: self.records[name] for name in ("status", "perceptual_hash")})
         columns = self._columns({"group": group, "split": split, NEAR_GROUP: near_group})
         for column in COLUMNS:
             if column.stage is not Stage.PLAN:
@@ -217,17 +213,16 @@ class CacheWriter:
         self._clear_failed_slots()
         sync_file(self._data)
         self._verify_slots()
-        spec, count, made = self.manifest.spec, self.manifest.num_clips, self._skeleton
+        spec, count, place = self.manifest.spec, self.manifest.num_clips, self._skeleton
+        clips_bytes = count * spec.clip_bytes
         header = Header(
             num_clips=count,
             num_frames=spec.num_frames,
             height=spec.height,
             width=spec.width,
-            clips_offset=made.clips_offset,
-            file_bytes=made.file_bytes,
-            metadata_hash=layout.metadata_hash_of(
-                self._data, made.clips_offset, count * spec.clip_bytes, made.file_bytes
-            ),
+            clips_offset=place.clips_offset,
+            file_bytes=place.file_bytes,
+            metadata_hash=layout.metadata_hash_of(self._data, place.clips_offset, clips_bytes, place.file_bytes),
             fingerprint=layout.fingerprint_of(spec, self.manifest.classes, columns),
             split_hash=layout.split_hash_of(columns),
         )
@@ -245,7 +240,7 @@ class CacheWriter:
         return self._skeleton.clips_offset + row * self.manifest.spec.clip_bytes
 
     def _create(self) -> Skeleton:
-        remove_build(self.folder)
+        remove_builds(self.output, lambda folder: folder == self.folder)
         self.folder.mkdir(parents=True)
         self._open(os.O_CREAT | os.O_EXCL)
         skeleton = create_skeleton(self._data, self.manifest)
@@ -347,17 +342,3 @@ def _check_manifest(output: Path, manifest: Manifest) -> None:
             f"{printable(output)}: no cache can be made of this: {error}. Change the option or the name that this "
             "comes from"
         ) from None
-
-
-def _check_space(output: Path, folder: Path, manifest: Manifest) -> None:
-    try:
-        present = os.stat(folder / "data.h5").st_blocks * 512
-    except OSError:
-        present = 0
-    check_space(output, manifest.num_clips * (manifest.spec.clip_bytes + 2 * ENTRY_BYTES), present)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

@@ -218,7 +218,7 @@ class _Build:
         """Reuse what earlier builds have decoded, decode the rest, and publish the cache."""
         raw, output, options, plan, finished = self.raw, self.output, self.options, self.plan, self.finished
         # Before anything is decoded: it may refuse.
-        splitter = Splitter(self.config, plan.paths, plan.labels, plan.classes, self.sources.class_depth)
+        splitter = Splitter(self.config, plan)
         with CacheWriter(output, plan) as writer:
             is_new = not writer.done.any()
             invalidate_rows(raw, writer, options)

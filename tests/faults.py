@@ -675,8 +675,8 @@ def _patch(target: Any, name: str, value: Any) -> Callable[[ExitStack], None]:
 def _journal_first(stack: ExitStack) -> None:
     def commit(self: writer.CacheWriter) -> None:
         if self._waiting:
-            os.lseek(self._journal, 0, os.SEEK_END)
-            writer._write_all(self._journal, b"".join(self._waiting))
+            end = os.lseek(self._journal, 0, os.SEEK_END)
+            writer.pwrite_all(self._journal, memoryview(b"".join(self._waiting)), end)
             writer.sync_file(self._journal)
             self._waiting.clear()
 

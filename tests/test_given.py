@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vidcache.cache.builds import Manifest
 from vidcache.cache.format import Split
 from vidcache.errors import CacheError, InputError
 from vidcache.preprocess.split.config import SplitConfig, SplitOverrides, Splitter
 from vidcache.preprocess.split.groups import GroupBy
 from vidcache.preprocess.split.predefined import UNLISTED, expand, folder_splits, read_split_files
+from vidcache.spec import Spec
 
 DEFAULT = (0.70, 0.15, 0.15)
 PATHS = [b"Run/v_a_g01.avi", b"Run/v_b_g01.avi", b"Walk/sub/v_a_g02.mp4", b"Walk/v c 1.avi"]
@@ -210,7 +212,9 @@ ALL_TRAIN = [b"train/" + path.split(b"/", 1)[1] for path in MANY]
 
 def _fill(paths: list[bytes] = MANY, labels: object = LABELS, good: object = GOOD, **changes: object) -> list[int]:
     config = SplitConfig(source="folders", near_duplicates="off", **changes)  # type: ignore[arg-type]
-    splitter = Splitter(config, paths, labels, [b"a", b"b"], 1)  # type: ignore[arg-type]
+    rows = tuple(np.asarray(labels).tolist())
+    manifest = Manifest(Spec(), (b"a", b"b"), tuple(paths), rows, rows, rows, {"class_depth": 1})
+    splitter = Splitter(config, manifest)
     return splitter.assign({}, np.asarray(good)).split.tolist()
 
 

@@ -376,7 +376,7 @@ def test_a_disk_that_fills_up_stops_the_build_which_goes_on_when_there_is_room(
         assert {"c.h5.lock", "filler"} == {path.name for path in disk.iterdir()}
 
         # Room when it begins, none later: another program was faster.
-        monkeypatch.setattr(writer_module, "_check_space", lambda *_: None)
+        monkeypatch.setattr(writer_module, "check_space", lambda *_: None)
         monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 0)
         cache.write_bytes(old)
         with pytest.raises(

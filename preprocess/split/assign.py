@@ -11,7 +11,7 @@ import numpy.typing as npt
 import xxhash
 
 from vidcache.cache.format import Split
-from vidcache.preprocess.split.groups import merge_groups
+from vidcache.cache.leakage import connected
 from vidcache.text import plural, printable
 
 NUM_SPLITS = 3  # train, val and test; `Split.UNUSED` is none
@@ -86,13 +86,8 @@ def assign_splits(
 
     Returns:
         (N,) values of `Split`, never `Split.UNUSED`.
-
-    Raises:
-        ValueError: Not as many groups as paths.
     """
     ids = np.arange(len(paths)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    if ids.shape != (len(paths),):
-        raise ValueError(f"assign_splits: groups of shape {ids.shape} for {len(paths)} paths")
     split_of_group = np.full(len(paths), Split.TRAIN, np.uint8)
     for signatures in _components(paths, np.asarray(labels), np.flatnonzero(good), ids, seed):
         num_groups = [len(members) for members in signatures.values()]
@@ -122,7 +117,7 @@ def _components(paths: Sequence[bytes], labels: Ints, rows: Ints, ids: Ints, see
     order = sorted(members, key=lambda group: (xxhash.xxh3_64_intdigest(first_path[group], seed), first_path[group]))
     signature_of = {group: tuple(sorted(labels[members[group]].tolist())) for group in order}
     together = {(signature[0], label) for signature in signature_of.values() for label in signature}
-    component_of = merge_groups(np.arange(labels.max(initial=-1) + 1), sorted(together)).tolist()
+    component_of = connected(labels.max(initial=-1) + 1, np.array(sorted(together), np.int64).reshape(-1, 2)).tolist()
     components: dict[int, _Signatures] = {}
     for group, signature in signature_of.items():
         components.setdefault(component_of[signature[0]], {}).setdefault(signature, []).append(group)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from vidcache.cache.builds import Manifest
 from vidcache.cache.format import Split
 from vidcache.cache.leakage import leaks_between
 from vidcache.errors import CacheError, InputError
@@ -140,59 +141,48 @@ class Splitter:
 
     Raises InputError where a pattern or a list matches no video, a list cannot be read or contradicts itself, or the
     configuration comes from a cache and needs files.
-
-    Args:
-        config: How to split.
-        paths: (N,) sorted.
-        labels: (N,) class of each.
-        classes: Names, by label.
-        class_depth: Which part of a path is the class.
     """
 
-    def __init__(
-        self,
-        config: SplitConfig,
-        paths: Sequence[bytes],
-        labels: Sequence[int],
-        classes: Sequence[bytes],
-        class_depth: int,
-    ) -> None:
-        self._config, self._paths, self._labels, self._classes = config, paths, np.asarray(labels), classes
+    def __init__(self, config: SplitConfig, manifest: Manifest) -> None:
+        self._config, self._paths, self._classes = config, manifest.paths, manifest.classes
+        self._labels, class_depth = np.array(manifest.labels), int(manifest.attributes["class_depth"])
         if not config.has_files:
             raise InputError(
                 f"split: by {printable(str(config.group_by))} and {config.source}, but the cache does not store the "
                 "lists. Pass them again with --split-file or --group-by file:GROUPS.csv, or choose another split: "
                 "--group-by video --split 70/15/15"
             )
-        self._groups, self._notes = group_videos(paths, config.group_by, class_depth)
-        self._predefined = None
+        self._groups, self._notes = group_videos(self._paths, config.group_by, class_depth)
+        self._listed: npt.NDArray[np.uint8] | None = None
+        if config.source == "fractions":
+            return
         if config.source == "files":
-            self._predefined, where = read_split_files(config.files, paths), ", ".join(map(printable, config.files))
-            advice = "Give the list of the training videos too"
-        elif config.source == "folders":
-            self._predefined, where = folder_splits(paths, class_depth), "split"
+            listed, notes = read_split_files(config.files, self._paths)
+            where, advice = ", ".join(map(printable, config.files)), "Give the list of the training videos too"
+        else:
+            (listed, notes), where = folder_splits(self._paths, class_depth), "split"
             layout = "<class>/{train,val,test}/" if class_depth == 0 else "{train,val,test}/<class>/"
             advice = f"The folders must be RAW/{layout}; or choose fractions: --split 70/15/15"
-        if self._predefined:
-            if not (self._predefined.split == Split.TRAIN).any():
-                raise InputError(f"{where}: no video is for training (for example {printable(paths[0])}). {advice}")
-            self._notes += self._predefined.notes
+        if not (listed == Split.TRAIN).any():
+            example = printable(self._paths[0])
+            raise InputError(f"{where}: no video is for training (for example {example}). {advice}")
+        self._listed = np.minimum(listed, Split.UNUSED)
+        self._notes += notes
 
     def assign(self, facts: Any, good: npt.NDArray[np.bool_]) -> Assignment:
-        """Split the videos.
-
-        Args:
-            facts: Columns "status", "perceptual_hash" and "near_group".
-            good: (N,) which have a clip.
-        """
-        config, groups, notes = self._config, self._groups, list(self._notes)
-        listed = np.minimum(self._predefined.split, Split.UNUSED) if self._predefined else None
+        """Split the videos by columns "status", "perceptual_hash" and "near_group", and (N,) which have a clip."""
+        config, groups, notes, listed = self._config, self._groups, list(self._notes), self._listed
         if config.near_duplicates == "group":
             first = facts["near_group"]
             alike = np.flatnonzero((first >= 0) & (first != np.arange(len(first))))
-            if len(alike):
-                groups = merge_groups(groups, np.stack([first[alike], alike], axis=1))
-                notes += [] if self._predefined else [_describe_groups(np.union1d(first[alike], alike), groups)]
+            groups = merge_groups(groups, np.stack([first[alike], alike], axis=1)) if len(alike) else groups
+            if len(alike) and listed is None:
+                clips = np.union1d(first[alike], alike)
+                sizes = np.bincount(groups)[np.unique(groups[clips])]
+                notes.append(
+                    f"{plural(len(clips), 'clip')} look alike (copies, or cuts of one still scene) and stay together "
+                    f"in {plural(len(sizes), 'group')}, the largest of {sizes.max():,}"
+                )
         if listed is None:
             split = assign_splits(self._paths, self._labels, good, config.fractions, config.seed, groups)
             notes += describe_misfits(self._classes, self._labels[good], split[good], config.fractions)
@@ -201,7 +191,13 @@ class Splitter:
             filled = [part.name.lower() for part in Split if part in split and part not in listed]
             if filled:
                 notes.append(f"the given split has no {' and no '.join(filled)}: taken out of train, in whole groups")
-        notes += _describe_empty(split[good], config, len(np.unique(groups[good])))
+        empty = [p.name.lower() for p in (Split.VAL, Split.TEST) if config.fractions[p] and p not in split[good]]
+        if empty and good.sum() >= MIN_CLASS_CLIPS:
+            num_groups = plural(len(np.unique(groups[good])), "group")
+            notes.append(
+                f"no clip is in {' and '.join(empty)}: {num_groups} of {plural(int(good.sum()), 'clip')} are too few. "
+                "Use a finer --group-by, or --near-duplicates report"
+            )
         leaks = 0 if config.near_duplicates == "off" else len(leaks_between(facts, split).pairs)
         if leaks:
             notes.append(
@@ -223,21 +219,3 @@ class Splitter:
         paths = [self._paths[row] for row in rows.tolist()]
         split[rows] = assign_splits(paths, self._labels[rows], good[rows], fractions, self._config.seed, groups[rows])
         return split
-
-
-def _describe_empty(split: npt.NDArray[np.uint8], config: SplitConfig, num_groups: int) -> list[str]:
-    empty = [part.name.lower() for part in (Split.VAL, Split.TEST) if config.fractions[part] and part not in split]
-    if not empty or len(split) < MIN_CLASS_CLIPS:
-        return []
-    return [
-        f"no clip is in {' and '.join(empty)}: {plural(num_groups, 'group')} of {plural(len(split), 'clip')} are too "
-        "few. Use a finer --group-by, or --near-duplicates report"
-    ]
-
-
-def _describe_groups(clips: npt.NDArray[np.int64], groups: npt.NDArray[np.int32]) -> str:
-    sizes = np.bincount(groups)[np.unique(groups[clips])]
-    return (
-        f"{plural(len(clips), 'clip')} look alike (copies, or cuts of one still scene) and stay together in "
-        f"{plural(len(sizes), 'group')}, the largest of {sizes.max():,}"
-    )

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from vidcache.cache.leakage import connected
 from vidcache.errors import InputError
 from vidcache.preprocess.video.classes import VideoIndex, path_names, read_table
 from vidcache.text import plural, printable
@@ -22,15 +23,10 @@ _MAX_PATTERN = 4000  # a cache keeps it
 
 @dataclasses.dataclass(frozen=True)
 class GroupBy:
-    """The rule that says which videos belong together.
+    """The rule that says which videos belong together."""
 
-    Attributes:
-        by: "video" (each alone), "folder" (below the class folder), "regex" or "file".
-        argument: The pattern, or the path of the file; "" for the others.
-    """
-
-    by: Literal["video", "folder", "regex", "file"]
-    argument: str = ""
+    by: Literal["video", "folder", "regex", "file"]  # each alone, those in one folder below the class folder, ...
+    argument: str = ""  # the pattern, or the path of the file
 
     def __str__(self) -> str:
         """As a cache stores it: "regex PATTERN", or "file" and the name without its folder."""
@@ -75,7 +71,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
 def group_videos(
     paths: Sequence[bytes], group_by: GroupBy, class_depth: int = 0
 ) -> tuple[npt.NDArray[np.int32], list[str]]:
-    """Find the group of every video.
+    """Find the group of every video, (N,) numbered by first appearance, and what the user should know.
 
     A folder is a group of its own class: two classes may both have a folder "take1". A match of a pattern, or a name
     in a file, is one group in all classes. A video without folder, match or line is a group of its own.
@@ -83,12 +79,8 @@ def group_videos(
     Args:
         paths: (N,) paths below the raw folder, "/" between the parts.
         group_by: The rule.
-        class_depth: Which part of a path is the class: 0 in raw/<class>/, 1 in raw/<split>/<class>/; -1: none,
-            the whole folder of a video is its group. Folders of one name in one class are one group, also when they
-            lie in two splits.
-
-    Returns:
-        (N,) groups, numbered by first appearance, and what the user should know, a sentence each.
+        class_depth: Which part of a path is the class: 0 in raw/<class>/, 1 in raw/<split>/<class>/ (folders of one
+            name are one group, also when they lie in two splits); -1: none, the whole folder of a video is its group.
 
     Raises:
         InputError: The pattern or the file matches no video, or the file cannot be read or contradicts itself.
@@ -165,15 +157,9 @@ def merge_groups(ids: npt.ArrayLike, pairs: npt.ArrayLike) -> npt.NDArray[np.int
 
     Returns (N,) groups, numbered by first appearance.
     """
-    from scipy.sparse import coo_array  # not for --help
-    from scipy.sparse.csgraph import connected_components
-
     groups = np.unique(np.asarray(ids), return_inverse=True)[1].reshape(-1)
     edges = groups[np.asarray(pairs, np.int64).reshape(-1, 2)]
-    if len(edges):
-        graph = coo_array((np.ones(len(edges)), edges.T), shape=(len(groups), len(groups)))
-        groups = connected_components(graph, directed=False)[1][groups]
-    return _number(groups.tolist())
+    return _number(connected(len(groups), edges)[groups].tolist())
 
 
 def _number(keys: Sequence[object]) -> npt.NDArray[np.int32]:

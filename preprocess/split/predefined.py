@@ -94,14 +94,9 @@ def _read_text(file: Path, lines: Sequence[str], class_name: str, codes: dict[st
 
 
 class PredefinedSplit(NamedTuple):
-    """The split that lists or folders give.
+    """The split that lists or folders give, and what the user should know, a sentence each."""
 
-    Attributes:
-        split: (N,) uint8 values of `Split`; `UNLISTED` for videos that they leave out.
-        notes: What the user should know, a sentence each.
-    """
-
-    split: npt.NDArray[np.uint8]
+    split: npt.NDArray[np.uint8]  # (N,) values of `Split`; `UNLISTED` for videos that they leave out
     notes: tuple[str, ...]
 
 
@@ -110,10 +105,6 @@ def read_split_files(patterns: Sequence[str], paths: Sequence[bytes]) -> Predefi
 
     A video is named by its path, or the end of its path after a "/"; if there is none of that name, by a name that
     differs in the extension (data sets get converted).
-
-    Args:
-        patterns: Files, or shell patterns.
-        paths: (N,) relative paths.
 
     Raises:
         InputError: A pattern has no file, a file is no list, a name matches two videos, a video has two splits, or no
@@ -147,13 +138,7 @@ def read_split_files(patterns: Sequence[str], paths: Sequence[bytes]) -> Predefi
 
 
 def folder_splits(paths: Sequence[bytes], class_depth: int = 1) -> PredefinedSplit:
-    """Return the split that the names of folders give: train, val, test or a synonym.
-
-    Args:
-        paths: (N,) relative paths.
-        class_depth: Which part of a path is the class. 0: the folder in it names the split, RAW/<class>/<split>/;
-            else the first one.
-    """
+    """Return the split that the names of folders give: RAW/<class>/<split>/ for class depth 0, else RAW/<split>/."""
     part = 1 if class_depth == 0 else 0
     folders = [path.split(b"/")[:-1][part : part + 1] for path in paths]
     splits = [split_of_folder(*name) if name else None for name in folders]
@@ -167,11 +152,7 @@ def _unlisted_note(split: npt.NDArray[np.uint8], where: str) -> tuple[str, ...]:
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """Return the files that match, each pattern's sorted.
-
-    Raises:
-        InputError: A pattern has no file.
-    """
+    """Return the files that match, each pattern's sorted; raises InputError where there is none."""
     expanded: list[str] = []
     for pattern in patterns:
         # A file that exists is meant literally: names of data sets hold brackets.

@@ -71,10 +71,7 @@ def split_cache(
         config = SplitConfig.from_attributes(reader.attributes).override(overrides)
         columns = _current_columns(reader)
         manifest = _manifest(reader, columns, config)
-        splitter = Splitter(
-            config, manifest.paths, manifest.labels, manifest.classes, int(manifest.attributes["class_depth"])
-        )
-        assignment = splitter.assign(columns, columns["status"] != Status.FAILED)
+        assignment = Splitter(config, manifest).assign(columns, columns["status"] != Status.FAILED)
         up_to_date = (not reader.is_current_format or "near_group" in reader.columns) and all(
             reader.attributes.get(name) == value for name, value in manifest.attributes.items() if name != _ORIGIN
         )
@@ -115,15 +112,9 @@ def _manifest(reader: CacheReader, columns: Columns, config: SplitConfig) -> Man
     if not reader.is_current_format:
         # A newer file has no more of its videos than the old one: the next build decodes them again.
         attributes[_ORIGIN] = reader.decoded_format
-    return Manifest(
-        spec=reader.spec,
-        classes=tuple(os.fsencode(name) for name in reader.classes),
-        paths=tuple(columns["path"].tolist()),
-        labels=tuple(columns["label"].tolist()),
-        source_bytes=tuple(columns["source_bytes"].tolist()),
-        source_mtime_ns=tuple(columns["source_mtime_ns"].tolist()),
-        attributes=attributes,
-    )
+    names = ("path", "label", "source_bytes", "source_mtime_ns")
+    paths, labels, num_bytes, times = (tuple(columns[name].tolist()) for name in names)
+    return Manifest(reader.spec, tuple(map(os.fsencode, reader.classes)), paths, labels, num_bytes, times, attributes)
 
 
 def _current_columns(reader: CacheReader) -> Columns:
