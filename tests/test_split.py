@@ -134,11 +134,6 @@ def test_nothing_to_split() -> None:
     assert [0, 0] == assign_splits(_paths(2), [0, 1], [False, False], DEFAULT, 0, [0, 0]).tolist()
 
 
-def test_as_many_groups_as_paths() -> None:
-    with pytest.raises(ValueError, match=r"assign_splits: groups of shape \(3,\) for 2 paths"):
-        _assign([0, 0], groups=[1, 2, 3])
-
-
 # --- groups -------------------------------------------------------------------------------------
 
 # Videos as (class, group): groups that span classes, and many groups.
