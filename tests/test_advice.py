@@ -144,7 +144,7 @@ def test_what_a_resumed_run_advises_can_be_done(tmp_path: Path, monkeypatch: pyt
         assert 0 == call("other.h5", *flags, "--out", "new.pt")[0]
         code, said = call("one.h5", "--resume", "--freeze", "stem", "--cache-features", "2")
         assert 2 == code
-        assert "--cache-features 2: the run in best.run has None. Leave it out, or" in said
+        assert "--freeze stem: the run in best.run has none. Leave it out, or" in said
         assert 0 == call("one.h5", *flags, "--freeze", "stem", "--cache-features", "2", "--out", "third.pt")[0]
 
 

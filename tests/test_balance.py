@@ -1,5 +1,6 @@
 """Class balance against its definitions; steps, parts and processes: every clip once."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
+from vidcache.cache.reader import CacheReader
 from vidcache.train.config import TrainConfig
-from vidcache.train.data import StepPlan, TrainingData, audit, class_weights, epoch_rows, loss_weights
+from vidcache.train.data import StepPlan, TrainingData, audit, class_weights, epoch_rows
 
 label_lists = st.lists(st.integers(0, 5), min_size=1, max_size=200)
 
@@ -60,16 +62,20 @@ def test_an_unknown_balance_is_refused() -> None:
         epoch_rows(np.arange(3), np.zeros(3, np.int64), "all", 0, 1)
 
 
-def test_the_loss_is_weighted_only_where_asked() -> None:
-    labels = np.array([0, 0, 0, 1])
+def test_the_loss_is_weighted_only_where_asked(cache_file: Path) -> None:
+    with CacheReader(cache_file) as reader:
+        found = {
+            name: TrainingData.of(reader, TrainConfig(balance=name), "cpu").class_weights
+            for name in ("both", "loss", "sampler", "none")
+        }
+        labels = reader.labels[reader.rows("train")]
 
-    for balance in ("both", "loss"):
-        found = loss_weights(labels, 3, balance)
-        assert found is not None
-        assert found.dtype == np.float32
-        assert [4 / 6, 2.0, 0.0] == pytest.approx(found.tolist())
-    assert loss_weights(labels, 3, "sampler") is None
-    assert loss_weights(labels, 3, "none") is None
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    for name in ("both", "loss"):
+        assert pytest.approx(expected) == found[name]
+        assert found[name].dtype == np.float32  # type: ignore[union-attr]
+    assert found["sampler"] is None
+    assert found["none"] is None
 
 
 def test_the_audit_shows_that_both_overshoot() -> None:

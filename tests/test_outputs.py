@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from click.testing import CliRunner, Result
 
 from tests.helpers import TOOLS, make_cache, make_raw, tiny_models
-from tests.tiny_model import TinyModel
 from vidcache import cli, outputs
 from vidcache.cache.lock import build_folder
 from vidcache.cache.reader import CacheReader
@@ -31,7 +29,6 @@ from vidcache.preprocess.split.config import SplitOverrides
 from vidcache.preprocess.split.resplit import split_cache
 from vidcache.spec import Spec
 from vidcache.train import loop
-from vidcache.train import run_dir as place
 from vidcache.train.cli import main as vidtrain
 from vidcache.train.config import TrainConfig
 from vidcache.train.run import run_training
@@ -462,14 +459,6 @@ def test_a_run_that_is_there_is_kept_and_the_ways_out_are_named(place_: Path, le
     assert before == contents(place_)
 
 
-def test_it_is_said_before_torch_is_imported(place_: Path) -> None:
-    code = "import sys; from vidcache.train.cli import main as m; "
-    code += "status = None\ntry: m(sys.argv[1:])\nexcept SystemExit as e: status = e.code\n"
-    code += "assert status == 2 and 'torch' not in sys.modules, status"
-
-    subprocess.run([sys.executable, "-c", code, "learned.h5"], cwd=place_, check=True)
-
-
 def test_the_three_ways_out_work(place_: Path) -> None:
     old = (place_ / "best.pt").read_bytes()
 
@@ -556,20 +545,6 @@ def test_features_and_checkpoint_do_not_share_a_file(place_: Path) -> None:
 
     assert 2 == result.exit_code
     assert "new.pt: is read by this command" in result.stderr
-
-
-def test_space_for_the_checkpoints_is_asked_for_before_training(place_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = sum(tensor.nbytes for tensor in TinyModel(2).state_dict().values())
-    trained = sum(tensor.nbytes for tensor in TinyModel(2).parameters())
-    needed = weights + 2 * (weights + 2 * trained)
-    monkeypatch.setattr(place, "free_bytes", lambda _: needed - 1)
-
-    with pytest.raises(VidcacheError, match=rf"n\.pt: needs {needed:,} bytes with .*last\.pt, but its disk has"):
-        run_training([place_ / "learned.h5"], place_ / "n.pt", CONFIG)
-    assert not list((place_ / "n.run").iterdir())
-
-    monkeypatch.setattr(place, "free_bytes", lambda _: needed)
-    run_training([place_ / "learned.h5"], place_ / "n.pt", CONFIG)
 
 
 # --- numbers are printed where no file can be ------------------------------------------------------

@@ -1,7 +1,6 @@
 """Observers of a run: the terminal and TensorBoard (`vidcache.train.run` has the files); pictures of what it sees."""
 
 import dataclasses
-import io
 import math
 import time
 from collections.abc import Callable
@@ -22,16 +21,16 @@ from vidcache.errors import InputError
 from vidcache.eval.metrics import Metrics
 from vidcache.eval.report.plots import confusion_figure
 from vidcache.pixels import MEAN, STD
-from vidcache.plotting import Filmstrip, Pictures, to_png
+from vidcache.plotting import Filmstrip, Pictures
 from vidcache.spec import sample_indices
 from vidcache.text import plural, printable
 from vidcache.train.augment import augment, draw
 from vidcache.train.config import TrainConfig
+from vidcache.train.data import ClassAudit, audit
 from vidcache.train.distributed import device_name
 from vidcache.train.run_dir import TENSORBOARD, TRAIN_BATCH
 
 if TYPE_CHECKING:
-    from vidcache.train.data import ClassAudit
     from vidcache.train.loop import Trainer
 
 
@@ -173,7 +172,7 @@ class Reporter(Callback):
         super().__init__()
         self._console = console
         self.progress = Progress(console, "preparing", clock=clock)
-        self._epoch, self._best, self._is_computing = 0, "", False
+        self._phase, self._best = "", ""
         self._num_epochs = 0  # until the estimate of the duration has been shown
 
     def __enter__(self) -> Self:
@@ -203,17 +202,16 @@ class Reporter(Callback):
             f"batches of {plural(config.batch_size, 'clip')}, at most {plural(config.epochs, 'epoch')}"
         )
         self.on_note(f"precision: {'float32' if trainer.precision == 'off' else trainer.precision}")
-        self._show_audit(data.audit())
+        self._show_audit(audit(data.reader.classes, data.labels[data.rows], config.balance))
 
-    def _show_audit(self, audit: "list[ClassAudit]") -> None:
+    def _show_audit(self, entries: list[ClassAudit]) -> None:
         table = Table("class", "clips", "draws/epoch", "distinct", "loss weight", "effective weight")
-        for entry in audit:
-            numbers = (entry.expected_draws, entry.expected_distinct, entry.loss_weight, entry.effective_weight)
-            decimals = (1, 1, 2, 2)
-            cells = [f"{number:.{places}f}" for number, places in zip(numbers, decimals, strict=True)]
-            table.add_row(Text(printable(entry.class_name)), str(entry.num_clips), *cells)
+        for entry in entries:
+            draws = f"{entry.expected_draws:.1f}", f"{entry.expected_distinct:.1f}"
+            weights = f"{entry.loss_weight:.2f}", f"{entry.effective_weight:.2f}"
+            table.add_row(Text(printable(entry.class_name)), str(entry.num_clips), *draws, *weights)
         self._console.print(table)
-        present = sorted((entry for entry in audit if entry.num_clips), key=lambda entry: entry.effective_weight)
+        present = sorted((entry for entry in entries if entry.num_clips), key=lambda entry: entry.effective_weight)
         least, most = present[0], present[-1]
         ratio = most.effective_weight / least.effective_weight
         if ratio > 2:
@@ -224,23 +222,24 @@ class Reporter(Callback):
 
     def on_features(self, num_done: int, num_entries: int) -> None:
         """Move the bar."""
-        if not self._is_computing:
-            self._is_computing = True
-            self.progress.start_phase("features", "entries")
+        self._start_phase("features", "entries")
         self.progress.update(num_done, num_entries)
 
     def on_step(self, epoch: int, num_steps: int, sums: RunningMetrics) -> None:
         """Move the bar; print a line if verbose."""
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self.progress.start_phase(f"epoch {epoch}", "steps")
         numbers = f"{sums.clips_per_second:.1f} clips/s, data wait {sums.data_wait_fraction:.1%}"
         if sums.num_read:
             numbers = f"loss {sums.mean_loss:.4f}, accuracy {sums.accuracy:.1%}, {numbers}"
+        self._start_phase(f"epoch {epoch}", "steps")
         self.progress.update(sums.num_steps, num_steps, note=numbers + self._best)
         self._console.detail(f"epoch {epoch}, step {sums.num_steps} of {num_steps}: {numbers}")
         if sums.num_steps == num_steps:
-            self.progress.start_phase(f"epoch {epoch}: validating")
+            self._start_phase(f"epoch {epoch}: validating")
+
+    def _start_phase(self, name: str, unit: str = "") -> None:
+        if name != self._phase:
+            self._phase = name
+            self.progress.start_phase(name, unit)
 
     def on_epoch(self, result: EpochResult, metrics: Metrics, checkpoint: Callable[[bool], Checkpoint]) -> None:  # noqa: ARG002
         """Print a line, and after the first epoch how long the others may take."""
@@ -267,31 +266,22 @@ class TensorBoard(Callback):
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
             raise InputError("--tensorboard: not installed. pip install 'vidcache[tensorboard]'") from None
-        self._folder, self._first_epoch = folder, first_epoch
+        self._first_batch, self._first_epoch = folder / TRAIN_BATCH, first_epoch
         self._writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=first_epoch)
+        self.close = self._writer.close
 
     def on_epoch(self, result: EpochResult, metrics: Metrics, checkpoint: Callable[[bool], Checkpoint]) -> None:  # noqa: ARG002
         """Write the numbers, the confusion matrix, and once the first batch."""
         title = f"epoch {result.epoch}: {metrics.num_correct} of {metrics.num_clips} validation clips correct"
-        confusion = io.BytesIO(to_png(confusion_figure(metrics, title), 90))
-        self._writer.add_image("val/confusion", _pixels(confusion), result.epoch, dataformats="HWC")
+        self._writer.add_figure("val/confusion", confusion_figure(metrics, title), result.epoch)
         for name, value in dataclasses.asdict(result).items():
             if name not in ("epoch", "is_best"):
                 part, _, rest = name.partition("_")
                 tag = f"{part}/{rest}" if part in ("train", "val") else f"run/{name}"
                 self._writer.add_scalar(tag, value, result.epoch)
-        if result.epoch == self._first_epoch and (self._folder / TRAIN_BATCH).exists():
-            picture = _pixels(self._folder / TRAIN_BATCH)
-            self._writer.add_image("train/batch", picture, result.epoch, dataformats="HWC")
+        if result.epoch == self._first_epoch and self._first_batch.exists():
+            self._writer.add_image("train/batch", imread(self._first_batch), result.epoch, dataformats="HWC")
         self._writer.flush()
-
-    def close(self) -> None:
-        """Close the log."""
-        self._writer.close()
-
-
-def _pixels(png: Path | io.BytesIO) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return np.asarray(imread(png)[:, :, :3] * 255, np.uint8)
 
 
 def augmented_strips(

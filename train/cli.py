@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import re
 import time
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from vidcache.console import SafeConsole, echo
 from vidcache.errors import InputError, InterruptedRunError, MismatchError
 from vidcache.outputs import PICTURE, claim
 from vidcache.text import brief, plural, printable
-from vidcache.train.run_dir import LAST, claim_run, feature_path, inputs_of, run_folder
+from vidcache.train.run_dir import LAST, run_folder
 from vidcache.train.shutdown import GracefulShutdown
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
@@ -134,18 +133,7 @@ train_options = _add_all(
 @verbosity_options("every step")
 @json_option()
 @click.pass_context
-def main(
-    ctx: click.Context,
-    /,
-    caches: tuple[Path, ...],
-    out: Path,
-    resume: bool,
-    overwrite: bool,
-    fail_on_leaks: bool,
-    tensorboard: bool,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def main(ctx: click.Context, /, caches: tuple[Path, ...], out: Path, as_json: bool, **values: Any) -> None:
     """Fine-tune R3D-18 on CACHE; the model of the best epoch goes to best.pt, everything else to best.run/.
 
     Several caches of the same shape and classes are used as one. A run that was interrupted or killed continues with
@@ -156,44 +144,30 @@ def main(
     vidtrain cache.h5 --resume
     torchrun --nproc-per-node 2 -m vidcache.train cache.h5
     """
-    if resume and overwrite:
+    options = {name: values.pop(name) for name in ("resume", "overwrite", "fail_on_leaks", "tensorboard")}
+    if options["resume"] and options["overwrite"]:
         raise click.UsageError("--overwrite cannot be combined with --resume")
     if values["init"] and ctx.get_parameter_source("weights") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--weights cannot be combined with --init")
-    # Refuse in the first second what `run_training` would refuse after torch has been imported.
-    features = None if values["feature_views"] is None else feature_path(caches[0], values["feature_file"])
-    place = claim_run(out, inputs_of(caches, values["weights"], values["init"]), features, resume=resume)
-    if os.environ.get("RANK", "0") == "0":  # of torchrun: the first process may have begun already
-        place.check_unlocked()
-        if not resume and not overwrite:
-            place.check_vacant()
-
     from vidcache.train.config import TrainConfig
 
     config = TrainConfig.from_options(values, choose_device(values["device"]))
-    options = {"overwrite": overwrite, "fail_on_leaks": fail_on_leaks, "tensorboard": tensorboard, "resume": resume}
-    result = _run(caches, out, _resumed_config(ctx, out, config) if resume else config, options)
+    if options["resume"]:
+        config = _resumed_config(ctx, out, config)
+    result = _run(caches, out, config, options)
     if result is None:
         return
-    best, epoch = result.best, result.best_epoch
+    best, num_epochs, name = result.best, len(result.epochs), printable(out)
     SafeConsole(stderr=True).print(  # the result: also of a quiet run
         Text(
-            f"{printable(out)}: epoch {epoch} of {len(result.epochs)}, validation loss {best.val_loss:.4f}, "
+            f"{name}: epoch {best.epoch} of {num_epochs}, validation loss {best.val_loss:.4f}, "
             f"accuracy {best.val_accuracy:.1%}; {result.stopped_because}"
         ),
         soft_wrap=True,
     )
     if as_json:
-        echo_json(
-            {
-                "checkpoint": printable(out),
-                "best_epoch": epoch,
-                "num_epochs": len(result.epochs),
-                "val_loss": best.val_loss,
-                "val_accuracy": best.val_accuracy,
-                "stopped_because": result.stopped_because,
-            }
-        )
+        facts = {"checkpoint": name, "best_epoch": best.epoch, "num_epochs": num_epochs, "val_loss": best.val_loss}
+        echo_json({**facts, "val_accuracy": best.val_accuracy, "stopped_because": result.stopped_because})
 
 
 def _run(caches: tuple[Path, ...], out: Path, config: "TrainConfig", options: dict[str, bool]) -> "RunResult | None":
@@ -213,23 +187,15 @@ def _run(caches: tuple[Path, ...], out: Path, config: "TrainConfig", options: di
             if processes.is_main:
                 echo(f"Error: {_how_saved(saved, run_folder(out) / LAST)}", err=True)
 
+        # torchrun stops the others of one that died: that message comes first.
+        grace_seconds = 0.7 if processes.world_size == 1 else 4.0
         try:
-            with reporter, GracefulShutdown(on_request, on_exit) as shutdown:
-                if processes.world_size > 1:  # torchrun stops the others of one that died: that message comes first
-                    shutdown.grace_seconds = 4.0
+            with reporter, GracefulShutdown(on_request, on_exit, grace_seconds) as shutdown:
                 if not processes.is_main:
                     shutdown.halt_with(lambda: time.sleep(2))  # the main process saves
                 halting = Callback(on_setup=lambda trainer: shutdown.halt_with(trainer.halt))
-                result = run_training(
-                    caches,
-                    out,
-                    config,
-                    [reporter, halting],
-                    processes=processes,
-                    should_stop=shutdown.is_requested,
-                    command=command_line(),
-                    **options,
-                )
+                stop = {"should_stop": shutdown.is_requested, "command": command_line()}
+                result = run_training(caches, out, config, [reporter, halting], processes=processes, **options, **stop)
         except InterruptedRunError as error:
             raise InterruptedRunError(f"{error}. {_RESUME}") from None
         return result if processes.is_main else None
@@ -245,42 +211,42 @@ def _how_saved(saved: "Checkpoint | Exception | None", last: Path) -> str:
     return f"train: stopped in epoch {saved.epoch + 1}, after {num_steps} of its steps. {_RESUME}"
 
 
-def check_options(config: "TrainConfig") -> None:
-    """Raise a `ValueError` that names the option if a config has a value that the command does not accept."""
-    values = dataclasses.asdict(config) | dataclasses.asdict(config.strength)
-    for param in main.params:
-        value = values.get(param.name or "")
-        if isinstance(param.type, click.IntRange | click.FloatRange | click.Choice) and value is not None:
-            try:
-                param.type.convert(value, param, None)
-            except click.BadParameter as error:
-                raise ValueError(f"{param.name}: {error.message}") from None
-    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d{1,3})?", config.device):
-        raise ValueError(f"device: {brief(config.device)}")
-
-
 def _resumed_config(ctx: click.Context, out: Path, new: "TrainConfig") -> "TrainConfig":
     """Return the config of the run to resume; the command line must not contradict it."""
     from vidcache.train.run import FREE, resumed_config
 
-    old = resumed_config(out)
+    old, where = resumed_config(out), printable(run_folder(out))
     try:
-        check_options(old)
-    except ValueError as error:
-        where = printable(run_folder(out) / LAST)
-        raise MismatchError(f"{where}: invalid option ({error}). Train again with another --out") from None
+        _check_options(old)
+    except click.BadParameter as error:
+        reason = error.format_message().removesuffix(".")
+        raise MismatchError(f"{where}/{LAST}: {reason}. Train again with another --out") from None
     before, now = (dataclasses.asdict(config) | dataclasses.asdict(config.strength) for config in (old, new))
     sources = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
-    flags = {param.name or "": param.opts[0] for param in ctx.command.params}
-    given = {name for name in flags if name in now and ctx.get_parameter_source(name) in sources}
-    for name in sorted(given - FREE):
-        if before[name] != now[name]:
+    changes: dict[str, Any] = {"device": old.device}
+    for param in ctx.command.params:
+        name = param.name or ""
+        if name not in now or ctx.get_parameter_source(name) not in sources:
+            continue
+        if name in FREE:
+            changes[name] = now[name]
+        elif before[name] != now[name]:
             raise click.UsageError(
-                f"{flags[name]} {now[name]}: the run in {printable(run_folder(out))} has {before[name]}. Leave it out, "
-                "or begin a new run with another --out"
+                f"{param.opts[0]} {now[name]}: the run in {where} has {before[name]}. Leave it out, or begin a new run "
+                "with another --out"
             )
-    free = {name: now[name] for name in given & FREE}
-    return dataclasses.replace(old, **{**free, "device": choose_device(free.get("device", old.device))})
+    return dataclasses.replace(old, **{**changes, "device": choose_device(changes["device"])})
+
+
+def _check_options(config: "TrainConfig") -> None:
+    """Raise a `click.BadParameter` if a config has a value that the command does not accept."""
+    values = dataclasses.asdict(config) | dataclasses.asdict(config.strength)
+    for param in main.params:
+        value = values.get(param.name or "")
+        if isinstance(param.type, click.IntRange | click.FloatRange | click.Choice) and value is not None:
+            param.type.convert(value, param, None)
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d{1,3})?", config.device):
+        raise click.BadParameter(brief(config.device), param_hint="--device")
 
 
 @click.command(cls=Command)

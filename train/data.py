@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
-from typing import Protocol, cast
+from typing import Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from torch.utils.data import WeightedRandomSampler
 
 from vidcache.cache.leakage import describe_mirror_pairs, find_mirror_pairs
 from vidcache.cache.reader import Reader
-from vidcache.cache.stream import Batch, ClipSource, Rows, epoch_order, rank_slice, stream_chunks
+from vidcache.cache.stream import Batch, ClipSource, Rows, StreamOptions, epoch_order, rank_slice, stream_chunks
 from vidcache.errors import InputError
 from vidcache.pixels import normalize
 from vidcache.spec import sample_indices
@@ -69,13 +69,6 @@ def epoch_rows(
     return rows[np.fromiter(sampler, np.int64, len(rows))]
 
 
-def loss_weights(labels: npt.NDArray[np.int64], num_classes: int, balance: str) -> npt.NDArray[np.float32] | None:
-    """Return the (K,) class weights of the loss, or None when it is not weighted."""
-    if balance not in ("both", "loss"):
-        return None
-    return class_weights(labels, num_classes).astype(np.float32)
-
-
 @dataclasses.dataclass(frozen=True)
 class ClassAudit:
     """The effect of balancing on one class."""
@@ -109,28 +102,18 @@ def audit(classes: Sequence[str], labels: npt.NDArray[np.int64], balance: str) -
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """The training clips of a cache, as a config wants them.
-
-    Attributes:
-        reader: The cache.
-        config: Options of the run.
-        device: Where it trains.
-        rows: (n,) training rows.
-        labels: (N,) of all rows; permuted by `shuffle_labels`.
-        frames: (T',) frames of each clip; None for all.
-        class_weights: (K,) float32 weight of each class in the loss; None for 1.
-    """
+    """The training clips of a cache, as a config wants them."""
 
     reader: Reader
     config: TrainConfig
     device: torch.device
-    rows: Rows
-    labels: Rows
-    frames: Rows | None
-    class_weights: npt.NDArray[np.float32] | None
+    rows: Rows  # (n,) training rows
+    labels: Rows  # (N,) of all rows; permuted by `shuffle_labels`
+    frames: Rows | None  # (T',) frames of each clip; None for all
+    class_weights: npt.NDArray[np.float32] | None  # (K,) weight of each class in the loss; None for 1
 
     @classmethod
-    def of(cls, reader: Reader, config: TrainConfig, device: str) -> "TrainingData":
+    def of(cls, reader: Reader, config: TrainConfig, device: str) -> Self:
         """Find the training clips of a cache; `InputError` if there are none, or it does not support the config."""
         check_config(reader, config)
         rows = needed_rows(reader, "train")
@@ -140,21 +123,14 @@ class TrainingData:
             labels[known] = np.random.default_rng(config.seed).permutation(labels[known])
         num_used, num_frames = config.num_frames_used or reader.spec.num_frames, reader.spec.num_frames
         frames = None if num_used == num_frames else sample_indices(num_frames, num_used)
-        weights = loss_weights(labels[rows], len(reader.classes), config.balance)
+        is_weighted = config.balance in ("both", "loss")
+        weights = class_weights(labels[rows], len(reader.classes)).astype(np.float32) if is_weighted else None
         return cls(reader, config, torch.device(device), rows, labels, frames, weights)
 
     @property
     def num_frames(self) -> int:
         """Frames of a clip that the model sees (T')."""
         return self.reader.spec.num_frames if self.frames is None else len(self.frames)
-
-    def class_weights_on_device(self) -> torch.Tensor | None:
-        """Return the class weights as a tensor."""
-        return None if self.class_weights is None else torch.from_numpy(self.class_weights).to(self.device)
-
-    def audit(self) -> list[ClassAudit]:
-        """Compute what class balancing does to each class."""
-        return audit(self.reader.classes, self.labels[self.rows], self.config.balance)
 
     def order(self, epoch: int) -> Rows:
         """Return the (n,) rows of an epoch (from 1), in their order."""
@@ -189,16 +165,15 @@ class TrainingData:
 
     def stream(self, source: ClipSource, chunks: Sequence[Rows], labels: Rows, frames: Rows | None) -> Batches:
         """Read one batch for each chunk of rows ahead of the consumer."""
-        batches = stream_chunks(
-            source,
-            chunks,
+        config = self.config
+        options = StreamOptions(
             frames=frames,
             labels=labels,
             device=self.device,
-            num_threads=self.config.reader_threads,
-            verify=self.config.verify,
+            num_threads=config.reader_threads,
+            verify=config.verify,
         )
-        return cast(Batches, batches)
+        return cast(Batches, stream_chunks(source, chunks, **options))
 
 
 def needed_rows(reader: Reader, split: str) -> Rows:
@@ -212,10 +187,8 @@ def needed_rows(reader: Reader, split: str) -> Rows:
 def check_config(reader: Reader, config: TrainConfig) -> None:
     """Refuse a config that this cache or device does not support: `InputError`."""
     choose_precision(config.amp, torch.device(config.device))
-    for option, is_set in (
-        ("--amp bf16-prefix", config.amp == "bf16-prefix"),
-        ("--cache-features", config.feature_views is not None),
-    ):
+    options = {"--amp bf16-prefix": config.amp == "bf16-prefix", "--cache-features": config.feature_views is not None}
+    for option, is_set in options.items():
         if is_set and config.freeze == "none":
             raise InputError(f"{option}: needs frozen stages. Leave it out, or use --freeze stem or more")
     num_used, num_frames = config.num_frames_used or 1, reader.spec.num_frames
@@ -223,18 +196,8 @@ def check_config(reader: Reader, config: TrainConfig) -> None:
         raise InputError(f"{reader.name}: --num-frames {num_used}: a clip has {num_frames} frames")
 
 
-class Loader(Protocol):
-    """Gives batches, and makes of a batch what the part of the model that trains takes."""
-
-    def stream(self, chunks: Sequence[Rows], epoch: int | None) -> Batches:
-        """Read a batch for each chunk of rows ahead, for an epoch (from 1); None: no augmentation."""
-
-    def inputs(self, batch: Batch, epoch: int | None) -> torch.Tensor:
-        """Return (B, C, T', H', W') on the device: the result of the frozen stages."""
-
-
 class ClipLoader:
-    """Clips of a cache: augmented with the draws of the epoch, then put through the frozen stages.
+    """Gives batches of clips, and makes of a batch what the part of the model that trains takes.
 
     Args:
         data: The clips.
@@ -244,12 +207,12 @@ class ClipLoader:
     def __init__(self, data: TrainingData, run_frozen: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._data, self._run_frozen = data, run_frozen
 
-    def stream(self, chunks: Sequence[Rows], epoch: int | None) -> Batches:  # noqa: ARG002
-        """Read ahead: the same clips in every epoch."""
+    def stream(self, chunks: Sequence[Rows], epoch: int | None) -> Batches:  # noqa: ARG002 -- the same in every epoch
+        """Read a batch for each chunk of rows ahead, for an epoch (from 1); None: no augmentation."""
         return self._data.stream(self._data.reader, chunks, self._data.labels, self._data.frames)
 
     def inputs(self, batch: Batch, epoch: int | None) -> torch.Tensor:
-        """Augment, normalise, and run the frozen stages."""
+        """Return (B, C, T', H', W') on the device: the clips after augmentation and the frozen stages."""
         return self._run_frozen(self.pixels(batch, epoch))
 
     def pixels(self, batch: Batch, epoch: int | None) -> torch.Tensor:

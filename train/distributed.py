@@ -73,12 +73,12 @@ class Processes:
 
     def check_equal(self, **facts: Any) -> None:
         """Refuse processes that were given different files or options: `MismatchError`."""
-        first, *others = self.gather(facts)
-        for number, other in enumerate(others, 1):
-            for name, value in other.items():
-                if value != first[name]:
+        everyone = self.gather(facts)
+        for name, expected in everyone[0].items():
+            for number, other in enumerate(everyone):
+                if other[name] != expected:
                     raise MismatchError(
-                        f"train: {name} of process {number} is {value}, but {first[name]} of process 0. Give all "
+                        f"train: {name} of process {number} is {other[name]}, but {expected} of process 0. Give all "
                         "processes the same files and options"
                     )
 
@@ -179,8 +179,7 @@ def torch_flags(*, deterministic: bool) -> Iterator[None]:
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic_before = torch.get_deterministic_debug_mode()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
         torch.use_deterministic_algorithms(True)
@@ -189,7 +188,7 @@ def torch_flags(*, deterministic: bool) -> Iterator[None]:
         yield
     finally:
         cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
-        torch.use_deterministic_algorithms(was_deterministic, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(deterministic_before)
 
 
 @contextlib.contextmanager
@@ -204,9 +203,8 @@ def oom_hint(batch_size: int, accumulate: int, world_size: int, num_frames: int)
         advice = "Try fewer --num-frames, or a cache of smaller frames"
         if at_once > 1:
             half = at_once // 2 * world_size
-            advice = (
-                f"Try --batch-size {half * accumulate}, or the same with --grad-accum-steps {-(-batch_size // half)}"
-            )
+            parts = -(-batch_size // half)
+            advice = f"Try --batch-size {half * accumulate}, or the same with --grad-accum-steps {parts}"
         reason = " ".join(str(error).split())[:120]
         raise VidcacheError(
             f"train: out of memory with {at_once} clips of {num_frames} frames at once ({reason}). {advice}"

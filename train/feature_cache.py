@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import h5py
 import numpy as np
@@ -29,6 +29,7 @@ from vidcache.errors import CacheError, InterruptedRunError, LockedError, Vidcac
 from vidcache.files import free_bytes, open_regular, pread_all, sync_folder
 from vidcache.outputs import FEATURES, claim
 from vidcache.text import plural, printable
+from vidcache.train.data import ClipLoader
 from vidcache.train.run_dir import feature_path
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ _MAGIC, _VERSION = b"vidfeats", 2  # version 1 had a journal: such a file is com
 _BLOCK_BYTES, _HASH_BYTES = 4096, 16
 
 
-class FeatureLoader:
-    """A `vidcache.train.data.Loader` that reads features: in epoch e, view (e - 1) % K of each clip.
+class FeatureLoader(ClipLoader):
+    """Reads features in the place of clips, as a `ClipSource`: in epoch e, view (e - 1) % K of each clip.
 
     Args:
         trainer: The run; the main process computes the features first if they are not there.
@@ -52,8 +53,8 @@ class FeatureLoader:
     """
 
     def __init__(self, trainer: "Trainer") -> None:
-        data, config = trainer.data, trainer.config
-        self._trainer, self._data = trainer, data
+        super().__init__(trainer.data, trainer.run_frozen)
+        data, config, self._trainer = trainer.data, trainer.config, trainer
         caches = [reader.path for reader in getattr(data.reader, "readers", [data.reader])]
         self.path = claim(feature_path(caches[0], config.feature_file), FEATURES, caches)
         views = config.feature_views or 0
@@ -68,21 +69,17 @@ class FeatureLoader:
         trainer.processes.run_on_main(self._find_or_compute)
         self._open()
 
-    # --- a loader ---------------------------------------------------------------------------------
-
     def stream(self, chunks: Sequence[Rows], epoch: int | None) -> Generator[Batch, None, None]:
         """Read the view of this epoch ahead."""
         view = -1 if epoch is None else (epoch - 1) % (self._entries.shape[1] - 1)
         entries = [self._entries[chunk, view] for chunk in chunks]
-        with contextlib.closing(self._data.stream(self, entries, self._data.labels[self.rows], None)) as batches:
+        with contextlib.closing(self._data.stream(self, entries, self.labels, None)) as batches:
             for batch in batches:
                 yield dataclasses.replace(batch, rows=self.rows[batch.rows])
 
     def inputs(self, batch: Batch, epoch: int | None) -> torch.Tensor:  # noqa: ARG002 -- known when it was read
         """Return the bytes as the bfloat16 numbers that they are, in the dtype of the part that trains."""
         return self._trainer.to_head(batch.clips.view(torch.bfloat16).permute(0, 4, 1, 2, 3))
-
-    # --- a `vidcache.cache.stream.ClipSource` -----------------------------------------------------------
 
     @property
     def labels(self) -> Rows:
@@ -109,8 +106,6 @@ class FeatureLoader:
                 )
         return out
 
-    # --- the file -----------------------------------------------------------------------------------
-
     def _describe(self) -> tuple[tuple[int, ...], bytes]:
         """Return the (T', H', W', C) of an entry, and a hash of everything that the file depends on."""
         data, config, trainer = self._data, self._trainer.config, self._trainer
@@ -131,9 +126,8 @@ class FeatureLoader:
 
     def _open(self) -> None:
         """Open the file; `CacheError` if it is damaged, of other features, or of another version."""
-        self._file = open_regular(self.path)
         with contextlib.ExitStack() as on_error:
-            on_error.callback(self.close)
+            self._file = on_error.enter_context(open_regular(self.path))
             magic, key, places, check = [*self._file.read(_BLOCK_BYTES).split(b"\n"), b"", b"", b"", b""][:4]
             if (magic, key, check) != (_MAGIC, self._key, xxhash.xxh3_128_hexdigest(places).encode()):
                 raise CacheError(f"{printable(self.path)}: not the features of this run")
@@ -161,24 +155,25 @@ class FeatureLoader:
         self._trainer.tell("on_note", f"{what}: computing them into {where} ({free / 1e9:.1f} GB free there)", False)
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        with os.fdopen(descriptor, "r+b") as lock:
+        with os.fdopen(descriptor, "r+b") as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise LockedError(f"{where}: another run is computing it. Wait for that run") from None
             try:
-                self._compute(temporary)
+                self._compute(temporary, file)
                 temporary.replace(self.path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
         sync_folder(self.path.parent)
 
-    def _compute(self, path: Path) -> None:
+    def _compute(self, path: Path, data: BinaryIO) -> None:
+        """Write the file; `data` is it, opened and locked."""
         count, trainer = len(self.rows), self._trainer
         size = -(-trainer.config.batch_size // trainer.config.accumulate)
         try:
-            with h5py.File(path, "w", userblock_size=_BLOCK_BYTES, locking=False) as file:  # it is locked already
+            with h5py.File(path, "w", userblock_size=_BLOCK_BYTES, locking=False) as file:
                 file["rows"], file["views"] = self.rows, self.views
                 hashes_offset = create_dataset(file, "hashes", np.dtype("u1"), (count, _HASH_BYTES)).get_offset()
                 offset = create_dataset(file, "features", np.dtype("<u2"), (count, *self.shape)).get_offset()
@@ -187,9 +182,8 @@ class FeatureLoader:
         parts = np.split(np.arange(count), np.flatnonzero(np.diff(self.views)) + 1)
         chunks = [part[start : start + size] for part in parts for start in range(0, len(part), size)]
         hashes = b""
-        stream = trainer.clips.stream([self.rows[chunk] for chunk in chunks], None)
-        with contextlib.closing(stream) as batches, path.open("r+b") as data:
-            data.seek(offset)
+        data.seek(offset)
+        with contextlib.closing(trainer.clips.stream([self.rows[chunk] for chunk in chunks], None)) as batches:
             for chunk, batch in zip(chunks, batches, strict=True):
                 view = int(self.views[chunk[0]])
                 features = trainer.clips.inputs(batch, None if view < 0 else view + 1)
@@ -199,12 +193,12 @@ class FeatureLoader:
                 trainer.tell("on_features", int(chunk[-1]) + 1, count)
                 if trainer.should_stop():
                     raise InterruptedRunError("train: stopped while features were computed; they are computed again")
-            data.seek(hashes_offset)
-            data.write(hashes)
-            places = b"%d %d %d" % (offset, hashes_offset, data.seek(0, os.SEEK_END))
-            data.flush()
-            os.fsync(data.fileno())
-            data.seek(0)  # the header last: a file with one is complete
-            data.write(b"\n".join([_MAGIC, self._key, places, xxhash.xxh3_128_hexdigest(places).encode(), b""]))
-            data.flush()
-            os.fsync(data.fileno())
+        data.seek(hashes_offset)
+        data.write(hashes)
+        places = b"%d %d %d" % (offset, hashes_offset, data.seek(0, os.SEEK_END))
+        data.flush()
+        os.fsync(data.fileno())
+        data.seek(0)  # the header last: a file with one is complete
+        data.write(b"\n".join([_MAGIC, self._key, places, xxhash.xxh3_128_hexdigest(places).encode(), b""]))
+        data.flush()
+        os.fsync(data.fileno())

@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 from vidcache.cache.reader import Reader
 from vidcache.cache.stream import Batch, rank_slice
 from vidcache.checkpoint import Checkpoint
-from vidcache.errors import InterruptedRunError, MismatchError, VidcacheError
+from vidcache.errors import InterruptedRunError, VidcacheError
 from vidcache.eval.inference import Predictions, join_predictions, predict
 from vidcache.eval.metrics import compute_metrics
 from vidcache.model import R3D18, build_model, copy_to_cpu, kinetics_path, state_on_cpu
 from vidcache.train.callbacks import Callback, EpochResult, RunningMetrics, RunResult
 from vidcache.train.config import TrainConfig
-from vidcache.train.data import ClipLoader, Loader, StepPlan, TrainingData, needed_rows
+from vidcache.train.data import ClipLoader, StepPlan, TrainingData, needed_rows
 from vidcache.train.distributed import Processes, autocast, choose_precision, oom_hint, sync_batch_norm, torch_flags
 from vidcache.train.feature_cache import FeatureLoader
 from vidcache.train.resume import TrainingState, load_pretrained, restore
@@ -76,15 +76,7 @@ def train(
 
 
 class Trainer:
-    """A run: model, optimizer, and how far it is. The arguments are those of `train`.
-
-    Attributes:
-        model: On the device; its first stages may be frozen.
-        loader: Gives batches, and turns them into the input of the part that trains.
-        precision: One of `vidcache.train.distributed.PRECISIONS`.
-        results: Of the epochs that are done.
-        sums: Of the epoch that is being trained.
-    """
+    """A run: model, optimizer, and how far it is. The arguments are those of `train`."""
 
     def __init__(
         self,
@@ -102,7 +94,7 @@ class Trainer:
         position = (resume.epoch, resume.training["sums"]["num_steps"]) if resume else None
         options, reader = dataclasses.asdict(config), data.reader
         processes.check_equal(cache=reader.fingerprint, split=reader.split_hash, options=options, position=position)
-        self.model = self._build_model(resume)
+        self.model = self._build_model(resume)  # on the device
         self.precision = resume.training["precision"] if resume else choose_precision(config.amp, data.device)
 
         # The frozen stages give constants; the rest trains, on several processes as a DistributedDataParallel.
@@ -121,9 +113,10 @@ class Trainer:
         fused = data.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(self.parameters, config.lr, weight_decay=config.weight_decay, fused=fused)
         self.scaler = torch.amp.GradScaler(data.device.type, enabled=self.precision == "fp16")
-        self.class_weights = data.class_weights_on_device()
+        weights = data.class_weights
+        self.class_weights = None if weights is None else torch.from_numpy(weights).to(data.device)
         self.clips = ClipLoader(data, self.run_frozen)
-        self.loader: Loader = self.clips
+        self.loader = self.clips  # or a `FeatureLoader`
 
         self.stopping = EarlyStopping(config.min_delta, config.patience, config.min_epochs)
         self.results: list[EpochResult] = []
@@ -152,9 +145,12 @@ class Trainer:
                 self.run_epoch(len(self.results) + 1)
                 if self.processes.any(self.should_stop()) and not self.is_over():
                     raise InterruptedRunError(f"train: stopped after epoch {len(self.results)}")
-        ended = RunResult(tuple(self.results), self.stopping.best_epoch, self._why_over())
-        self.tell("on_end", ended)
-        return ended
+        reason, config = f"all {self.config.epochs} epochs are done", self.config
+        if self.stopping.should_stop(len(self.results)):
+            reason = f"early stopping: no improvement > {config.min_delta:g} for {config.patience} epochs"
+        result = RunResult(tuple(self.results), self.stopping.best_epoch, reason)
+        self.tell("on_end", result)
+        return result
 
     def run_epoch(self, epoch: int) -> None:
         """Train an epoch (from 1), validate, and report its result."""
@@ -184,8 +180,6 @@ class Trainer:
         data, processes = self.data, self.processes
         plans = data.plan(data.order(epoch), processes.rank, processes.world_size)
         first = self.sums.num_steps
-        if first > len(plans):
-            raise MismatchError(f"train: epoch {epoch} has {len(plans)} steps, but {first} are done. Use another --out")
         parts = [rows for plan in plans[first:] for rows in plan.parts]
         held = contextlib.nullcontext() if data.device.type == "cpu" else self.lock
         self._clock = time.perf_counter()
@@ -214,15 +208,11 @@ class Trainer:
         if self.data.device.type == "cpu":  # a forward pass changes batch norm statistics: `halt` takes them back
             self.buffers_before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self.optimizer.zero_grad(set_to_none=True)
-        for part, rows in enumerate(plan.parts):  # gradient accumulation
+        for part in range(len(plan.parts)):  # gradient accumulation
             # Data: uint8 clips on the device.
             asked = time.perf_counter()
             batch = next(batches)
             sums.waited_seconds += time.perf_counter() - asked
-            if len(batch.rows) != len(rows):
-                raise VidcacheError(
-                    f"train: got a batch of {len(batch.rows)} clips, expected {len(rows)}: please report it"
-                )
             # Forward: augmentation and frozen stages, then what trains. Only the last part shares its gradients.
             inputs = self.loader.inputs(batch, epoch)
             no_sync = self.ddp.no_sync if self.ddp and part < len(plan.parts) - 1 else contextlib.nullcontext
@@ -262,12 +252,9 @@ class Trainer:
         """Sum the losses of the last steps over all processes and copy them to the host; each has to be finite."""
         if not self.unread:
             return
-        totals, num_clips = zip(*self.unread, strict=True)
         sums, step = self.sums, self.sums.num_steps - len(self.unread)
-        self.unread.clear()
-        for (loss, num_correct), count in zip(
-            self.processes.all_reduce_sum(torch.stack(totals)).tolist(), num_clips, strict=True
-        ):
+        totals = self.processes.all_reduce_sum(torch.stack([total for total, _ in self.unread])).tolist()
+        for (loss, num_correct), (_, num_clips) in zip(totals, self.unread, strict=True):
             step += 1
             if not math.isfinite(loss):
                 lr = self.optimizer.param_groups[0]["lr"]
@@ -275,9 +262,10 @@ class Trainer:
                     f"train: loss is {loss} at step {step} of epoch {epoch} (learning rate {lr:g}). "
                     "Lower --lr; nothing was saved from it"
                 )
-            sums.loss += loss * count
+            sums.loss += loss * num_clips
             sums.num_correct += num_correct
-            sums.num_read += count
+            sums.num_read += num_clips
+        self.unread.clear()
 
     def validate(self) -> Predictions:
         """Predict all validation clips, each in one process; all processes get all predictions."""
@@ -372,9 +360,3 @@ class Trainer:
             with contextlib.closing(self.clips.stream([rows], 1)) as batches:
                 batch = next(batches)
                 self.tell("on_first_batch", self.clips.pixels(batch, 1), batch)
-
-    def _why_over(self) -> str:
-        config = self.config
-        if self.stopping.should_stop(len(self.results)):
-            return f"early stopping: no improvement > {config.min_delta:g} for {config.patience} epochs"
-        return f"all {config.epochs} epochs are done"

@@ -41,7 +41,6 @@ from vidcache.train.run_dir import (
     claim_run,
     feature_path,
     inputs_of,
-    run_folder,
 )
 
 # Options that may change when a run is resumed; on another device it is not the same bit for bit.
@@ -138,9 +137,13 @@ def run_training(
         note = processes.run_on_main(lambda: _check_leaks(reader, run.fail_on_leaks))
         for callback in callbacks if processes.is_main else ():
             callback.on_note(note, False)
-        lock = processes.run_on_main(lambda: _begin(place, run))
-        if processes.is_main and lock is not None:
-            opened.callback(os.close, lock)
+
+        def begin() -> None:
+            opened.enter_context(place.lock())
+            if not run.resume and not run.overwrite:
+                place.check_vacant()
+
+        processes.run_on_main(begin)
         last = _last_checkpoint(place.folder / LAST, reader, config) if run.resume else None
         files = RunFiles(place, reader, caches, run.command, last)
         processes.run_on_main(lambda: files.find_best() if last else None)
@@ -163,20 +166,6 @@ def _check_leaks(reader: Reader, fail: bool) -> str:
     return f"duplicate check: {leaks.in_words}{': see vidcache leaks' if len(leaks.pairs) else ''}"
 
 
-def _begin(place: RunDir, run: RunOptions) -> int | None:
-    """Lock a run; None where there is nothing to resume."""
-    if run.resume and not place.folder.exists():
-        return None
-    lock = place.lock()
-    try:
-        if not run.resume and not run.overwrite:
-            place.check_vacant()
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
-
-
 class RunFiles(Callback):
     """Writes the files of a run.
 
@@ -193,13 +182,15 @@ class RunFiles(Callback):
         self._best_hash = last.training.get("best", "") if last else ""
         self._best = place.out.resolve()
         self._next_best = self._best.with_name(f".{self._best.name}.next")
-        earlier = read_json(self._folder / CONFIG).get("command") if last else command
+        if last:  # a resumed run keeps the command of its beginning
+            earlier = read_json(self._folder / CONFIG).get("command")
+            command = earlier if type(earlier) is str else ""
         self._facts = {
             "caches": [str(path) for path in caches],
             "checkpoint": place.out.name,
             "fingerprint": reader.fingerprint,
             "split_hash": reader.split_hash,
-            "command": earlier if type(earlier) is str else "",  # a resumed run keeps that of its beginning
+            "command": command,
         }
 
     def find_best(self) -> None:
@@ -211,8 +202,6 @@ class RunFiles(Callback):
 
     def on_setup(self, trainer: "loop.Trainer") -> None:
         """Put the run in the place of an earlier one, now that its model is ready to train."""
-        weights = sum(tensor.nbytes for tensor in trainer.model.state_dict().values())
-        self._place.check_space(weights, sum(parameter.nbytes for parameter in trainer.parameters))
         text = json.dumps({**self._facts, "config": dataclasses.asdict(trainer.config)}, indent=2) + "\n"
         if self._is_new:
             leftovers = self._place.leftovers()
@@ -266,18 +255,12 @@ class RunFiles(Callback):
         )
 
     def _write_results(self) -> None:
-        write_text_atomically(self._folder / METRICS, metrics_csv(self._results))
-        draw_curves([dataclasses.asdict(result) for result in self._results], self._folder / CURVES)
-
-
-def metrics_csv(results: Sequence[EpochResult]) -> str:
-    """Return metrics.csv: one line per epoch, the fields of `EpochResult`."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in dataclasses.fields(EpochResult)], lineterminator="\n")
-    table.writeheader()
-    for result in results:
-        table.writerow({**dataclasses.asdict(result), "is_best": int(result.is_best)})
-    return text.getvalue()
+        results, text = [dataclasses.asdict(result) for result in self._results], io.StringIO()
+        table = csv.DictWriter(text, [field.name for field in dataclasses.fields(EpochResult)], lineterminator="\n")
+        table.writeheader()
+        table.writerows({**result, "is_best": int(result["is_best"])} for result in results)
+        write_text_atomically(self._folder / METRICS, text.getvalue())
+        draw_curves(results, self._folder / CURVES)
 
 
 def _hash_or_none(path: Path) -> str | None:
@@ -289,12 +272,10 @@ def _hash_or_none(path: Path) -> str | None:
 
 def resumed_config(out: Path) -> TrainConfig:
     """Return the config of the run that can be resumed; InputError if there is none, MismatchError if it is damaged."""
-    return _load_last(run_folder(out) / LAST)[1]
+    return _load_last(claim_run(out, (), resume=True).folder / LAST)[1]
 
 
 def _load_last(path: Path) -> tuple[Checkpoint, TrainConfig]:
-    if not path.exists():
-        raise InputError(f"{printable(path)}: missing: there is no run to resume. Train without --resume")
     last = Checkpoint.load(path)
     try:
         return last, TrainConfig.from_dict(last.config)

@@ -1,20 +1,20 @@
 """Where a run is written: best.pt where the user wants it, everything else in best.run/ beside it."""
 
+import contextlib
 import dataclasses
 import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vidcache.cli import beside
-from vidcache.errors import InputError, LockedError, VidcacheError
-from vidcache.files import follow, free_bytes, read_json
+from vidcache.errors import InputError, LockedError
+from vidcache.files import follow, read_json
 from vidcache.outputs import CHECKPOINT, FEATURES, PICTURE, begins, claim, claim_folder
 from vidcache.text import printable
 
 CONFIG, RESULT, LAST, METRICS = "config.json", "result.json", "last.pt", "metrics.csv"
 CURVES, TRAIN_BATCH, TENSORBOARD = "curves.png", "train_batch.png", "tensorboard"
-_PNG = begins("a picture", b"\x89PNG\r\n\x1a\n")  # older versions left no mark in theirs
 _FILES = {
     LAST: CHECKPOINT,
     CONFIG: begins("the options of a run", b'{\n  "caches": ['),
@@ -37,28 +37,25 @@ class RunDir:
     out: Path
     folder: Path
 
-    def lock(self) -> int:
-        """Make the folder and lock it, until the descriptor that is returned is closed; else `LockedError`.
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder, and keep other runs out of it; `LockedError` if one writes there.
 
         Where a file system cannot lock folders (NFS), nothing keeps a second run out.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                other = "another run is writing it. Wait for that run, or choose another --out"
+                raise LockedError(f"{printable(self.out)}: {other}") from None
+            except OSError:
+                pass
+            yield
+        finally:
             os.close(descriptor)
-            raise LockedError(
-                f"{printable(self.out)}: another run is writing it. Wait for that run, or choose another --out"
-            ) from None
-        except OSError:
-            pass
-        return descriptor
-
-    def check_unlocked(self) -> None:
-        """Raise a `LockedError` at once if another process writes a run there."""
-        if self.folder.exists():
-            os.close(self.lock())
 
     def check_vacant(self) -> None:
         """Raise an `InputError` that names the ways out if there is a run."""
@@ -78,21 +75,6 @@ class RunDir:
         files = (self.out, *(self.folder / name for name in (RESULT, METRICS, CURVES, TRAIN_BATCH)), *logs)
         return [path for path in files if path.is_file()]
 
-    def check_space(self, weight_bytes: int, trained_bytes: int) -> None:
-        """Raise a `VidcacheError` if the checkpoints of a run do not fit on the disk.
-
-        For each of `trained_bytes`, those of the weights that train, Adam keeps two more.
-        """
-        best, last = weight_bytes, weight_bytes + 2 * trained_bytes
-        present = sum(path.stat().st_size for path in (self.out, self.folder / LAST) if path.is_file())
-        needed = best + 2 * last - present  # a checkpoint is written beside the one that it replaces
-        free = free_bytes(self.folder)
-        if needed > free:
-            raise VidcacheError(
-                f"{printable(self.out)}: needs {needed:,} bytes with {printable(self.folder / LAST)}, but its disk "
-                f"has {free:,} free. Free some space, or choose another --out"
-            )
-
 
 def claim_run(out: Path, inputs: Iterable[Path], features: Path | None = None, *, resume: bool = False) -> RunDir:
     """Check that a run replaces no file that no run has written, and none that it reads.
@@ -104,7 +86,8 @@ def claim_run(out: Path, inputs: Iterable[Path], features: Path | None = None, *
         resume: The run that is there continues; its checkpoints are checked elsewhere.
 
     Raises:
-        InputError: A file or folder there is not of a run, of the run of another checkpoint, or an input.
+        InputError: A file or folder there is not of a run, of the run of another checkpoint, or an input; or there is
+            no run to resume.
         MismatchError: Something else is where a checkpoint is to be written.
     """
     inputs, where = () if resume else tuple(inputs), printable(out)
@@ -113,8 +96,11 @@ def claim_run(out: Path, inputs: Iterable[Path], features: Path | None = None, *
         raise InputError(f"{where}: is the name of the folder of a run. Choose an --out like best.pt")
     place = RunDir(out, follow(run_folder(out)))
     if resume:
+        last = place.folder / LAST
+        if not last.exists():
+            raise InputError(f"{printable(last)}: missing: there is no run to resume. Train without --resume")
         for name in _FILES.keys() - {LAST}:
-            claim(place.folder / name, _PNG if _FILES[name] is PICTURE else _FILES[name])
+            claim(place.folder / name, _FILES[name])
     else:
         claim_folder(place.folder, _FILES, inputs, neutral=TENSORBOARD)
     owner = read_json(place.folder / CONFIG).get("checkpoint")

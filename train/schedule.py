@@ -17,16 +17,11 @@ def learning_rate(step: int, num_steps: int, lr: float, schedule: str = "none", 
         step: Step of the run, from 0.
         num_steps: Steps of the whole run, warm-up included.
         lr: Peak learning rate.
-        schedule: One of `SCHEDULES`.
+        schedule: One of `SCHEDULES`; else `ValueError`.
         num_warmup_steps: Steps of the warm-up; 0 for none.
-
-    Raises:
-        ValueError: The schedule is unknown, or the step is not in [0, num_steps).
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule {schedule!r}, expected one of {', '.join(SCHEDULES)}")
-    if not 0 <= step < num_steps:
-        raise ValueError(f"step {step}, expected 0 to {num_steps - 1}")
     if step < num_warmup_steps:
         return lr * (step + 1) / num_warmup_steps
     if schedule == "none":
@@ -37,37 +32,24 @@ def learning_rate(step: int, num_steps: int, lr: float, schedule: str = "none", 
 
 @dataclasses.dataclass
 class EarlyStopping:
-    """Early stopping on the validation loss.
+    """Early stopping on the validation loss. Field names are those of checkpoints.
 
     The best epoch is the one with the lowest loss, by however little, from the first epoch on. An epoch is an
     improvement when its loss is below that of the last improvement by more than `min_delta`; `patience` epochs in a
-    row without improvement end the run, but never before `min_epochs`. Field names are those of checkpoints.
-
-    Attributes:
-        min_delta: Decrease of the loss that counts as an improvement.
-        patience: Epochs without improvement.
-        min_epochs: The earliest epoch that can be the last.
-        best_loss: Loss of the best epoch.
-        best_epoch: From 1; 0 before the first epoch.
-        progress_loss: Loss of the last improvement.
-        num_without_progress: Epochs since then.
+    row without improvement end the run, but never before `min_epochs`.
     """
 
     min_delta: float = 1e-2
     patience: int = 3
     min_epochs: int = 5
     best_loss: float = math.inf
-    best_epoch: int = 0
-    progress_loss: float = math.inf
-    num_without_progress: int = 0
+    best_epoch: int = 0  # from 1; 0 before the first epoch
+    progress_loss: float = math.inf  # of the last improvement
+    num_without_progress: int = 0  # epochs since then
 
     def update(self, epoch: int, loss: float) -> bool:
-        """Take in the validation loss of an epoch (from 1); returns whether it is the best so far.
-
-        Raises:
-            ValueError: The loss is not finite: comparing with it would go wrong silently.
-        """
-        if not math.isfinite(loss):
+        """Take in the finite validation loss of an epoch (from 1); returns whether it is the best so far."""
+        if not math.isfinite(loss):  # comparing with it would go wrong silently
             raise ValueError(f"epoch {epoch}: validation loss is {loss}, expected a finite number")
         is_best = loss < self.best_loss
         if is_best:

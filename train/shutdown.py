@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM: a run stops after the step that it is in, or in the middle of a long one, and can be resumed."""
 
-import math
 import os
 import signal
 import threading
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.checkpoint import Checkpoint
 
-GRACE_SECONDS = 0.7  # for the step that is being done; saving takes another second
 _REPEAT_SECONDS = 1.0  # a signal that comes this soon is the same one: torchrun and a batch system both pass it on
 
 
@@ -20,25 +18,31 @@ class GracefulShutdown:
 
     A thread receives the signals: Python's handlers wait for the end of an operation of torch, which may take minutes
     on a CPU. A later signal ends the process at once. Before `halt_with` there is nothing to save, and the first one
-    interrupts whatever is being done. `on_exit` is called before the process is ended with exit code 130: with the
-    checkpoint that was saved, the error of saving it, or None where nothing was saved.
+    interrupts whatever is being done.
+
+    Args:
+        on_request: Called when a run is asked to stop.
+        on_exit: Called before the process is ended with exit code 130: with the checkpoint that was saved, the error
+            of saving it, or None where nothing was saved.
+        grace_seconds: For the step that is being done; saving takes another second.
     """
 
     def __init__(
-        self, on_request: Callable[[], None], on_exit: "Callable[[Checkpoint | Exception | None], None]"
+        self,
+        on_request: Callable[[], None],
+        on_exit: "Callable[[Checkpoint | Exception | None], None]",
+        grace_seconds: float = 0.7,
     ) -> None:
         self._on_request, self._on_exit = on_request, on_exit
         self._halt: Callable[[], Checkpoint | None] | None = None
-        self.grace_seconds = GRACE_SECONDS
-        self._requested_at = math.inf
+        self._requested = threading.Event()
+        self._timer = threading.Timer(grace_seconds, self._halt_and_exit)
+        self._timer.daemon = True
         self._handlers_before: dict[int, Any] = {}
-        self._deciding = threading.Lock()  # who ends the process: the run itself, or `_halter`
-        self._halter: threading.Thread | None = None
-        self._over = threading.Event()
 
     def is_requested(self) -> bool:
         """Whether the run is to stop."""
-        return self._requested_at < math.inf
+        return self._requested.is_set()
 
     def halt_with(self, halt: "Callable[[], Checkpoint | None]") -> None:
         """Request from now on, and halt with this function a run that does not stop in time."""
@@ -55,11 +59,9 @@ class GracefulShutdown:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self._deciding:
-            self._over.set()
-            halter = self._halter
-        if halter:
-            halter.join()  # it ends the process
+        self._timer.cancel()
+        if self._timer.is_alive():  # where it was too late to cancel, it ends the process
+            self._timer.join()
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
@@ -72,31 +74,25 @@ class GracefulShutdown:
                 before(number, frame)
             raise KeyboardInterrupt
         # Nothing else: it may run long after the signal, in the middle of what is not to be interrupted.
-        self._requested_at = min(time.monotonic(), self._requested_at)
+        self._requested.set()
 
     def _listen(self) -> None:
         """Read the numbers of the signals as they arrive, whatever the run is doing."""
-        first_at = math.inf
+        first_at = None
         while number := os.read(self._reading, 1):
-            now = time.monotonic()
             if number[0] not in self._handlers_before:
                 continue
-            if first_at == math.inf:
-                first_at, self._requested_at = now, min(now, self._requested_at)
-                threading.Thread(target=self._halt_later, name="halt", daemon=True).start()
+            if first_at is None:
+                first_at = time.monotonic()
+                self._requested.set()
+                self._timer.start()
                 if self._halt:
                     self._on_request()
-            elif now - first_at > _REPEAT_SECONDS and not self._over.wait(0.5):  # the run may be ending by itself
+            elif time.monotonic() - first_at > _REPEAT_SECONDS:
                 self._exit(None)
         os.close(self._reading)
 
-    def _halt_later(self) -> None:
-        if self._over.wait(self.grace_seconds):
-            return
-        with self._deciding:
-            if self._over.is_set():
-                return
-            self._halter = threading.current_thread()
+    def _halt_and_exit(self) -> None:
         result: Checkpoint | Exception | None = None
         try:
             result = self._halt() if self._halt else None
