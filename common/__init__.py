@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vidcache.pixels import normalize
     from vidcache.preprocess.build import build_cache
     from vidcache.spec import Spec
-    from vidcache.train.run import train_cache as train
+    from vidcache.train.run import run_training as train
 
     __version__: str
 

@@ -106,7 +106,7 @@ def test_a_checkpoint_gives_the_options_of_its_run_unless_they_are_given(trained
     assert ("none", 4, 1, "linear") == tuple(found[name] for name in ("freeze", "batch_size", "accumulate", "augment"))
     refused = call(cache, "--ckpt", tmp_path / "odd.pt")
     assert 5 == refused.exit_code
-    assert "odd.pt: options of another vidcache (" in refused.stderr
+    assert "odd.pt: options of another version of vidcache (" in refused.stderr
     assert ("stem", 2, 2, "none") == tuple(given[name] for name in ("freeze", "batch_size", "accumulate", "augment"))
 
 

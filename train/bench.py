@@ -31,8 +31,7 @@ from vidcache.cli import (
     verbosity_options,
 )
 from vidcache.console import Progress, SafeConsole, echo
-from vidcache.errors import MismatchError
-from vidcache.text import plural, printable
+from vidcache.text import plural
 from vidcache.train.cli import main as vidtrain
 
 if TYPE_CHECKING:
@@ -82,17 +81,13 @@ def bench(
     vidcache bench cache.h5 --ckpt best.pt --batch-size 8
     """
     from vidcache.cache.reader import open_caches
-    from vidcache.checkpoint import Checkpoint
     from vidcache.train.config import TrainConfig
+    from vidcache.train.run import load_run
 
     chosen, config = choose_device(device), TrainConfig()
     with open_caches(caches) as reader, Progress(progress_console(), "measuring") as shown:
         if ckpt:
-            try:
-                config = TrainConfig.from_dict(Checkpoint.load(ckpt).config)
-            except ValueError as error:
-                advice = "Leave --ckpt out"
-                raise MismatchError(f"{printable(ckpt)}: options of another vidcache ({error}). {advice}") from None
+            config = load_run(ckpt)[1]
         if chosen == "cpu":
             config = dataclasses.replace(config, batch_size=2)
         default = click.core.ParameterSource.DEFAULT

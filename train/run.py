@@ -59,12 +59,13 @@ class RunOptions:
     should_stop: Callable[[], bool] = lambda: False  # called after every step; True writes last.pt and stops the run
 
 
-def train_cache(
+def run_training(
     cache: str | Path | Sequence[str | Path],
     out: str | Path = "best.pt",
     config: TrainConfig | None = None,
-    *,
     callbacks: Sequence[Callback] = (),
+    *,
+    processes: Processes | None = None,
     **options: Any,
 ) -> RunResult:
     """Fine-tune a model on a cache, as `vidtrain` does: this is `vidcache.train`.
@@ -75,8 +76,9 @@ def train_cache(
     Args:
         cache: The cache, or several of the same shape and classes that are used as one.
         out: Checkpoint to write.
-        config: The options; None makes them of `options`.
-        callbacks: Observers.
+        config: The options; None makes them of `options`. To resume, those of `resumed_config`.
+        callbacks: Observers, called after the files are written.
+        processes: This process among several, of which only the main one writes; None is the only one.
         options: Fields of `RunOptions`; without a config also those of `TrainConfig` and `Strength`: `epochs=5`,
             `lr=3e-4`, `weights="none"`, `flip=0`, ... The device is cuda if there is one, else cpu.
 
@@ -97,37 +99,14 @@ def train_cache(
     >>> result.best_epoch, result.best.val_accuracy  # doctest: +SKIP
     (2, 0.875)
     """
-    caches = [Path(cache)] if isinstance(cache, str | Path) else [Path(path) for path in cache]
-    names = {field.name for field in dataclasses.fields(RunOptions)}
-    others = {name: value for name, value in options.items() if name in names}
-    values = {name: value for name, value in options.items() if name not in names}
+    caches = [Path(path) for path in ([cache] if isinstance(cache, str | Path) else cache)]
+    run = RunOptions(**{field.name: options.pop(field.name, field.default) for field in dataclasses.fields(RunOptions)})
     if config is None:
-        config = TrainConfig.from_options(values, choose_device(values.pop("device", None)))
-    elif values:
-        raise TypeError(f"train() got a config and its option {next(iter(values))}: give one of them")
-    return run_training(caches, Path(out), config, callbacks, **others)
-
-
-def run_training(
-    caches: Sequence[Path],
-    out: Path,
-    config: TrainConfig,
-    callbacks: Sequence[Callback] = (),
-    *,
-    processes: Processes | None = None,
-    **options: Any,
-) -> RunResult:
-    """Train with all files of a run; of several processes, only the main one writes. See `train_cache`.
-
-    Args:
-        caches: The cache, or several that are used as one.
-        out: Checkpoint to write.
-        config: The options; to resume, those of `resumed_config`.
-        callbacks: Further observers, called after the files are written.
-        processes: This process among several; None is the only one.
-        options: Fields of `RunOptions`.
-    """
-    processes, run = processes or Processes(device=config.device), RunOptions(**options)
+        config = TrainConfig.from_options(options, choose_device(options.pop("device", None)))
+    elif options:
+        raise TypeError(f"train() got a config and its option {next(iter(options))}: give one of them")
+    processes = processes or Processes(device=config.device)
+    out = Path(out)
     features = None if config.feature_views is None else feature_path(caches[0], config.feature_file)
     place = claim_run(out, inputs_of(caches, config.weights, config.init), features, resume=run.resume)
     with open_caches(caches) as reader, processes.watch(), contextlib.ExitStack() as opened:
@@ -272,13 +251,14 @@ def _hash_or_none(path: Path) -> str | None:
 
 def resumed_config(out: Path) -> TrainConfig:
     """Return the config of the run that can be resumed; InputError if there is none, MismatchError if it is damaged."""
-    return _load_last(claim_run(out, (), resume=True).folder / LAST)[1]
+    return load_run(claim_run(out, (), resume=True).folder / LAST)[1]
 
 
-def _load_last(path: Path) -> tuple[Checkpoint, TrainConfig]:
-    last = Checkpoint.load(path)
+def load_run(path: Path) -> tuple[Checkpoint, TrainConfig]:
+    """Load a checkpoint and the config of its run; MismatchError if it is damaged or has unknown options."""
+    checkpoint = Checkpoint.load(path)
     try:
-        return last, TrainConfig.from_dict(last.config)
+        return checkpoint, TrainConfig.from_dict(checkpoint.config)
     except ValueError as error:
         raise MismatchError(
             f"{printable(path)}: options of another version of vidcache ({error}). Use the vidcache that made it, or "
@@ -288,7 +268,7 @@ def _load_last(path: Path) -> tuple[Checkpoint, TrainConfig]:
 
 def _last_checkpoint(path: Path, reader: Reader, config: TrainConfig) -> Checkpoint:
     """Load last.pt, and check that it is of this cache and these options."""
-    last, saved = _load_last(path)
+    last, saved = load_run(path)
     check_match(last, reader, printable(path), advice="Continue with its own cache, or use another --out")
     before, now = dataclasses.asdict(saved), dataclasses.asdict(config)
     for name in now.keys() - FREE:
