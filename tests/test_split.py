@@ -48,13 +48,17 @@ def test_small_classes(n: int, expected: tuple[int, int, int]) -> None:
         assert expected == split_counts(n, (0.2, 0.6, 0.2)) == split_counts(n, (0.1, 0.2, 0.7))
 
 
-def test_fractions_are_percentages_or_shares() -> None:
-    assert pytest.approx(DEFAULT) == parse_fractions("70/15/15")
-    assert pytest.approx((0.8, 0.2, 0)) == parse_fractions("0.8/0.2/0")
-    for text in ("33.4/33.3/33.3", "0.7/0.2/0.1"):  # floats that sum to almost 100 and almost 1
-        assert pytest.approx([float(part) / (100 if "33" in text else 1) for part in text.split("/")]) == (
-            parse_fractions(text)
-        )
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("70/15/15", DEFAULT),
+        ("0.8/0.2/0", (0.8, 0.2, 0)),
+        ("33.4/33.3/33.3", (0.334, 0.333, 0.333)),  # floats that sum to almost 100, and almost 1
+        ("0.7/0.2/0.1", (0.7, 0.2, 0.1)),
+    ],
+)
+def test_fractions_are_percentages_or_shares(text: str, expected: tuple[float, float, float]) -> None:
+    assert pytest.approx(expected) == parse_fractions(text)
 
 
 @pytest.mark.parametrize(
@@ -104,16 +108,6 @@ def test_videos_that_are_their_own_groups_are_cut_in_the_order_of_their_hashes(
     assert expected.tolist() == _assign(labels, fractions, seed).tolist()
     numbers = [7 * row + 3 for row in range(len(labels))][::-1]
     assert expected.tolist() == _assign(labels, fractions, seed, numbers).tolist()
-
-
-def test_groups_of_one_signature_are_cut_in_the_order_of_their_first_paths() -> None:
-    paths, groups = _paths(40), np.arange(40) // 2
-    order = sorted(range(20), key=lambda group: xxhash.xxh3_64_intdigest(paths[2 * group], seed=5))
-    train, val, _ = split_counts(20, DEFAULT)
-    expected = np.zeros(20, np.uint8)
-    expected[order[train : train + val]], expected[order[train + val :]] = Split.VAL, Split.TEST
-
-    assert expected.repeat(2).tolist() == _assign([0] * 40, seed=5, groups=groups).tolist()
 
 
 def test_adding_a_video_moves_few_others() -> None:
@@ -174,17 +168,6 @@ def test_no_way_to_split_a_few_groups_is_better(videos: list[tuple[int, int]], f
     assert _best_score(labels, groups, fractions) == _score(labels, split, groups, fractions)
 
 
-@pytest.mark.slow
-def test_no_way_to_split_seven_groups_of_three_classes_is_better() -> None:
-    rng = np.random.default_rng(3)
-    for _ in range(2):
-        labels, groups = rng.integers(0, 3, 40).tolist(), rng.integers(0, 7, 40).tolist()
-
-        split = _assign(labels, groups=groups).tolist()
-
-        assert _best_score(labels, groups, DEFAULT) == _score(labels, split, groups, DEFAULT)
-
-
 @settings(deadline=None)
 @given(st.one_of(SPANNING, MANY), st.data(), FRACTIONS)
 def test_a_group_is_never_parted(
@@ -228,16 +211,6 @@ def test_of_equally_good_ways_the_first_signatures_are_in_the_first_splits() -> 
     found = divide_groups([[1, 1], [2, 2]], [1, 1], (0.5, 0.0, 0.5))
 
     assert [[1, 0, 0], [0, 0, 1]] == found.tolist()
-
-
-def test_groups_change_the_split_and_another_seed_takes_other_groups() -> None:
-    groups = np.arange(120) // 3
-
-    first, second = (_assign([0] * 120, seed=seed, groups=groups) for seed in (0, 1))
-
-    assert (_assign([0] * 120) != first).any()
-    assert (first != second).any()
-    assert [84, 18, 18] == np.bincount(first).tolist() == np.bincount(second).tolist()
 
 
 def test_the_split_does_not_depend_on_the_numbers_of_the_groups_or_the_order_of_the_rows() -> None:
@@ -326,18 +299,6 @@ def test_no_move_and_no_swap_makes_it_better(seed: int, num_groups: int, num_cla
     assert cost[0] <= cost[missing == missing.min()].min() + 1e-9
 
 
-@pytest.mark.parametrize("max_groups", [9, 0])
-def test_a_class_of_three_groups_is_in_all_splits_whatever_it_costs(
-    max_groups: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two groups of three in train and none in val would be nearer to 70/15/15."""
-    monkeypatch.setattr(assign, "_MAX_GROUPS", max_groups)
-
-    split = _assign([0] * 153, groups=[0] * 50 + [1] * 51 + [2] * 52)
-
-    assert [52, 50, 51] == np.bincount(split).tolist() or [52, 51, 50] == np.bincount(split).tolist()
-
-
 def test_sizes_without_a_common_divisor_are_weighed_exactly_enough() -> None:
     """The costs of such classes as whole numbers would need more than 64 bits."""
     table = np.array([[999_983, 0], [0, 700_001], [499_979, 3], [11, 524_287], [65_537, 8_191]])
@@ -345,17 +306,6 @@ def test_sizes_without_a_common_divisor_are_weighed_exactly_enough() -> None:
     best_missing, best_cost = min(zip(*map(np.ndarray.tolist, _table_score(table, ways)), strict=True))
 
     assert (best_missing, pytest.approx(best_cost, rel=1e-6)) == _divided_score(table)
-
-
-def test_a_large_class_is_near_what_was_wanted() -> None:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 10, 5000)
-
-    split = _assign(labels, groups=labels * 1000 + rng.integers(0, 300, 5000))
-
-    for label in range(10):
-        counts = np.bincount(split[labels == label])
-        assert max(abs(counts - split_counts(counts.sum(), DEFAULT))) <= 1
 
 
 def test_few_clips_of_real_recordings_are_in_another_split_than_wanted() -> None:

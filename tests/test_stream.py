@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from tests.helpers import make_cache
 from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import epoch_order, stream_batches
-from vidcache.errors import CacheError
 from vidcache.spec import Spec
 
 
@@ -84,22 +83,6 @@ def test_at_most_prefetch_batches_are_read_ahead(reader: CacheReader, monkeypatc
     stream.close()
 
 
-@pytest.mark.parametrize(("threads", "parts"), [(1, [5]), (2, [2, 3]), (4, [1, 1, 1, 2]), (7, [1] * 5)])
-def test_all_threads_read_a_part_of_each_batch(
-    reader: CacheReader, monkeypatch: pytest.MonkeyPatch, threads: int, parts: list[int]
-) -> None:
-    sizes: list[int] = []
-    real = reader.read
-    monkeypatch.setattr(
-        reader, "read", lambda rows, *args, **more: sizes.append(len(rows)) or real(rows, *args, **more)
-    )
-
-    (batch,) = stream_batches(reader, reader.rows()[:5], 5, num_threads=threads)
-
-    assert parts == sorted(sizes)
-    assert (real(batch.rows) == batch.clips.numpy()).all()
-
-
 MEMORY = """
 import re, sys
 from pathlib import Path
@@ -137,17 +120,6 @@ def test_an_error_in_a_thread_surfaces(reader: CacheReader) -> None:
     assert [0, 1, 3] == [int(next(stream).rows[0]) for _ in range(3)]
     with pytest.raises(ValueError, match="row 2 has no clip"):
         next(stream)
-
-
-def test_a_file_cut_while_streaming_surfaces(cache_file: Path, tmp_path: Path) -> None:
-    import os
-    import shutil
-
-    shutil.copy(cache_file, tmp_path / "c.h5")
-    with CacheReader(tmp_path / "c.h5") as reader:
-        os.truncate(tmp_path / "c.h5", 30_000)
-        with pytest.raises(CacheError, match="it was cut while open"):
-            list(stream_batches(reader, reader.rows(), 4))
 
 
 def test_leaving_early_stops_the_threads(reader: CacheReader) -> None:
