@@ -8,7 +8,6 @@ import mmap
 import os
 import re
 import struct
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -127,18 +126,6 @@ def claim_folder(folder: Path, files: Mapping[str, Kind], inputs: Iterable[Path]
     for name, kind in files.items():
         claim(place / name, kind, inputs)
     return place
-
-
-def why_not_writable(folder: Path) -> OSError | None:
-    """Return what keeps files out of a folder, which may not exist yet; None if nothing does."""
-    place = folder.absolute()
-    while not os.path.lexists(place):
-        place = place.parent
-    try:
-        tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
-        return error
-    return None
 
 
 def name_of(head: bytes) -> str:

@@ -7,29 +7,16 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from vidcache.cli import (
-    Command,
-    choose_device,
-    command_line,
-    device_option,
-    echo_json,
-    json_option,
-    option,
-    progress_console,
-    seed_option,
-    verbosity_options,
-    version_option,
-)
-from vidcache.console import Progress, SafeConsole, echo
+from vidcache import cli
+from vidcache.cli import option
+from vidcache.console import Progress, SafeConsole
 from vidcache.errors import VidcacheError
-from vidcache.files import write_text_atomically
-from vidcache.outputs import PAGE, PICTURE, begins, claim_folder, why_not_writable
-from vidcache.text import printable, to_csv
+from vidcache.outputs import PAGE, PICTURE, begins, claim_folder
+from vidcache.text import printable
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
     from vidcache.cache.reader import Reader
     from vidcache.checkpoint import Checkpoint
-    from vidcache.eval.evaluate import Evaluation
     from vidcache.model import R3D18
 
 FILES = {
@@ -41,58 +28,32 @@ FILES = {
     "per_class.png": PICTURE,
     "report.html": PAGE,
 }
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_SPLIT = click.Choice(["train", "val", "test"])
+_TTA = click.Choice(["none", "flip"])
+_VIEWS = "Average predictions over N temporal views (models trained with fewer frames)."
+_COMPARE = "Another checkpoint to compare with, on the same clips."
+_BESIDE = "best.eval beside best.pt"
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=cli.Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("caches", metavar="CACHE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@option(
-    "--ckpt",
-    group="Model",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default="best.pt",
-    help="Checkpoint of vidtrain.",
-)
-@option(
-    "--compare",
-    group="Model",
-    metavar="CKPT",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=None,
-    help="Another checkpoint to compare with, on the same clips.",
-)
-@option("--split", group="Data", type=click.Choice(["train", "val", "test"]), default="test", help="Split to evaluate.")
-@option(
-    "--tta",
-    group="Data",
-    type=click.Choice(["none", "flip"]),
-    default="none",
-    help="flip: average with the mirror image.",
-)
-@option(
-    "--views",
-    "num_views",
-    group="Data",
-    type=click.IntRange(1),
-    default=1,
-    help="Average predictions over N temporal views (models trained with fewer frames).",
-)
+@option("--ckpt", group="Model", type=_FILE, default="best.pt", help="Checkpoint of vidtrain.")
+@option("--compare", group="Model", metavar="CKPT", type=_FILE, help=_COMPARE)
+@option("--split", group="Data", type=_SPLIT, default="test", help="Split to evaluate.")
+@option("--tta", group="Data", type=_TTA, default="none", help="flip: average with the mirror image.")
+@option("--views", "num_views", group="Data", type=click.IntRange(1), default=1, help=_VIEWS)
 @option("--batch-size", group="Data", type=click.IntRange(1), default=16, help="Clips per batch.")
-@device_option()
-@seed_option(help="Random seed of the bootstrap.")
-@option(
-    "--out",
-    envvar="VIDCACHE_EVAL_OUT",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=None,
-    show_default="best.eval beside best.pt",
-    help="Folder of the results.",
-)
+@cli.device_option()
+@cli.seed_option(help="Random seed of the bootstrap.")
+@option("--out", envvar="VIDCACHE_EVAL_OUT", type=_FOLDER, show_default=_BESIDE, help="Folder of the results.")
 @click.option("--explain", is_flag=True, help="Show the evidence for each mistake in the report (Grad-CAM).")
 @option("--verify", group="Data", is_flag=True, help="Compare each clip with its hash.")
 @click.option("--allow-mismatch", is_flag=True, help="Accept a cache with other content or another split.")
-@version_option()
-@verbosity_options()
-@json_option()
+@cli.version_option()
+@cli.verbosity_options()
+@cli.json_option()
 def main(
     caches: tuple[Path, ...],
     ckpt: Path,
@@ -125,21 +86,20 @@ def main(
     from vidcache.eval.inference import is_of
     from vidcache.eval.intervals import compare as compare_predictions
     from vidcache.eval.report.build import Subject, render_report
-    from vidcache.eval.report.files import changed_clips, read_run_log
+    from vidcache.eval.report.files import changed_clips, read_run_log, result_files, write_results
     from vidcache.eval.report.plots import explainer
 
-    options = EvalOptions(split, choose_device(device), batch_size, num_views, tta == "flip", verify, seed)
+    options = EvalOptions(split, cli.choose_device(device), batch_size, num_views, tta == "flip", verify, seed)
     where = printable(ckpt)
-    comparison, changed = None, []
-    with open_caches(caches) as reader, Progress(progress_console(), "loading", "clips") as progress:
+    comparison: dict[str, Any] | None = None
+    changed: list[dict[str, str]] = []
+    failure: OSError | None = None
+    with open_caches(caches) as reader, Progress(cli.progress_console(), "loading", "clips") as progress:
         checkpoint, model = _load(ckpt, reader, options.device, allow_mismatch)
         other = _load(compare, reader, options.device, allow_mismatch) if compare else None
         check_views(checkpoint, options, where)  # before the work, as everything that can be refused
         if compare and other:
             check_views(other[0], options, printable(compare))
-        failure = why_not_writable(folder)
-        if failure:
-            echo(f"Warning: {_not_written(folder, failure)}, only printed", err=True)
         progress.start_phase("predicting", "clips")
         evaluation = evaluate(reader, checkpoint, options, model, where, progress.update)
         summary = {
@@ -160,47 +120,28 @@ def main(
                 comparison["conclusion"] += f" But {' and '.join(foreign)} may have been trained on these clips."
             changed = changed_clips(reader, evaluation.predictions, predictions)
             summary["comparison"] = comparison
-        summary["report"] = None if failure else printable(folder / "report.html")
-        log = read_run_log(ckpt, checkpoint)
-        commands = tuple(filter(None, (printable(log.command), command_line())))
-        subject = Subject(reader, checkpoint, where, log, commands, mismatch=not is_of(checkpoint, reader))
+        summary["report"] = printable(folder / "report.html")
         progress.start_phase("writing the report")
+        log = read_run_log(ckpt, checkpoint)
+        commands = tuple(filter(None, (printable(log.command), cli.command_line())))
+        subject = Subject(reader, checkpoint, where, log, commands, mismatch=not is_of(checkpoint, reader))
         draw = explainer(model, checkpoint, options.device) if explain else None
-        page = render_report(subject, evaluation, explain=draw, comparison=comparison, changed=changed)
-        try:
-            if not failure:  # rendered before anything is written: no new numbers beside an old page
-                _write(folder, summary, reader, evaluation, changed, page)
+        files = result_files(reader, evaluation, summary, changed)
+        page = render_report(
+            subject, evaluation, files["confusion.png"], explain=draw, comparison=comparison, changed=changed
+        )
+        try:  # rendered before anything is written: no new numbers beside an old page
+            write_results(folder, {**files, "report.html": page.encode()})
         except OSError as error:
             failure, summary["report"] = error, None
     if as_json:
-        echo_json(summary)
+        cli.echo_json(summary)
     else:
         _show(SafeConsole(), summary)
     if failure:
-        raise VidcacheError(f"{_not_written(folder, failure)}. Choose another folder with --out")
-
-
-def _write(
-    folder: Path,
-    summary: dict[str, Any],
-    reader: "Reader",
-    evaluation: "Evaluation",
-    changed: list[dict[str, str]],
-    page: str,
-) -> None:
-    from vidcache.eval.report.files import write_results
-
-    write_results(folder, summary, reader, evaluation.predictions, evaluation.metrics)
-    if "comparison" in summary:
-        header = ["path", "true", "first", "second", "change"]
-        write_text_atomically(folder / "changed.csv", to_csv(header, [list(row.values()) for row in changed]))
-    else:
-        (folder / "changed.csv").unlink(missing_ok=True)  # left by an earlier comparison
-    write_text_atomically(folder / "report.html", page)
-
-
-def _not_written(folder: Path, failure: OSError) -> str:
-    return f"{printable(folder)}: the report cannot be written ({failure.strerror})"
+        raise VidcacheError(
+            f"{printable(folder)}: the report cannot be written ({failure.strerror}). Choose another folder with --out"
+        )
 
 
 def _load(path: Path, reader: "Reader", device: str, allow_mismatch: bool) -> tuple["Checkpoint", "R3D18"]:
@@ -225,9 +166,10 @@ def _show(console: SafeConsole, summary: dict[str, Any]) -> None:
 
     table = Table("class", "clips", "correct", "accuracy", "95 % interval")
     for row in summary["per_class"]:
-        interval = f"{row['low']:.1%} to {row['high']:.1%}" if row["num_clips"] else "no clips"
+        accuracy, interval = "", "no clips"
+        if row["num_clips"]:
+            accuracy, interval = f"{row['accuracy']:.1%}", f"{row['low']:.1%} to {row['high']:.1%}"
         interval += ", too few to claim" if row["too_few_to_claim"] else ""
-        accuracy = f"{row['accuracy']:.1%}" if row["num_clips"] else ""
         table.add_row(Text(row["class"]), str(row["num_clips"]), str(row["num_correct"]), accuracy, interval)
     console.print(table)
     comparison = summary.get("comparison")

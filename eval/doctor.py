@@ -5,6 +5,7 @@ Each check imports what it needs: a package that is missing or broken is one of 
 
 import fcntl
 import importlib.metadata
+import itertools
 import os
 import platform
 import sys
@@ -52,19 +53,17 @@ def doctor(path: Path, ffmpeg_dir: Path | None, weights: str, clips: int | None,
     vidcache doctor cache.h5
     """
     console, checks = SafeConsole(), list[Check]()
-    generators = {
-        "packages": check_packages(),
-        "torch": check_torch(verbose),
-        "weights": check_weights(weights) if weights != "none" else iter(()),
-        "ffmpeg": check_ffmpeg(ffmpeg_dir),
-        "path": check_path(path, clips),
-    }
-    for name, generator in generators.items():
-        for check in guarded(name, generator):
-            checks.append(check)
-            line = f"{check.name:9} {check.found}{f'. {check.advice}' if check.advice else ''}"
-            if not as_json:
-                console.print(Text.assemble((f"{check.status:8}", STYLES[check.status]), line), soft_wrap=True)
+    for check in itertools.chain(
+        guarded("packages", check_packages()),
+        guarded("torch", check_torch(verbose)),
+        guarded("weights", check_weights(weights)),
+        guarded("ffmpeg", check_ffmpeg(ffmpeg_dir)),
+        guarded("path", check_path(path, clips)),
+    ):
+        checks.append(check)
+        line = f"{check.name:9} {check.found}{f'. {check.advice}' if check.advice else ''}"
+        if not as_json:
+            console.print(Text.assemble((f"{check.status:8}", STYLES[check.status]), line), soft_wrap=True)
     good, warned, bad = (sum(check.status == status for check in checks) for status in (OK, WARNING, PROBLEM))
     if as_json:
         echo_json({"checks": [check._asdict() for check in checks], "num_problems": bad, "num_warnings": warned})
@@ -119,15 +118,13 @@ def check_torch(verbose: bool) -> Iterator[Check]:
         yield Check(f"gpu {index}", OK if free > total / 2 else WARNING, found)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip()
     warning = one_line(" ".join(str(warning.message) for warning in caught), 300)
-    has_file = any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")))  # dxg: WSL, kfd: AMD
-    reasons = (
-        (build == "CUDA none", "torch is built for CPUs only", "If there is a GPU, install torch for CUDA or ROCm"),
-        (visible in ("", "-1"), f"CUDA_VISIBLE_DEVICES is '{visible}'", "unset CUDA_VISIBLE_DEVICES to use all GPUs"),
-        (warning or has_file, warning or "torch finds no GPU", "Install the GPU's driver; give containers their GPUs"),
-        (True, "there is none", "Train on a machine with one, with fewer frames, or with --cache-features"),
-    )
+    reason = warning or "torch finds none"
+    advice = "Install its driver, give containers their GPUs; without one, use fewer frames or --cache-features"
+    if build == "CUDA none":
+        reason, advice = "torch is built for CPUs only", "If there is a GPU, install torch for CUDA or ROCm"
+    elif visible in ("", "-1"):
+        reason, advice = f"CUDA_VISIBLE_DEVICES is '{visible}'", "unset CUDA_VISIBLE_DEVICES to use all GPUs"
     if not num_gpus:
-        _, reason, advice = next(entry for entry in reasons if entry[0])
         yield Check("gpu", WARNING, f"no GPU: {reason}", advice)
     if verbose:
         from torch.utils.collect_env import get_pretty_env_info
@@ -137,6 +134,8 @@ def check_torch(verbose: bool) -> Iterator[Check]:
 
 def check_weights(weights: str) -> Iterator[Check]:
     """Check that the Kinetics-400 weights are there and are the published ones; download nothing."""
+    if weights == "none":
+        return
     from torch import hub
 
     from vidcache.model import KINETICS_URL, load_kinetics
@@ -176,11 +175,9 @@ def check_ffmpeg(ffmpeg_dir: Path | None) -> Iterator[Check]:
                     error = f"gives wrong frames of a test video {decoded.damage}"
             except Failure as failure:
                 error = f"cannot decode a test video: {failure}"
-            if error:  # the second ffmpeg is only a fallback
-                status = PROBLEM if tools is binaries[0] else WARNING
-                yield Check("ffmpeg", status, f"{found} {error}", "Use another ffmpeg, 5.1 or newer: --ffmpeg-dir")
-            else:
-                yield Check("ffmpeg", OK, f"{found} decodes a test video correctly")
+            bad = PROBLEM if tools is binaries[0] else WARNING  # the second ffmpeg is only a fallback
+            advice = "Use another ffmpeg, 5.1 or newer: --ffmpeg-dir" if error else ""
+            yield Check("ffmpeg", bad if error else OK, f"{found} {error or 'decodes a test video correctly'}", advice)
 
 
 def check_path(path: Path, num_clips: int | None) -> Iterator[Check]:

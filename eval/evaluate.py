@@ -124,12 +124,10 @@ def predict_split(
     if not len(rows):
         raise InputError(f"{reader.name}: no {options.split} clips. Choose another --split")
     check_views(checkpoint, options, where)
-    views = Views(
-        model, reader.spec.num_frames, checkpoint.num_frames_used, num_views=options.num_views, flip=options.flip
-    )
-    batches = stream_batches(
-        reader, rows, options.batch_size, frames=views.frames, device=options.device, verify=options.verify
-    )
+    frames = checkpoint.spec.num_frames, checkpoint.num_frames_used
+    views = Views(model, *frames, num_views=options.num_views, flip=options.flip)
+    settings = {"frames": views.frames, "device": options.device, "verify": options.verify}
+    batches = stream_batches(reader, rows, options.batch_size, **settings)
     num_done = 0
 
     def show(batch: Batch) -> torch.Tensor:
@@ -187,27 +185,20 @@ def _summarise(
     unleaked = ~np.isin(predictions.rows, find_leaks(reader).rows_of(Split[options.split.upper()]))
     num_clean, num_clean_correct = int(unleaked.sum()), int((predictions.correct & unleaked).sum())
     clean_low, clean_high = wilson_interval(num_clean_correct, num_clean) if num_clean else (None, None)
+    scores = {name: value for name, value in vars(metrics).items() if name not in ("num_top5", "confusion")}
     return {
         "split": options.split,
         "num_views": options.num_views,
         "flip": options.flip,
-        **{
-            name: getattr(metrics, name)
-            for name in ("num_clips", "num_correct", "accuracy", "accuracy_low", "accuracy_high")
-        },
-        "top5_accuracy": metrics.top5_accuracy,
+        **scores,
         "top5_low": top5_low,
         "top5_high": top5_high,
-        "balanced_accuracy": metrics.balanced_accuracy,
         "balanced_low": balanced[0],
         "balanced_high": balanced[1],
-        "macro_f1": metrics.macro_f1,
         "macro_f1_low": macro_f1[0],
         "macro_f1_high": macro_f1[1],
-        "majority_fraction": metrics.majority_fraction,
         "mean_loss": predictions.mean_loss,
         "calibration": calibrate(predictions.labels, predictions.probabilities, seed=options.seed),
-        "per_class": list(metrics.per_class),
         "top_mistakes": metrics.top_confusions(TOP_MISTAKES),
         "num_leaked": len(unleaked) - num_clean,
         "num_clean": num_clean,

@@ -101,9 +101,9 @@ def export_checkpoint(
         ) from None
     num_clips, random = sum(BATCH_SIZES), torch.Generator().manual_seed(0)
     clips = torch.randint(0, 256, (num_clips, *shape), dtype=torch.uint8, generator=random).to(device)
-    checked = {"checked_on": f"{num_clips} random clips", "checked_on_real_clips": False, "num_clips": num_clips}
-    limits = {"batch_sizes": BATCH_SIZES, "tolerance": TOLERANCE}
-    result: dict[str, Any] = {"num_bytes": len(data), "metadata": metadata, **checked, **limits}
+    result: dict[str, Any] = {"num_bytes": len(data), "metadata": metadata, "batch_sizes": BATCH_SIZES}
+    result |= {"checked_on": f"{num_clips} random clips", "checked_on_real_clips": False, "num_clips": num_clips}
+    result["tolerance"] = TOLERANCE
 
     def write(file: BinaryIO) -> None:
         file.write(data)
@@ -186,9 +186,8 @@ def _serialise(model: "torch.nn.Module", example: "torch.Tensor", is_onnx: bool,
             super().__init__()
             self.network = network
 
-        def forward(self, clips: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.network((clips.to(torch.float32) * scale + offset).permute(0, 4, 1, 2, 3))
-            return logits
+        def forward(self, clips: torch.Tensor) -> Any:
+            return self.network((clips.to(torch.float32) * scale + offset).permute(0, 4, 1, 2, 3))
 
     with torch.no_grad():
         dynamic = {"clips": {0: torch.export.Dim("B")}}
@@ -199,12 +198,9 @@ def _serialise(model: "torch.nn.Module", example: "torch.Tensor", is_onnx: bool,
         file = io.BytesIO()  # not straight to the disk: torch makes a RuntimeError of a full one
         torch.export.save(program, file, extra_files={METADATA: metadata})
         return file.getbuffer()
-    names: dict[str, Any] = {
-        "input_names": ["clips"],
-        "output_names": ["logits"],
-        "dynamic_shapes": {"clips": {0: "B"}},
-    }
-    exported: Any = torch.onnx.export(program, (), **names, opset_version=OPSET, dynamo=True, verbose=False)
+    names: dict[str, Any] = {"input_names": ["clips"], "output_names": ["logits"]}
+    settings = {"dynamic_shapes": {"clips": {0: "B"}}, "opset_version": OPSET, "dynamo": True, "verbose": False}
+    exported: Any = torch.onnx.export(program, (), **names, **settings)
     proto = exported.model_proto  # made anew whenever it is asked for
     onnx.helper.set_model_props(proto, {METADATA: metadata})
     return memoryview(proto.SerializeToString())  # R3D-18 is far below the 2 GiB of one message

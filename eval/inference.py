@@ -32,32 +32,23 @@ def check_match(
     Raises:
         MismatchError: Names both sides.
     """
-
-    def refuse(trained_on: str, other: str, remedy: str) -> None:
-        raise MismatchError(f"{where}: trained on {trained_on}, but {reader.name} {other}. {advice or remedy}")
-
-    ours, theirs = checkpoint.spec, reader.spec
-    if ours != theirs:
-        names = map(
-            repr if str(ours) == str(theirs) else str, (ours, theirs)
-        )  # all fields where the short form is equal
-        refuse(next(names), f"has {next(names)}", "Evaluate with its own cache, or build one with the same options")
-    if checkpoint.classes != reader.classes:
-        refuse(
-            f"{len(checkpoint.classes)} classes",
-            f"has {len(reader.classes)} ({difference(reader.classes, checkpoint.classes)})",
-            "Evaluate with its own cache, or train again",
-        )
-    for noun, trained, current in (
-        ("cache", checkpoint.fingerprint, reader.fingerprint),
-        ("split", checkpoint.split_hash, reader.split_hash),
-    ):
-        if trained != current and not allow_mismatch:
-            refuse(
-                f"{noun} {trained}",
-                f"is {current}: clips of its test split may have been trained on",
-                "Evaluate with its own cache, or accept it with --allow-mismatch",
-            )
+    own, problem = "Evaluate with its own cache", ""
+    if checkpoint.spec != reader.spec:
+        show = repr if str(checkpoint.spec) == str(reader.spec) else str  # `repr` shows all fields
+        problem = f"{show(checkpoint.spec)}, but {reader.name} has {show(reader.spec)}"
+        advice = advice or f"{own}, or build one with the same options"
+    elif checkpoint.classes != reader.classes:
+        names = difference(reader.classes, checkpoint.classes)
+        problem = f"{len(checkpoint.classes)} classes, but {reader.name} has {len(reader.classes)} ({names})"
+        advice = advice or f"{own}, or train again"
+    elif not allow_mismatch and not is_of(checkpoint, reader):
+        noun, trained, current = "cache", checkpoint.fingerprint, reader.fingerprint
+        if trained == current:
+            noun, trained, current = "split", checkpoint.split_hash, reader.split_hash
+        problem = f"{noun} {trained}, but {reader.name} is {current}: clips of its test split may have been trained on"
+        advice = advice or f"{own}, or accept it with --allow-mismatch"
+    if problem:
+        raise MismatchError(f"{where}: trained on {problem}. {advice}")
 
 
 def is_of(checkpoint: Checkpoint, reader: Reader) -> bool:
@@ -224,11 +215,8 @@ def view_frames(num_frames: int, num_used: int, num_views: int) -> npt.NDArray[n
     """
     views = _shifted(num_frames, num_used, num_views)
     if len(np.unique(views, axis=0)) < num_views:
-        most = next(
-            n
-            for n in range(min(num_views, 2 * num_frames), 0, -1)
-            if len(np.unique(_shifted(num_frames, num_used, n), axis=0)) == n
-        )
+        fewer = (_shifted(num_frames, num_used, n) for n in range(min(num_views, 2 * num_frames), 0, -1))
+        most = next(len(views) for views in fewer if len(np.unique(views, axis=0)) == len(views))
         raise ValueError(
             f"{num_views} views of {num_used} of {num_frames} frames, expected at most {most}: the others are the same"
         )

@@ -69,8 +69,7 @@ def compute_metrics(
         classes: Names (K).
 
     Raises:
-        ValueError: No clips, shapes that do not fit, or a probability that is not finite: argmax
-            would call it class 0.
+        ValueError: No clips, shapes that do not fit, or a probability that is not finite: argmax would call it class 0.
     """
     if not len(labels) or probabilities.shape != (len(labels), len(classes)):
         raise ValueError(
@@ -86,6 +85,8 @@ def compute_metrics(
     low, high = wilson_interval(int(correct.sum()), len(labels))
     top = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
     num_top5 = int((top == labels[:, None]).any(axis=1).sum())
+    f1 = 2 * correct / np.maximum(counts + confusion.sum(axis=0), 1)
+    per_class = zip(classes, correct.tolist(), counts.tolist(), strict=True)
     return Metrics(
         num_clips=len(labels),
         num_correct=int(correct.sum()),
@@ -95,11 +96,9 @@ def compute_metrics(
         num_top5=num_top5,
         top5_accuracy=num_top5 / len(labels),
         balanced_accuracy=float((correct[present] / counts[present]).mean()),
-        macro_f1=float((2 * correct / np.maximum(counts + confusion.sum(axis=0), 1))[present].mean()),
+        macro_f1=float(f1[present].mean()),
         majority_fraction=float(counts.max() / len(labels)),
-        per_class=tuple(
-            _class_result(name, *pair) for name, *pair in zip(classes, correct.tolist(), counts.tolist(), strict=True)
-        ),
+        per_class=tuple(_class_result(*result) for result in per_class),
         confusion=confusion,
     )
 
@@ -151,14 +150,10 @@ def calibrate(
         chosen = index == k
         num_clips, num_correct = int(chosen.sum()), int(correct[chosen].sum())
         low, high = wilson_interval(num_correct, num_clips)
-        values = {
-            "low": float(edges[k]),
-            "high": float(edges[k + 1]),
-            "num_clips": num_clips,
-            "confidence": float(confidence[chosen].mean()) if num_clips else math.nan,
-            "accuracy": num_correct / num_clips if num_clips else math.nan,
-        }
-        bins.append({**values, "accuracy_low": low, "accuracy_high": high})
+        mean = float(confidence[chosen].mean()) if num_clips else math.nan
+        result = {"confidence": mean, "accuracy": num_correct / num_clips if num_clips else math.nan}
+        ends = {"low": float(edges[k]), "high": float(edges[k + 1])}
+        bins.append({**ends, "num_clips": num_clips, **result, "accuracy_low": low, "accuracy_high": high})
     return {
         "bins": bins,
         "confidence": float(confidence.mean()),

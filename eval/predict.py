@@ -115,9 +115,7 @@ def find_files(videos: Sequence[Path], *, follow_links: bool = False) -> tuple[l
     Returns the files in order, how many were left out of folders by reason, and notes for the user. Raises InputError
     if the only video is a folder that cannot be read or has no videos.
     """
-    files: list[Path] = []
-    skipped: Counter[str] = Counter()
-    notes: list[str] = []
+    files, skipped, notes = list[Path](), Counter[str](), list[str]()
     for video in videos:
         if not video.is_dir():
             files.append(video)
@@ -168,11 +166,7 @@ def _explain(video: Path, best: tuple[str, float], clip: Clip, heat: npt.NDArray
 def _decode_ahead(
     files: Sequence[Path], checkpoint: "Checkpoint", options: PredictOptions
 ) -> Generator[Clip | Failure, None, None]:
-    """Give the clip of each video in order, or why there is none, and decode the next ones meanwhile.
-
-    A bounded window, not joblib's generator as in a build: that decodes on whether anybody takes the clips or not. On a
-    CPU, model and decoders would compete for the same cores: a batch is decoded, then the model has all cores.
-    """
+    """Give the clip of each video in order, or why there is none, and decode a bounded number of the next meanwhile."""
     frames = sample_indices(checkpoint.spec.num_frames, checkpoint.num_frames_used)
     tools, workers = find_all_tools(options.ffmpeg_dir), bound_workers(options.workers)[0]
 
@@ -182,16 +176,13 @@ def _decode_ahead(
         except Failure as failure:
             return failure
 
-    is_cpu = str(options.device).startswith("cpu")
-    window = options.batch_size + (0 if is_cpu else workers)
     waiting: collections.deque[Future[Clip | Failure]] = collections.deque()
     with SubprocessGroup() as children, ThreadPoolExecutor(workers) as pool:
         try:
             for video in files:
                 waiting.append(pool.submit(decode, video))
-                if len(waiting) == window:
-                    for _ in range(window if is_cpu else 1):
-                        yield waiting.popleft().result()
+                if len(waiting) == options.batch_size + workers:
+                    yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
@@ -202,7 +193,7 @@ def _decode_ahead(
 def _run_model(
     clips_BTHWC: Clip, model: "R3D18", options: PredictOptions
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]]:
-    """Give the probabilities (K,) of each clip and the heat (T, H, W) of its most probable class, if asked for."""
+    """Give the probabilities (K,) of each clip and, with `explain`, the heat (T, H, W) of its most probable class."""
     import torch
 
     from vidcache.pixels import normalize

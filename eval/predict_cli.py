@@ -10,19 +10,8 @@ from typing import Any
 import click
 from rich.text import Text
 
-from vidcache.cli import (
-    Command,
-    choose_device,
-    decode_options,
-    device_option,
-    echo_json,
-    json_option,
-    option,
-    progress_console,
-    verbosity_options,
-    version_option,
-    workers_option,
-)
+from vidcache import cli
+from vidcache.cli import option
 from vidcache.console import Progress, SafeConsole, echo
 from vidcache.errors import TooManyFailuresError
 from vidcache.eval.predict import VideoPrediction, find_files, predict
@@ -31,40 +20,31 @@ from vidcache.preprocess.options import follow_links_option
 from vidcache.preprocess.video.decode import DecodeLimits
 from vidcache.text import plural, printable
 
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_BESIDE = "best.predict beside best.pt"
+_EXPLAIN = "Draw the Grad-CAM of the most probable class."
 _NAME_BYTES = 150  # of the 255 that a file name may have
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=cli.Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("videos", metavar="VIDEO...", type=click.Path(path_type=Path), nargs=-1, required=True)
-@option("--ckpt", type=click.Path(path_type=Path, dir_okay=False), default="best.pt", help="Checkpoint of vidtrain.")
+@option("--ckpt", type=_FILE, default="best.pt", help="Checkpoint of vidtrain.")
 @option("--batch-size", type=click.IntRange(1), default=16, help="Videos per batch of the model.")
+@click.option("--explain", is_flag=True, help=_EXPLAIN)
 @option(
-    "--explain", envvar=None, is_flag=True, show_default=False, help="Draw the Grad-CAM of the most probable class."
+    "--out", envvar="VIDCACHE_PREDICT_OUT", type=_FOLDER, show_default=_BESIDE, help="Folder of the --explain drawings."
 )
-@option(
-    "--out",
-    envvar="VIDCACHE_PREDICT_OUT",
-    type=click.Path(path_type=Path, file_okay=False),
-    show_default="best.predict beside best.pt",
-    help="Folder of the drawings of --explain.",
-)
-@device_option()
-@workers_option()
-@decode_options
+@cli.device_option()
+@cli.workers_option()
+@cli.decode_options
 @follow_links_option
-@version_option()
-@verbosity_options()
-@json_option()
+@cli.version_option()
+@cli.verbosity_options()
+@cli.json_option()
 @click.pass_context
 def main(
-    ctx: click.Context,
-    /,
-    videos: tuple[Path, ...],
-    ckpt: Path,
-    explain: bool,
-    out: Path | None,
-    as_json: bool,
-    **options: Any,
+    ctx: click.Context, /, videos: tuple[Path, ...], ckpt: Path, explain: bool, out: Path | None, **options: Any
 ) -> None:
     """Classify each VIDEO, a file or a folder of them: the five most probable classes.
 
@@ -84,9 +64,10 @@ def main(
         folder = claim_folder(folder, dict.fromkeys([*names, *earlier], PICTURE), inputs)
     limits = DecodeLimits(*(options[name] for name in ("timeout", "max_pixels", "keyed", "follow_links")))
     settings = {name: options[name] for name in ("batch_size", "workers", "ffmpeg_dir")}
-    results = predict(ckpt, files, limits=limits, explain=explain, device=choose_device(options["device"]), **settings)
+    device = cli.choose_device(options["device"])
+    results = predict(ckpt, files, limits=limits, explain=explain, device=device, **settings)
 
-    stdout, stderr, entries = SafeConsole(), progress_console(), list[dict[str, Any]]()
+    stdout, stderr, entries = SafeConsole(), cli.progress_console(), list[dict[str, Any]]()
     if stdout.is_terminal and stderr.is_terminal and not stderr.quiet:
         stdout = stderr  # a bar and lines on one terminal must come from one console, which puts the lines above
     errors = SafeConsole(stderr=True) if stderr.quiet else stderr
@@ -103,14 +84,14 @@ def main(
                 entry["explanation"] = printable(folder / names[number])
                 line += f"  see {entry['explanation']}"
             entries.append(entry)
-            if result.failure or not as_json:
+            if result.failure or not options["as_json"]:
                 (errors if result.failure else stdout).print(Text(line), soft_wrap=True)
             shown.update(number + 1, len(files), num_failed)
     if skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
         stderr.print(Text(f"Files left out: {reasons}"), soft_wrap=True)
-    if as_json:
-        echo_json({"checkpoint": printable(ckpt), "predictions": entries, "num_failed": num_failed})
+    if options["as_json"]:
+        cli.echo_json({"checkpoint": printable(ckpt), "predictions": entries, "num_failed": num_failed})
     if num_failed:
         raise TooManyFailuresError(f"{num_failed} of {plural(len(files), 'video')} could not be decoded")
 

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from vidcache import plotting as figures
 from vidcache.eval.metrics import compute_metrics
-from vidcache.eval.report.plots import draw_confusion, draw_per_class
+from vidcache.eval.report.plots import confusion_figure, per_class_figure
 from vidcache.plotting import Filmstrip, draw_filmstrips
 from vidcache.preprocess.analysis.report import draw_bars
 
@@ -22,12 +22,14 @@ NAMES = ("日本語", r"$\no{such$ mark_up^", "plain")
 
 def confusion(path: Path) -> None:
     """A confusion matrix with the names as classes and in the title."""
-    draw_confusion(compute_metrics(np.arange(3), np.eye(3), NAMES), " ".join(NAMES), path)
+    metrics = compute_metrics(np.arange(3), np.eye(3), NAMES)
+    figures.write_png(confusion_figure(metrics, " ".join(NAMES)), path, 100)
 
 
 def per_class(path: Path) -> None:
     """Accuracy by class."""
-    draw_per_class(compute_metrics(np.arange(3), np.eye(3), NAMES).per_class, " ".join(NAMES), path)
+    metrics = compute_metrics(np.arange(3), np.eye(3), NAMES)
+    figures.write_png(per_class_figure(metrics.per_class, " ".join(NAMES)), path, 100)
 
 
 def filmstrip(path: Path) -> None:

@@ -3,21 +3,19 @@
 import re
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, f1_score, recall_score, top_k_accuracy_score
 
 from vidcache.eval.inference import Predictions
-from vidcache.eval.intervals import bootstrap_intervals, compare, mcnemar, wilson_interval
+from vidcache.eval.intervals import bootstrap_intervals, compare, wilson_interval
 from vidcache.eval.metrics import calibrate, compute_metrics, describe_calibration
 
 
-def predictions(
-    n: int, k: int, seed: int
-) -> tuple[np.ndarray[object, np.dtype[np.int64]], np.ndarray[object, np.dtype[np.float32]]]:
+def predictions(n: int, k: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     rng = np.random.default_rng(seed)
     probabilities = rng.dirichlet(np.full(k, 0.5), n).astype(np.float32)
     return rng.integers(0, k, n), probabilities
@@ -31,16 +29,10 @@ def test_they_equal_scikit_learn(n: int, k: int, seed: int) -> None:
 
     found = compute_metrics(labels, probabilities, [str(c) for c in range(k)])
 
+    settings = {"labels": present, "average": "macro", "zero_division": 0}
     assert accuracy_score(labels, predicted) == found.accuracy
-    assert (
-        pytest.approx(recall_score(labels, predicted, labels=present, average="macro", zero_division=0))
-        == found.balanced_accuracy
-    )
-    if len(present) > 1 and set(predicted) <= set(present):
-        assert pytest.approx(balanced_accuracy_score(labels, predicted)) == found.balanced_accuracy
-    assert (
-        pytest.approx(f1_score(labels, predicted, labels=present, average="macro", zero_division=0)) == found.macro_f1
-    )
+    assert pytest.approx(recall_score(labels, predicted, **settings)) == found.balanced_accuracy
+    assert pytest.approx(f1_score(labels, predicted, **settings)) == found.macro_f1
     if k > 5:
         expected = top_k_accuracy_score(labels, probabilities, k=5, labels=range(k))
         assert pytest.approx(expected) == found.top5_accuracy
@@ -49,19 +41,8 @@ def test_they_equal_scikit_learn(n: int, k: int, seed: int) -> None:
     assert n == found.confusion.sum() == found.num_clips
     assert (k, k) == found.confusion.shape
     for c, result in enumerate(found.per_class):
-        assert ((labels == c).sum(), ((labels == c) & (predicted == c)).sum()) == (
-            result["num_clips"],
-            result["num_correct"],
-        )
-
-
-@given(st.integers(1, 500), st.data())
-def test_the_interval_is_wilsons(n: int, data: st.DataObject) -> None:
-    correct = data.draw(st.integers(0, n))
-
-    expected = binomtest(correct, n).proportion_ci(0.95, method="wilson")
-
-    assert pytest.approx((expected.low, expected.high)) == wilson_interval(correct, n)
+        counts = (labels == c).sum(), ((labels == c) & (predicted == c)).sum()
+        assert counts == (result["num_clips"], result["num_correct"])
 
 
 def test_the_reference_result_has_the_published_interval() -> None:
@@ -95,7 +76,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         compute_metrics(np.zeros(2, np.int64), np.zeros((2, 3), np.float32), ["a", "b"])
 
 
-def confused(n: int, k: int, seed: int) -> np.ndarray[object, np.dtype[np.int64]]:
+def confused(n: int, k: int, seed: int) -> npt.NDArray[np.int64]:
     labels, probabilities = predictions(n, k, seed)
     return compute_metrics(labels, probabilities, [str(c) for c in range(k)]).confusion
 
@@ -108,12 +89,11 @@ def test_with_many_clips_the_bootstrap_is_that_of_drawing_clips_class_by_class(n
     predicted = probabilities.argmax(1)
     confusion = compute_metrics(labels, probabilities, [str(c) for c in range(k)]).confusion
     rng = np.random.default_rng(9)
-    drawn: list[tuple[float, float]] = []
+    drawn = []
     for _ in range(400):
         rows = np.concatenate([rng.choice(own, len(own)) for own in (np.flatnonzero(labels == c) for c in range(k))])
-        recall = recall_score(labels[rows], predicted[rows], labels=np.unique(labels), average="macro", zero_division=0)
-        f1 = f1_score(labels[rows], predicted[rows], labels=np.unique(labels), average="macro", zero_division=0)
-        drawn.append((float(recall), float(f1)))
+        settings = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
+        drawn.append([score(labels[rows], predicted[rows], **settings) for score in (recall_score, f1_score)])
 
     found = bootstrap_intervals(confusion)
 
@@ -238,13 +218,6 @@ def test_classes_with_fewer_than_5_clips_are_too_few() -> None:
 
 
 # --- two models on the same clips ---------------------------------------------------------------
-
-
-@given(st.integers(0, 300), st.integers(0, 300))
-def test_mcnemar_is_the_binomial_test_of_the_clips_they_differ_on(lost: int, won: int) -> None:
-    expected = binomtest(lost, lost + won, 0.5).pvalue if lost + won else 1
-
-    assert pytest.approx(expected) == mcnemar(lost, won)
 
 
 def predicted(labels: list[int], guesses: list[int], rows: list[int] | None = None) -> Predictions:

@@ -565,7 +565,7 @@ def test_videval_prints_its_numbers_where_the_report_cannot_be_written(place_: P
     assert "accuracy " in shown.stdout
     assert "not written" in shown.stdout
     assert '"report": null' in as_json.stdout
-    assert "Warning: /proc/sys/e: the report cannot be written (" in shown.stderr
+    assert "Error: /proc/sys/e: the report cannot be written (" in shown.stderr
     assert "). Choose another folder with --out" in shown.stderr
 
 

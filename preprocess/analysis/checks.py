@@ -5,7 +5,6 @@ import enum
 import itertools
 import math
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,7 +27,6 @@ IMBALANCE_NOTE, IMBALANCE_WARNING = 2.0, 5.0
 KAPPA_WARNING, YOUDEN_WARNING = 0.25, 0.8
 COARSE_FPS, PRETRAINED_FPS = 2, 15  # the Kinetics-400 weights were trained on 15 frames per second
 MIN_FOR_OUTLIERS = 8
-COMMON = 0.05  # smallest share of a codec, rate or shape that is part of a mixture
 USED = (Split.TRAIN, Split.VAL, Split.TEST)
 INFLATED = "Test results are inflated: the model has seen these clips."
 
@@ -222,21 +220,6 @@ def outliers(facts: Facts) -> Findings:
         yield from _some(NOTE, title, names, advice, len(known))
 
 
-def mixtures(facts: Facts) -> Findings:
-    """Codecs, rates and shapes that are mixed."""
-    shapes = np.select([facts.width > facts.height, facts.width < facts.height], ["landscape", "portrait"], "square")
-    columns = {"codecs": facts.codec, "pixel formats": facts.pixel_format, "shapes": shapes}
-    columns |= {"frame rates": np.where(facts.fps > 0, np.char.mod("%.3g fps", facts.fps), "")}
-    parts, num_good = [], int(facts.good.sum())
-    for name, values in columns.items():
-        counts = Counter(values[facts.good].tolist()).most_common()
-        shares = [f"{printable(kind)} {n / num_good:.0%}" for kind, n in counts if kind and n >= COMMON * num_good]
-        parts += [f"{name}: {join(shares)}"] if len(shares) > 1 else []
-    if parts:
-        advice = "No problem as long as every class has the same mixture."
-        yield Finding(NOTE, "The videos are not all of one kind", f"{'; '.join(parts)}.", advice)
-
-
 def folder_notes(facts: Facts) -> Findings:
     """Files outside the class folders, and folders that can be read in another way."""
     outside = facts.skipped.get("outside a class folder", 0)
@@ -253,26 +236,25 @@ def shortcuts(study: dict[str, Any]) -> Findings:
     """Metadata that predicts the class, by the result of `find_shortcuts`."""
     significant = [result for result in study["results"] if result["is_significant"]]
     alone = [result for result in study["results"][1:] if result["is_significant"] or result["classes"]]
-    kappas = [(result["accuracy"] - result["chance"]) / (1 - result["chance"]) for result in significant]
-    told = []
+    if not significant and not alone:
+        return
+    is_strong = any((r["accuracy"] - r["chance"]) / (1 - r["chance"]) >= KAPPA_WARNING for r in significant)
+    given_away = []
     for name, row in ((result["feature"], row) for result in alone for row in result["classes"]):
-        youden = row["num_found"] / row["num_videos"] - row["num_mistaken"] / row["num_others"]
-        recall = f"{row['class']} by {name}: {row['num_found']:,} of {row['num_videos']:,} recognised"
-        text = f"{recall}, {row['num_mistaken']:,} of {row['num_others']:,} others mistaken for it"
-        told.append((youden, text))
-    told.sort(key=lambda item: -item[0])
-    if significant or told:
-        is_strong = max(kappas, default=0) >= KAPPA_WARNING or max(told, default=(0, ""))[0] >= YOUDEN_WARNING
-        features = join([result["feature"] for result in alone]) or "all metadata together"
-        recalls = [f"{result['feature']} {result['accuracy']:.1%}" for result in significant]
-        chance = f"chance {1 / study['num_classes']:.1%} (cross-validated on {study['num_videos']:,} videos)"
-        yield Finding(
-            WARNING if is_strong else NOTE,
-            f"The class can be guessed from {features}, without looking at the pictures",
-            f"Mean recall: {', '.join([*recalls, chance])}. {join([f'{text}.' for _, text in told], ' ')}".strip(),
-            "A model learns a difference in camera, source or cutting before it learns what happens. Give all classes "
-            "the same mixture, and test on videos of another origin. If length is what differs, this may be no harm.",
-        )
+        found, mistaken, others = row["num_found"], row["num_mistaken"], row["num_others"]
+        is_strong |= found / row["num_videos"] - mistaken / others >= YOUDEN_WARNING
+        recall = f"{row['class']} by {name}: {found:,} of {row['num_videos']:,} recognised"
+        given_away.append(f"{recall}, {mistaken:,} of {others:,} others mistaken for it.")
+    features = join([result["feature"] for result in alone]) or "all metadata together"
+    recalls = [f"{result['feature']} {result['accuracy']:.1%}" for result in significant]
+    chance = f"chance {1 / study['num_classes']:.1%} (cross-validated on {study['num_videos']:,} videos)"
+    yield Finding(
+        WARNING if is_strong else NOTE,
+        f"The class can be guessed from {features}, without looking at the pictures",
+        f"Mean recall: {', '.join([*recalls, chance])}. {join(given_away, ' ')}".strip(),
+        "A model learns a difference in camera, source or cutting before it learns what happens. Give all classes "
+        "the same mixture, and test on videos of another origin. If length is what differs, this may be no harm.",
+    )
 
 
 def look_alikes(reader: Reader) -> Findings:
@@ -308,7 +290,7 @@ def mirror_images(reader: Reader) -> Findings:
         yield Finding(severity, title, detail, advice)
 
 
-CHECKS = (failures, classes, class_sizes, copies, frames, pictures, outliers, mixtures, folder_notes)
+CHECKS = (failures, classes, class_sizes, copies, frames, pictures, outliers, folder_notes)
 
 
 def run_checks(facts: Facts, study: dict[str, Any], more: Sequence[Finding] = ()) -> list[Finding]:
