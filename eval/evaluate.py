@@ -126,7 +126,7 @@ def predict_split(
     check_views(checkpoint, options, where)
     frames = checkpoint.spec.num_frames, checkpoint.num_frames_used
     views = Views(model, *frames, num_views=options.num_views, flip=options.flip)
-    settings = {"frames": views.frames, "device": options.device, "verify": options.verify}
+    settings: dict[str, Any] = {"frames": views.frames, "device": options.device, "verify": options.verify}
     batches = stream_batches(reader, rows, options.batch_size, **settings)
     num_done = 0
 

@@ -199,8 +199,8 @@ def _serialise(model: "torch.nn.Module", example: "torch.Tensor", is_onnx: bool,
         torch.export.save(program, file, extra_files={METADATA: metadata})
         return file.getbuffer()
     names: dict[str, Any] = {"input_names": ["clips"], "output_names": ["logits"]}
-    settings = {"dynamic_shapes": {"clips": {0: "B"}}, "opset_version": OPSET, "dynamo": True, "verbose": False}
-    exported: Any = torch.onnx.export(program, (), **names, **settings)
+    names["dynamic_shapes"] = {"clips": {0: "B"}}
+    exported: Any = torch.onnx.export(program, (), **names, opset_version=OPSET, dynamo=True, verbose=False)
     proto = exported.model_proto  # made anew whenever it is asked for
     onnx.helper.set_model_props(proto, {METADATA: metadata})
     return memoryview(proto.SerializeToString())  # R3D-18 is far below the 2 GiB of one message
