@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import WeightedRandomSampler
 
-from vidcache.cache.leakage import describe_mirror_pairs, find_mirror_pairs
+from vidcache.cache.leakage import mirrored_classes
 from vidcache.cache.reader import Reader
 from vidcache.cache.stream import Batch, ClipSource, Rows, StreamOptions, epoch_order, rank_slice, stream_chunks
 from vidcache.errors import InputError
@@ -150,17 +150,15 @@ class TrainingData:
             steps.append(StepPlan(tuple(rank_slice(part, rank, world_size) for part in parts), len(rows), weight))
         return steps
 
-    def mirror_warning(self) -> str | None:
-        """Return a warning if the run mirrors clips although mirroring turns one of its classes into another."""
+    def mirror_warning(self) -> str:
+        """Return a warning if the run mirrors clips although mirroring may turn one of its classes into another."""
         config = self.config
         if config.augment == "none" or not config.strength.flip or config.shuffle_labels:
-            return None
-        pairs = find_mirror_pairs(self.reader)
-        if not pairs:
-            return None
-        return (
-            f"{describe_mirror_pairs(pairs, self.reader.classes)}. This run mirrors {config.strength.flip:.0%} of the "
-            "clips and keeps their labels. Train with --flip 0, unless left and right mean nothing here"
+            return ""
+        said = mirrored_classes(self.reader)
+        return said and (
+            f"{said}. This run mirrors {config.strength.flip:.0%} of the clips and keeps their labels. Train with "
+            "--flip 0, unless left and right mean nothing here"
         )
 
     def stream(self, source: ClipSource, chunks: Sequence[Rows], labels: Rows, frames: Rows | None) -> Batches:

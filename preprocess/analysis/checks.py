@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 
 from vidcache.cache.format import Split, Status
-from vidcache.cache.leakage import describe_mirror_pairs, find_duplicates, find_mirror_pairs, leaks_among
+from vidcache.cache.leakage import find_duplicates, leaks_among, mirrored_classes
 from vidcache.cache.reader import Reader
 from vidcache.preprocess.analysis.facts import Facts
 from vidcache.preprocess.video.classes import describe_twins, find_twins
@@ -282,12 +282,10 @@ def look_alikes(reader: Reader) -> Findings:
 
 def mirror_images(reader: Reader) -> Findings:
     """Classes that are told apart by left and right."""
-    pairs = find_mirror_pairs(reader)
-    if pairs:
-        severity = WARNING if any(pair.share is not None for pair in pairs) else NOTE
-        title, detail = "Classes are told apart by left and right", f"{describe_mirror_pairs(pairs, reader.classes)}."
+    said = mirrored_classes(reader)
+    if said:
         advice = "vidtrain mirrors half of the clips: train with --flip 0, and evaluate without videval --tta flip."
-        yield Finding(severity, title, detail, advice)
+        yield Finding(WARNING, "Classes are told apart by left and right", f"{said}.", advice)
 
 
 CHECKS = (failures, classes, class_sizes, copies, frames, pictures, outliers, folder_notes)
