@@ -28,17 +28,17 @@ class Checkpoint:
     Attributes:
         weights: State dict of `vidcache.model.R3D18`, on the CPU.
         classes: Names in the order of the outputs.
-        spec: Of the clips that it was trained on.
+        spec: Shape of the clips that it was trained on.
         num_frames_used: Frames of each clip that it was shown (T'), evenly spaced.
-        fingerprint: Of the cache.
-        split_hash: Of the cache's split.
-        config: What the run was asked to do.
+        fingerprint: Hash of the cache.
+        split_hash: Hash of the cache's split.
+        config: Options of the run.
         epoch: From 1.
-        metrics: Of that epoch.
+        metrics: Numbers of that epoch.
         training: What only a resumed run needs (optimizer state); empty in best.pt.
         mean: Normalisation, RGB in 0 to 1.
         std: Normalisation.
-        versions: Of the tools.
+        versions: vidcache's and torch's.
     """
 
     weights: dict[str, torch.Tensor]
@@ -74,25 +74,23 @@ class Checkpoint:
         """Read a checkpoint as `load_checkpoint` does: no code runs, a flipped bit is found, every field is checked."""
         where = printable(path)
         fields = _read(path, where)
-        version = fields.pop("format_version", None) if type(fields) is dict else None
-        found = fields.pop("format", None) if type(fields) is dict else None
-        if type(version) is not int or type(found) is not str or found != FORMAT:
+        if type(fields) is not dict or brief(fields.pop("format", None)) != brief(FORMAT):
             raise MismatchError(f"{where}: no vidcache checkpoint. Train one: vidtrain CACHE")
-        if version != FORMAT_VERSION:
-            older = "Use the vidcache that made it, or train again"
+        version = fields.pop("format_version", None)
+        if type(version) is not int or version != FORMAT_VERSION:
             raise MismatchError(
                 f"{where}: checkpoint version {brief(version)}, but this vidcache reads version {FORMAT_VERSION}. "
-                f"{'Use a newer vidcache' if version > FORMAT_VERSION else older}"
+                "Use the vidcache that made it, or train again"
             )
         try:
             check(fields, _RULES, _OPTIONAL)
             fields["spec"] = Spec.from_dict(fields["spec"])
-            fields["classes"] = tuple(os.fsdecode(name) for name in fields["classes"])
             if fields["num_frames_used"] > fields["spec"].num_frames:
                 raise ValueError(f"num_frames_used is {fields['num_frames_used']}, but a clip of it has fewer frames")
         except ValueError as error:
             reason = one_line(str(error), 300)
             raise MismatchError(f"{where}: incomplete checkpoint ({reason}). Train again: vidtrain CACHE") from None
+        fields["classes"] = tuple(os.fsdecode(name) for name in fields["classes"])
         fields.update({name: tuple(fields[name]) for name in ("mean", "std") if name in fields})
         return cls(**fields)
 
@@ -141,7 +139,7 @@ def _read(path: Path, where: str) -> Any:
 
 def are_tensors(value: Any) -> bool:
     """Whether something is a state dict of finite numbers, of any shapes and strides (0: one number for many)."""
-    if type(value) is not dict or not table(Rule(_is_dense, ""), _MAX_TENSORS).holds(value):
+    if not table(Rule(_is_dense, ""), 10_000).holds(value):
         return False
     held = {(tensor.untyped_storage().data_ptr(), tensor.dtype): tensor for tensor in value.values()}
     stores = (torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()) for tensor in held.values())
@@ -153,15 +151,9 @@ def _is_dense(tensor: Any) -> bool:
         type(tensor) is torch.Tensor
         and tensor.layout == torch.strided
         and tensor.device.type == "cpu"
-        and tensor.dtype in _DTYPES
+        and tensor.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
         and tensor.numel() <= MAX_BYTES
     )
-
-
-def _are_options(value: Any) -> bool:
-    """Whether it is what `dataclasses.asdict` makes of the options of a run."""
-    inner = table(PRIMITIVE, 100)
-    return table(Rule(lambda item: PRIMITIVE.holds(item) or inner.holds(item), ""), 200).holds(value)
 
 
 def _are_names(value: Any) -> bool:
@@ -173,8 +165,8 @@ def _are_names(value: Any) -> bool:
     )
 
 
-_MAX_TENSORS, _MAX_CLASSES = 10_000, 100_000
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
+_MAX_CLASSES = 100_000
+_OPTIONS = table(PRIMITIVE, 100)
 # What each field of a file has to be.
 _RULES = {
     "weights": Rule(are_tensors, "finite tensors by name"),
@@ -183,7 +175,9 @@ _RULES = {
     "num_frames_used": whole(1, 1024),
     "fingerprint": text(64),
     "split_hash": text(64),
-    "config": Rule(_are_options, "numbers and short texts by name"),
+    "config": table(
+        Rule(lambda value: PRIMITIVE.holds(value) or _OPTIONS.holds(value), "a number, a short text or options"), 200
+    ),
     "epoch": whole(0),
     "metrics": table(NUMBER, 100),
     "training": Rule(lambda value: type(value) is dict, "the state of a run"),

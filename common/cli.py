@@ -3,7 +3,7 @@
 Each sub-command is imported only when it is called, so that `vidcache --help` is instant.
 """
 
-import difflib
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,17 @@ COMMANDS = {
 }
 
 
+@contextlib.contextmanager
+def _escaped_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        message = error.format_message()
+        if harmless(message) == message:
+            raise
+        raise click.UsageError(harmless(message), error.ctx) from None
+
+
 class _Program(click.Command):
     def main(self, *args: Any, **settings: Any) -> Any:
         """Run; Ctrl-C ends it at once while a command is imported and its options are read."""
@@ -59,18 +70,16 @@ class _Program(click.Command):
 
     def make_context(self, *args: Any, **settings: Any) -> click.Context:
         """Read the options; a mistyped name is escaped in the error."""
-        try:
+        with _escaped_usage_errors():
             return super().make_context(*args, **settings)
-        except click.UsageError as error:
-            raise _escaped(error) from None
 
 
 class LazyGroup(_Program, click.Group):
     """Finds its commands in `COMMANDS` and imports one when it is called."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
-        """Return the names, sorted."""
-        return sorted(COMMANDS)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands.update(dict.fromkeys(COMMANDS))  # type: ignore[arg-type]  # their names, for click's suggestions
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Import a command."""
@@ -79,17 +88,6 @@ class LazyGroup(_Program, click.Group):
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a command; for a mistyped name, suggest similar ones."""
-        name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
-            close = difflib.get_close_matches(name, COMMANDS)
-            hint = f" Did you mean {' or '.join(close)}?" if close else ""
-            ctx.fail(f"No such command '{printable(name)}'.{hint}")
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the commands without importing them."""
@@ -139,13 +137,12 @@ class Command(_Program):
         try:
             try:
                 _handle_signals(interrupt)
-                return super().invoke(ctx)
+                with _escaped_usage_errors():
+                    return super().invoke(ctx)
             finally:
                 _handle_signals(signal.SIG_DFL)
-        except click.exceptions.Exit:
+        except (click.exceptions.Exit, click.UsageError):
             raise
-        except click.UsageError as error:
-            raise _escaped(error) from None
         except (Exception, KeyboardInterrupt) as error:
             # NumPy makes a TypeError of a KeyboardInterrupt, a lock that is being taken a RuntimeError.
             if interrupted or isinstance(error, KeyboardInterrupt):
@@ -159,23 +156,8 @@ class Command(_Program):
 
 
 def command_line() -> str:
-    """Return the running command as typed in a shell, with names of files printable.
-
-    Options from the environment come first, as one would type them: `VIDCACHE_SEED=3 vidtrain c.h5`.
-    """
-    ctx = click.get_current_context()
-    variables = [
-        f"{param.envvar}={shlex.quote(os.environ[param.envvar])}"
-        for param in ctx.command.params
-        if isinstance(param.envvar, str)
-        and ctx.get_parameter_source(param.name or "") == click.core.ParameterSource.ENVIRONMENT
-    ]
-    return printable(" ".join([*variables, ctx.meta[_TYPED]]))
-
-
-def _escaped(error: click.UsageError) -> click.UsageError:
-    message = error.format_message()
-    return error if harmless(message) == message else click.UsageError(harmless(message), error.ctx)
+    """Return the running command as typed in a shell, with names of files printable."""
+    return printable(click.get_current_context().meta[_TYPED])
 
 
 def _handle_signals(handler: Any) -> None:
@@ -229,28 +211,15 @@ def num_cpus() -> int:
 
 
 # Options that several commands share: `@device_option()`, or with other words `@device_option(help="...")`.
-_SEED = click.IntRange(0, 2**63 - 1)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
-_SECONDS = FiniteRange(min=0, min_open=True)
 device_option = functools.partial(
     option, "--device", default=None, show_default="cuda if available, else cpu", help="cpu, cuda, cuda:1, ..."
 )
-seed_option = functools.partial(option, "--seed", type=_SEED, default=0, help="Random seed.")
+seed_option = functools.partial(option, "--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Random seed.")
 workers_option = functools.partial(
     option, "--workers", type=click.IntRange(1), default=num_cpus, show_default="all CPUs", help="Videos in parallel."
 )
 ffmpeg_dir_option = functools.partial(option, "--ffmpeg-dir", type=_FOLDER, help="Folder of ffmpeg and ffprobe.")
-timeout_option = functools.partial(option, "--timeout", type=_SECONDS, default=900.0, help="Seconds for one video.")
-max_pixels_option = functools.partial(
-    option, "--max-pixels", type=click.IntRange(1), default=8192 * 8192, help="Largest width * height of a video."
-)
-keyframe_seek_option = functools.partial(
-    option,
-    "--keyframe-seek/--full-decode",
-    "keyed",
-    default=True,
-    help="Seek to key frames in long videos. Same clip, faster; errors in skipped parts are not reported.",
-)
 json_option = functools.partial(
     click.option, "--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout."
 )
@@ -259,9 +228,14 @@ version_option = functools.partial(click.version_option, package_name="vidcache"
 
 def decode_options(command: Any) -> Any:
     """Add `--ffmpeg-dir`, `--timeout`, `--max-pixels` and `--keyframe-seek`, in the group "Decoding"."""
-    for add in (keyframe_seek_option, max_pixels_option, timeout_option, ffmpeg_dir_option):
-        command = add(group="Decoding")(command)
-    return command
+    add = functools.partial(option, group="Decoding")
+    seek = "Seek to key frames in long videos. Same clip, faster; errors in skipped parts are not reported."
+    pixels = {"type": click.IntRange(1), "default": 8192 * 8192, "help": "Largest width * height of a video."}
+    seconds = {"type": FiniteRange(min=0, min_open=True), "default": 900.0, "help": "Seconds for one video."}
+    command = add("--keyframe-seek/--full-decode", "keyed", default=True, help=seek)(command)
+    command = add("--max-pixels", **pixels)(command)
+    command = add("--timeout", **seconds)(command)
+    return ffmpeg_dir_option(group="Decoding")(command)
 
 
 def verbosity_options(details: str = "") -> Callable[[Any], Any]:

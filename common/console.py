@@ -6,12 +6,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any, Self
 
 import click
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.segment import Segment
 from rich.text import Text
@@ -102,11 +101,17 @@ class Progress:
     ) -> None:
         self._console, self._clock = console, clock
         self._phase = _Phase(phase, unit, clock())
-        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rest(self.rest)
-        # stdout is for results, also where it is a file and stderr is not.
-        hidden = not console.is_terminal
-        self._bar = Bar(*columns, console=console, disable=hidden, transient=True, redirect_stdout=False)
-        self._task = self._bar.add_task(phase, total=None)
+        self._bar = Bar(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rest]}", markup=False),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+            redirect_stdout=False,  # it is for results, also where it is a file and stderr is not
+        )
+        self._task = self._bar.add_task(phase, total=None, rest="")
         self._over = threading.Event()
         self._lines = threading.Thread(target=self._print_lines, name="progress", daemon=True)
 
@@ -116,10 +121,8 @@ class Progress:
             self._lines.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not error:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not kind:
             self._finish_phase()
         self.stop()
 
@@ -134,16 +137,24 @@ class Progress:
         """Begin with another part of the work."""
         self._finish_phase()
         self._phase = _Phase(name, unit, self._clock())
-        self._bar.reset(self._task, total=None, description=name)
+        self._bar.reset(self._task, total=None, description=name, rest="")
 
     def update(self, done: int, total: int, failed: int | None = None, note: str = "") -> None:
         """Report how much of this phase is done, how many of those failed, if they can, and a note to show."""
         phase = self._phase
         phase.done, phase.total, phase.failed, phase.note = done, total, failed, note
         phase.first = phase.first or (self._clock(), done)
-        self._bar.update(self._task, completed=done, total=total)
+        self._bar.update(self._task, completed=done, total=total, rest=self._rest())
 
-    def rest(self) -> str:
+    def line(self) -> str:
+        """Return everything in one line."""
+        phase = self._phase
+        if phase.total is None:
+            return f"{phase.name} for {in_words(self._clock() - phase.started)}"
+        count = f"{phase.name}: {phase.done:,} of {phase.total:,} {phase.unit}"
+        return ", ".join(part for part in (count, self._rest()) if part)
+
+    def _rest(self) -> str:
         """Return rate, time left, failures and note, as far as they are known."""
         phase, parts = self._phase, []
         if phase.first and phase.total is not None:
@@ -157,14 +168,6 @@ class Progress:
             parts.append(f"{phase.failed:,} failed")
         return ", ".join([*parts, phase.note] if phase.note else parts)
 
-    def line(self) -> str:
-        """Return everything in one line."""
-        phase = self._phase
-        if phase.total is None:
-            return f"{phase.name} for {in_words(self._clock() - phase.started)}"
-        count = f"{phase.name}: {phase.done:,} of {phase.total:,} {phase.unit}"
-        return ", ".join(part for part in (count, self.rest()) if part)
-
     def _print_lines(self) -> None:
         while not self._over.wait(INTERVAL_SECONDS):
             self._console.print(self.line(), soft_wrap=True)
@@ -173,15 +176,6 @@ class Progress:
         phase = self._phase
         count = f"{phase.done:,} {phase.unit} in " if phase.total is not None else ""
         self._console.detail(f"{phase.name}: {count}{in_words(self._clock() - phase.started)}")
-
-
-class _Rest(ProgressColumn):
-    def __init__(self, rest: Callable[[], str]) -> None:
-        super().__init__()
-        self._rest = rest
-
-    def render(self, task: Task) -> Text:  # noqa: ARG002 -- rich's signature
-        return Text(self._rest())
 
 
 def in_words(seconds: float) -> str:

@@ -2,9 +2,9 @@
 
 import errno
 import io
-import itertools
 import json
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -56,9 +56,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], scratch: P
     """
     target = follow(path)
     folder = scratch if scratch and target is path else target.parent
-    # A killed process of the same number may have left one.
-    names = (f".{target.name}.{os.getpid()}{suffix}.tmp" for suffix in itertools.chain([""], itertools.count(1)))
-    temporary = next(folder / name for name in names if not os.path.lexists(folder / name))
+    temporary = folder / f".{target.name}.{secrets.randbits(32)}.tmp"
     try:
         with temporary.open("xb") as file:  # never what a link of that name leads to
             write(file)

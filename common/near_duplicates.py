@@ -191,10 +191,12 @@ def find_near_pairs(hashes: Hashes, threshold: float = NEAR, splits: npt.ArrayLi
         splits: (N,) values of `Split`: every clip that is near to one of a split is paired with one.
     """
     same = _same(hashes)
-    shows = _num_flat(hashes) * 2 <= hashes.shape[1]
-    unique = np.flatnonzero(shows & (same == np.arange(len(hashes))))
+    num_flat = np.array([(clip.std(axis=(1, 2), dtype=np.float32) < _FLAT).sum() for clip in hashes], np.int64)
+    unique = np.flatnonzero((num_flat * 2 <= hashes.shape[1]) & (same == np.arange(len(hashes))))
     rows, distances = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
-    known = _Known(_splits_of_all(same, splits)[unique])
+    bits = np.zeros(len(same), np.int64)  # the splits of all clips that are the same
+    np.bitwise_or.at(bits, same, 1 if splits is None else 1 << np.asarray(splits, np.int64))
+    known = _Known(bits[unique])
     clips = _Clips(hashes[unique])
     for way, mirrored in itertools.product(_WAYS, (False, True)) if len(unique) else ():
         for pairs in clips.candidates(way, mirrored):
@@ -207,13 +209,6 @@ def find_near_pairs(hashes: Hashes, threshold: float = NEAR, splits: npt.ArrayLi
             rows.append(np.sort(unique[part[near]], axis=1))
             distances.append(found[near])
     return NearPairs(*_nearest(np.concatenate(rows), np.concatenate(distances)), same)
-
-
-def _splits_of_all(same: Rows, splits: npt.ArrayLike | None) -> Rows:
-    """(N,) the splits of all clips that are the same, as bits."""
-    bits = np.zeros(len(same), np.int64)
-    np.bitwise_or.at(bits, same, 1 if splits is None else 1 << np.asarray(splits, np.int64))
-    return bits
 
 
 def _same(hashes: Hashes) -> Rows:
@@ -233,11 +228,9 @@ def clip_distance(first: Hashes, second: Hashes) -> float:
 
 def _nearest(rows: Rows, distances: Floats) -> tuple[Rows, Floats]:
     """Sort pairs; of one that was found in several ways, keep the smallest distance."""
-    order = np.lexsort((distances, rows[:, 1], rows[:, 0]))
-    rows, distances = rows[order], distances[order]
-    is_first = np.ones(len(rows), bool)
-    is_first[1:] = (rows[1:] != rows[:-1]).any(axis=1)
-    return rows[is_first], distances[is_first]
+    order = np.argsort(distances, kind="stable")
+    rows, first = np.unique(rows[order], axis=0, return_index=True)
+    return rows, distances[order][first]
 
 
 @functools.cache
@@ -263,13 +256,6 @@ def _unit(vectors: Floats) -> Floats:
     """Scale the last dimension to length 1; what is zero stays zero."""
     lengths = np.sqrt((vectors * vectors).sum(axis=-1, keepdims=True))
     return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)
-
-
-def _num_flat(hashes: Hashes) -> Rows:
-    """(N,) how many frames of each clip show nothing."""
-    parts = (hashes[start : start + 8192] for start in range(0, len(hashes), 8192))
-    counts = [(part.std(axis=(2, 3), dtype=np.float32) < _FLAT).sum(axis=1) for part in parts]
-    return np.concatenate([np.zeros(0, np.int64), *counts])
 
 
 def _frame_vectors(hashes: Hashes, window: Window, mirrored: bool) -> Floats:
@@ -347,22 +333,14 @@ class _Known:
 
     def __init__(self, kinds: Rows) -> None:
         self._kinds = kinds
-        self._parents = np.arange(len(kinds))
+        self._groups = np.arange(len(kinds))
         self._counts = np.zeros((len(kinds), kinds.max(initial=0) + 1), np.int64)
-
-    def roots(self, rows: Rows) -> Rows:
-        """(n,) one clip that stands for all that are connected."""
-        parents = self._parents[rows]
-        while (parents != (above := self._parents[parents])).any():
-            parents = above
-        self._parents[rows] = parents
-        return parents
 
     def lacks(self, pairs: Rows) -> npt.NDArray[np.bool_]:
         """(n,) which pairs may connect clips, or are one of the first of a clip with clips of a kind."""
         first, second = pairs.T
         counts = np.minimum(self._counts[first, self._kinds[second]], self._counts[second, self._kinds[first]])
-        tells: npt.NDArray[np.bool_] = (counts < _ENOUGH) | (self.roots(first) != self.roots(second))
+        tells: npt.NDArray[np.bool_] = (counts < _ENOUGH) | (self._groups[first] != self._groups[second])
         return tells
 
     def add(self, pairs: Rows) -> None:
@@ -370,6 +348,6 @@ class _Known:
         first, second = pairs.T
         np.add.at(self._counts, (first, self._kinds[second]), 1)
         np.add.at(self._counts, (second, self._kinds[first]), 1)
-        for pair in pairs[self.roots(first) != self.roots(second)]:
-            low, high = np.sort(self.roots(pair))
-            self._parents[high] = low
+        for pair in pairs[self._groups[first] != self._groups[second]]:
+            low, high = np.sort(self._groups[pair])
+            self._groups[self._groups == high] = low

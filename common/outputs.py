@@ -7,8 +7,7 @@ import dataclasses
 import mmap
 import os
 import re
-import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,68 +16,52 @@ from vidcache.files import follow, open_regular
 from vidcache.text import printable
 
 _HEAD_BYTES = 4096
-_PICKLE_BYTES = 8 << 20  # the pickle of the largest checkpoint that vidtrain writes has 0.2 MB
-# Names of files by how they begin.
-_NAMES = (
-    (re.compile(rb"vidcache"), "a cache"),
-    (re.compile(rb"vidfeats"), "a file of features"),
-    (re.compile(rb"PK\x03\x04.{26}[^/]{1,200}/data\.pkl", re.DOTALL), "a checkpoint"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of file: its name with an article, a test of an open file, the error if another file is there."""
+    """A kind of file.
+
+    Attributes:
+        name: With its article.
+        start: Regular expression of its first bytes.
+        marker: Bytes that are somewhere in it.
+        error: What is raised if another file is there.
+    """
 
     name: str
-    matches: Callable[[BinaryIO], bool]
+    start: bytes
+    marker: bytes = b""
     error: type[VidcacheError] = InputError
+
+    def matches(self, file: BinaryIO) -> bool:
+        """Whether an open file is of this kind; one that is cut off is, too."""
+        if not re.match(self.start, file.read(_HEAD_BYTES), re.DOTALL):
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return data.find(self.marker) >= 0
 
     def is_at(self, path: Path) -> bool:
         """Whether a regular file of this kind is there."""
         try:
             with open_regular(path) as file:
                 return self.matches(file)
-        except (OSError, ValueError):
+        except OSError:
             return False
 
 
-def begins(name: str, *starts: bytes, error: type[VidcacheError] = InputError) -> Kind:
-    """Return the kind of file that begins with one of some bytes."""
-    return Kind(name, lambda file: file.read(max(map(len, starts))).startswith(starts), error)
+def begins(name: str, start: bytes) -> Kind:
+    """Return the kind of file that begins with some bytes."""
+    return Kind(name, re.escape(start))
 
 
-def _is_checkpoint(file: BinaryIO) -> bool:
-    """Whether it begins as a checkpoint that `torch.save` made, which may be cut off."""
-    head = file.read(30)
-    if not head.startswith(b"PK\x03\x04") or len(head) < 30:
-        return False
-    (name_bytes,) = struct.unpack_from("<H", head, 26)
-    return file.read(name_bytes).endswith(b"/data.pkl") and b"vidcache-checkpoint" in file.read(_PICKLE_BYTES)
-
-
-def _is_export(file: BinaryIO) -> bool:
-    if not file.read(1):
-        return False
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(b"vidcache-export") >= 0
-
-
-def _is_picture(file: BinaryIO) -> bool:
-    head = file.read(_HEAD_BYTES)
-    return head.startswith(b"\x89PNG\r\n\x1a\n") and b"tEXtSoftware\0vidcache" in head
-
-
-def _is_page(file: BinaryIO) -> bool:
-    return b'<meta name="generator" content="vidcache">' in file.read(_HEAD_BYTES)
-
-
-CACHE = begins("a cache", b"vidcache", error=CacheError)
-FEATURES = begins("a file of features", b"vidfeats")
-CHECKPOINT = Kind("a checkpoint", _is_checkpoint, MismatchError)
-EXPORT = Kind("an exported checkpoint", _is_export)
-PICTURE = Kind("a picture that vidcache drew", _is_picture)
-PAGE = Kind("a page that vidcache wrote", _is_page)
+CACHE = Kind("a cache", b"vidcache", error=CacheError)
+FEATURES = Kind("a file of features", b"vidfeats")
+# An archive of `torch.save`: the name of its first member ends with /data.pkl.
+CHECKPOINT = Kind("a checkpoint", rb"PK\x03\x04.{26}[^/]{1,200}/data\.pkl", b"vidcache-checkpoint", MismatchError)
+EXPORT = Kind("an exported checkpoint", b".", b"vidcache-export")
+PICTURE = Kind("a picture that vidcache drew", rb"\x89PNG\r\n\x1a\n", b"tEXtSoftware\0vidcache")
+PAGE = Kind("a page that vidcache wrote", rb"\s*<", b'<meta name="generator" content="vidcache">')
 
 
 def claim(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
@@ -130,7 +113,8 @@ def claim_folder(folder: Path, files: Mapping[str, Kind], inputs: Iterable[Path]
 
 def name_of(head: bytes) -> str:
     """Name the kind of a file by its first bytes, with its article; "" if unknown."""
-    return next((name for pattern, name in _NAMES if pattern.match(head)), "")
+    kinds = (CACHE, FEATURES, CHECKPOINT)
+    return next((kind.name for kind in kinds if re.match(kind.start, head, re.DOTALL)), "")
 
 
 def _refuse_inputs(place: Path, where: str, inputs: Iterable[Path]) -> None:

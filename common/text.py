@@ -12,14 +12,11 @@ from typing import Any
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 # Format characters that ordinary names contain: joiners of emoji and of Arabic and Indic scripts.
 _HARMLESS = {"\u200c", "\u200d"}
-_BRIEF = 40  # characters of a text that nobody has checked
+_MAX_CHARACTERS = 40  # of a text that nobody has checked
 
 
 def printable(name: str | bytes | os.PathLike[str]) -> str:
-    r"""Return a name with every character escaped that could move a cursor or hide text.
-
-    Undecodable bytes become `\xNN`. The result still needs `rich.markup.escape` where markup is
-    interpreted; everything in vidcache that prints with rich uses `rich.text.Text` instead.
+    r"""Return a name with every character escaped that could move a cursor or hide text; undecodable bytes as `\xNN`.
 
     >>> printable(b"a\x1b[31m\xff.mp4")
     'a\\x1b[31m\\xff.mp4'
@@ -82,8 +79,8 @@ def brief(value: object) -> str:
     ('7', "'cat'", 'a tuple')
     """
     if isinstance(value, str | bytes):
-        text = one_line(os.fsdecode(value[:_BRIEF]), _BRIEF)
-        return f"'{text}'" if len(value) <= _BRIEF else f"'{text}...'"
+        text = one_line(os.fsdecode(value[:_MAX_CHARACTERS]), _MAX_CHARACTERS)
+        return f"'{text}'" if len(value) <= _MAX_CHARACTERS else f"'{text}...'"
     if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 64):
         return str(value)
     name = type(value).__name__
@@ -99,12 +96,8 @@ def to_json(value: dict[str, Any], indent: int | None = None) -> str:
     '{"loss": null}'
     """
     text = json.dumps(_finite(value), indent=indent, ensure_ascii=False)
-    return text if text.isprintable() else "".join(char if char == "\n" else _json_escaped(char) for char in text)
-
-
-def _json_escaped(char: str) -> str:
-    """Return a character as JSON writes it that would act on a terminal; inside JSON, only strings hold such ones."""
-    return char if _escaped(char) == char else json.dumps(char)[1:-1]
+    # Apart from line ends, only strings hold such characters.
+    return "".join(char if char == "\n" or _escaped(char) == char else json.dumps(char)[1:-1] for char in text)
 
 
 def to_csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:

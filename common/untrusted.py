@@ -20,7 +20,6 @@ from vidcache.text import brief
 
 MAX_BYTES = 8 << 30
 _MAX_PICKLE_BYTES = 16 << 20
-_MAX_TEXT = 1 << 16
 _MAX_DEPTH = 16  # ours have 6
 _MAX_OPERATIONS = 2_000_000  # ours have some thousands, and 8 for each class
 _GLOBALS = re.compile(r"torch\._utils _rebuild_tensor_v2|torch \w+Storage|collections OrderedDict|_codecs encode")
@@ -82,8 +81,8 @@ def _check_members(archive: zipfile.ZipFile, num_bytes: int) -> bytes:
 def _check_pickle(data: bytes) -> None:
     """Simulate the pickle machine without making objects: of each only its depth and text."""
     stack: list[tuple[int, str]] = []  # a mark has depth -1
-    memo: dict[int, str] = {}  # texts and globals: only these may be used again
-    leaf, is_leaf, num_letters = "", False, 0
+    memo: dict[Any, str | None] = {}
+    text, num_letters = None, 0  # text: of the last object, if it is a text or a global: only these may be used again
     for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
         name = operation.name
         if name not in _OPERATIONS:
@@ -94,29 +93,27 @@ def _check_pickle(data: bytes) -> None:
             raise ValueError(f"unsupported GLOBAL {str(argument).replace(' ', '.')}")
         if name == "LONG1" and not -(2**63) <= int(argument or 0) < 2**63:  # such keys of a dict can collide
             raise ValueError("a number of more than 64 bits")
-        if name == "BINUNICODE" and len(str(argument)) > _MAX_TEXT:
-            raise ValueError(f"text of {len(str(argument)):,} letters")
         if name.endswith("BINPUT"):
-            memo.pop(int(argument or 0), None)
-            if is_leaf:
-                memo[int(argument or 0)] = leaf
+            memo[argument] = text
             continue
-        if name.endswith("BINGET") and int(argument or 0) not in memo:
-            raise ValueError("an object that is in two places")
-        is_leaf = name in ("BINUNICODE", "GLOBAL") or name.endswith("BINGET")
-        leaf = (memo[int(argument or 0)] if name.endswith("BINGET") else str(argument)) if is_leaf else ""
-        num_letters += len(leaf)
+        if name.endswith("BINGET"):
+            text = memo.get(argument)
+            if text is None:
+                raise ValueError("an object that is in two places")
+        else:
+            text = str(argument) if name in ("BINUNICODE", "GLOBAL") else None
+        num_letters += len(text or "")
         if num_letters > _MAX_PICKLE_BYTES:
             raise ValueError("texts that are used again and again")
         if name == "MARK":
             stack.append((-1, ""))
         elif name != "PROTO":
-            _move(stack, name, leaf)
+            _move(stack, name, text or "")
         if stack and stack[-1][0] > _MAX_DEPTH:
             raise ValueError("objects in objects in objects")
 
 
-def _move(stack: list[tuple[int, str]], name: str, leaf: str) -> None:
+def _move(stack: list[tuple[int, str]], name: str, text: str) -> None:
     """Do to depths and texts what an operation does to the objects."""
     (before, num_after), taken = _EFFECTS[name], []
     try:
@@ -130,7 +127,7 @@ def _move(stack: list[tuple[int, str]], name: str, leaf: str) -> None:
     # A pair is known by its second text: that of bytes, which are made of text, is their encoding.
     if name == "REDUCE" and taken[1][1] == "_codecs encode" and taken[0][1] != "(latin1":
         raise ValueError("text in another encoding than latin1")
-    text = f"({taken[0][1]}" if name == "TUPLE2" else leaf
+    text = f"({taken[0][1]}" if name == "TUPLE2" else text
     grown = taken.pop()[0] if name.startswith(("APPEND", "SETITEM")) else 0
     stack += [(max(grown, 1 + max((depth for depth, _ in taken), default=0)), text)] * num_after
 

@@ -1,4 +1,6 @@
-"""The leak guard's arithmetic: which clips look alike, and which do not."""
+"""Near-duplicates: which clips look alike, and which do not."""
+
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +40,15 @@ def cropped(clip: Clip, top: float, bottom: float, left: float, right: float) ->
     return np.ascontiguousarray(clip[:, ys][:, :, xs])
 
 
+def small(seed: int, size: int = 24) -> Clip:
+    """A hash of a scene that takes little time."""
+    return perceptual_hash(scene(seed, num_frames=16, size=size))
+
+
+def hashes_of(clips: Iterable[Clip]) -> Clip:
+    return np.stack([perceptual_hash(clip) for clip in clips])
+
+
 COPIES = {
     "noise": lambda clip: (clip + np.random.default_rng(1).normal(0, 4, clip.shape)).clip(0, 255).astype(np.uint8),
     "brighter": lambda clip: (clip * 0.8 + 40).clip(0, 255).astype(np.uint8),
@@ -61,21 +72,24 @@ def test_copies_are_near_in_both_directions_and_others_are_not(copy: str) -> Non
     assert clip_distance(perceptual_hash(scene(1)), changed) > 10 * NEAR
 
 
-def test_of_many_scenes_just_the_copies_are_found() -> None:
-    scenes = [scene(seed) if seed < len(COPIES) else scene(seed, num_frames=16, size=48) for seed in range(60)]
-    copies = [COPIES[name](scenes[place]) for place, name in enumerate(COPIES)]
-    hashes = np.stack([perceptual_hash(clip) for clip in [*scenes, *copies]])
+def test_of_many_scenes_just_the_copies_are_found_in_any_order(rng: np.random.Generator) -> None:
+    scenes = [scene(seed) for seed in range(len(COPIES))]
+    copies = [COPIES[name](clip) for name, clip in zip(COPIES, scenes, strict=True)]
+    hashes = np.concatenate([hashes_of(scenes), [small(seed, 48) for seed in range(9, 60)], hashes_of(copies)])
+    order = rng.permutation(len(hashes))
 
     found = find_near_pairs(hashes)
+    turned = find_near_pairs(hashes[order])
 
     assert [[place, 60 + place] for place in range(len(COPIES))] == found.rows.tolist()
+    assert found.rows.tolist() == sorted(sorted(pair) for pair in order[turned.rows].tolist())
     assert (found.distances <= NEAR).all()
     assert pytest.approx([clip_distance(*hashes[pair]) for pair in found.rows], abs=1e-6) == found.distances
 
 
 def test_the_threshold_says_what_counts() -> None:
     clip = scene(3)
-    hashes = np.stack([perceptual_hash(c) for c in (clip, COPIES["noise"](clip), COPIES["5 % off each side"](clip))])
+    hashes = hashes_of([clip, COPIES["noise"](clip), COPIES["5 % off each side"](clip)])
 
     distances = [clip_distance(hashes[0], other) for other in hashes[1:]]
     between = sum(sorted(distances)) / 2
@@ -90,7 +104,7 @@ def test_two_clips_of_one_still_room_are_near_when_half_of_their_frames_are() ->
     mostly_empty, mostly_full = room.copy(), room.copy()
     mostly_empty[10:] = person[10:]
     mostly_full[7:] = person[7:]
-    hashes = [perceptual_hash(clip) for clip in (room, mostly_empty, mostly_full)]
+    hashes = hashes_of([room, mostly_empty, mostly_full])
 
     assert clip_distance(hashes[0], hashes[1]) <= NEAR
     assert clip_distance(hashes[0], hashes[2]) > NEAR
@@ -117,7 +131,7 @@ def test_there_is_nothing_to_find_among_fewer_than_two(count: int) -> None:
 
 
 def test_many_equal_clips_are_paired_with_the_first_only() -> None:
-    hashes = np.stack([perceptual_hash(scene(9, size=48)), *[perceptual_hash(scene(10, size=48))] * 300])
+    hashes = np.stack([small(9), *[small(10)] * 300])
 
     found = find_near_pairs(hashes)
 
@@ -128,7 +142,7 @@ def test_many_equal_clips_are_paired_with_the_first_only() -> None:
 
 def test_copies_among_many_are_found(rng: np.random.Generator) -> None:
     """Half of 900 clips are noisy, some mirrored copies."""
-    originals = np.stack([perceptual_hash(scene(seed, num_frames=16, size=24)) for seed in range(450)])
+    originals = np.stack([small(seed) for seed in range(450)])
     noisy = (originals.astype(int) + rng.integers(-2, 3, originals.shape)).clip(0, 255).astype(np.uint8)
     noisy[::2] = noisy[::2, ..., ::-1]
 
@@ -140,44 +154,24 @@ def test_copies_among_many_are_found(rng: np.random.Generator) -> None:
     assert all(clip_distance(*np.concatenate([originals, noisy])[list(pair)]) <= NEAR for pair in found - set(wanted))
 
 
-def test_the_order_of_the_clips_does_not_matter(rng: np.random.Generator) -> None:
-    scenes = [scene(seed, num_frames=16, size=48) for seed in range(20)]
-    hashes = np.stack([perceptual_hash(clip) for clip in [*scenes, *(COPIES["noise"](clip) for clip in scenes[:7])]])
-    order = rng.permutation(len(hashes))
-
-    found = find_near_pairs(hashes[order])
-
-    assert find_near_pairs(hashes).rows.tolist() == sorted(sorted(pair) for pair in order[found.rows].tolist())
-
-
 # --- the hash ----------------------------------------------------------------------------------
+
+
+def assert_mean_of_cells(clip: Clip) -> None:
+    """The hash of the first frame is its grey, in 12 x 12 cells: nothing is cut off."""
+    height, width = clip.shape[1:3]
+    grey = clip[0].astype(float) @ [77 / 256, 150 / 256, 29 / 256]
+    fine = grey.repeat(12, axis=0).repeat(12, axis=1)  # every cell is a block of height x width of these
+    cells = fine.reshape(12, height, 12, width).mean(axis=(1, 3))
+    assert np.abs(cells - perceptual_hash(clip)[0]).max() <= 0.501
 
 
 @given(st.integers(1, 40), st.integers(4, 70), st.integers(4, 70), st.integers(0, 2**32))
 def test_the_hash_is_the_mean_of_cells(frames: int, height: int, width: int, seed: int) -> None:
     clip = np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), np.uint8)
 
-    hashed = perceptual_hash(clip)
-
-    assert ((16, 12, 12), np.uint8) == (hashed.shape, hashed.dtype)
-    grey = clip[0].astype(float) @ [77 / 256, 150 / 256, 29 / 256]
-    fine = grey.repeat(12, axis=0).repeat(12, axis=1)  # every cell is a block of height x width of these
-    cells = fine.reshape(12, height, 12, width).mean(axis=(1, 3))
-    assert np.abs(cells - hashed[0]).max() <= 0.501
-
-
-def test_a_hash_of_equal_frames_is_their_colour() -> None:
-    assert (200 == perceptual_hash(np.full((5, 33, 47, 3), 200, np.uint8))).all()
-
-
-def test_each_of_a_dozen_noisy_copies_is_paired_with_all_others(rng: np.random.Generator) -> None:
-    clip = perceptual_hash(scene(11)).astype(int)
-    others = [perceptual_hash(scene(seed, num_frames=16, size=24)) for seed in range(100, 140)]
-    copies = [(clip + rng.integers(-2, 3, clip.shape)).clip(0, 255).astype(np.uint8) for _ in range(12)]
-
-    found = find_near_pairs(np.stack([*others, *copies]))
-
-    assert [[a, b] for a in range(40, 52) for b in range(a + 1, 52)] == found.rows.tolist()
+    assert ((16, 12, 12), np.uint8) == (perceptual_hash(clip).shape, perceptual_hash(clip).dtype)
+    assert_mean_of_cells(clip)
 
 
 def noisy(clip: Clip, count: int, seed: int) -> Clip:
@@ -195,9 +189,9 @@ def groups_of(hashes: Clip) -> list[int]:
 @pytest.mark.parametrize("seed", range(30, 33))
 def test_two_crowds_of_copies_are_one_group_though_each_is_nearer_to_its_own(seed: int, count: int) -> None:
     clip = scene(seed, num_frames=16, size=96)
-    first, second = (perceptual_hash(copy) for copy in (clip, COPIES["5 % off each side"](clip)))
+    first, second = hashes_of([clip, COPIES["5 % off each side"](clip)])
     assert 0.0004 < clip_distance(first, second) <= NEAR
-    others = np.stack([perceptual_hash(scene(900 + other, num_frames=16, size=48)) for other in range(5)])
+    others = np.stack([small(900 + other, 48) for other in range(5)])
 
     groups = groups_of(np.concatenate([noisy(first, count, seed), others, noisy(second, count, seed + 1)]))
 
@@ -233,7 +227,7 @@ def test_of_very_many_look_alikes_each_is_paired_with_one_of_every_split() -> No
 def test_all_pairs_whose_means_are_near_are_compared(rng: np.random.Generator) -> None:
     """Clips of one room, whose pairs lie on both sides of every limit: as many as a comparison of all pairs finds."""
     room = perceptual_hash(scene(37)).astype(float)
-    others = np.stack([perceptual_hash(scene(seed, num_frames=16, size=24)) for seed in range(1000, 1040)])
+    others = np.stack([small(seed) for seed in range(1000, 1040)])
     part = rng.permutation(np.linspace(0.02, 0.25, 40))[:, None, None, None]
     hashes = (room * (1 - part) + others * part).round().astype(np.uint8)
 
@@ -296,10 +290,9 @@ OVERLAYS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_copies_under_a_stamp_a_subtitle_or_a_logo_are_found_and_others_are_not(overlay: str) -> None:
-    hashes = np.stack([*(perceptual_hash(textured(seed)) for seed in range(40, 46))])
-    copies = np.stack([perceptual_hash(OVERLAYS[overlay](textured(seed))) for seed in range(40, 46)])
+    clips = [textured(seed) for seed in range(40, 46)]
 
-    found = find_near_pairs(np.concatenate([hashes, copies]))
+    found = find_near_pairs(hashes_of([*clips, *map(OVERLAYS[overlay], clips)]))
 
     assert [[row, row + 6] for row in range(6)] == found.rows.tolist()
 
@@ -321,7 +314,7 @@ def test_bars_do_not_change_what_a_clip_looks_like(bars: str) -> None:
 
 
 def test_equal_bars_do_not_make_films_alike() -> None:
-    hashes = np.stack([perceptual_hash(framed(textured(seed), 0, 80, (0, 0, 0))) for seed in range(60, 72)])
+    hashes = hashes_of(framed(textured(seed), 0, 80, (0, 0, 0)) for seed in range(60, 72))
 
     assert 0 == len(find_near_pairs(hashes).rows)
     assert min(clip_distance(hashes[0], other) for other in hashes[1:]) > 10 * NEAR
@@ -357,10 +350,7 @@ def test_what_is_no_bar_stays() -> None:
     box = stamped(textured(51), 0.85, 0.2, 0.15, 0.5)
 
     for clip in (empty, dark, box):
-        height, width = clip.shape[1:3]
-        grey = (clip[:1].astype(float) @ [77 / 256, 150 / 256, 29 / 256]).repeat(12, axis=1).repeat(12, axis=2)
-        cells = grey[0].reshape(12, height, 12, width).mean(axis=(1, 3))
-        assert np.abs(cells - perceptual_hash(clip)[0]).max() <= 0.501
+        assert_mean_of_cells(clip)
 
 
 @pytest.mark.parametrize("size", range(1, 12))

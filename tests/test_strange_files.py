@@ -1,16 +1,14 @@
 """Caches and checkpoints that an attacker wrote, with right hashes: every field replaced by every kind of value.
 
 Whatever is in a file, a command ends with exit code 0, 4 (a cache) or 5 (a checkpoint) and one line, soon, in little
-memory. VIDCACHE_TORTURE=1 asks every command about every file, instead of one that reads the field.
+memory.
 """
 
 import dataclasses
 import os
 import re
-import resource
+import shutil
 import struct
-import subprocess
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -41,7 +39,6 @@ from vidcache.train.config import TrainConfig
 from vidcache.train.resume import TrainingState, load_optimizer
 from vidcache.train.run import run_training
 
-TORTURE = os.environ.get("VIDCACHE_TORTURE") == "1"
 SPEC = Spec(4, 16, 16)
 NEST = 60
 
@@ -96,23 +93,6 @@ def _text(file: h5py.File, name: str) -> str:
         return "x"
 
 
-def cache_commands(path: Path, folder: Path) -> dict[str, tuple[click.Command, list[object]]]:
-    return {
-        "info": (cli.main, ["info", path]),
-        "info as JSON": (cli.main, ["info", path, "--json"]),
-        "verify": (cli.main, ["verify", path]),
-        "analyze": (cli.main, ["analyze", path, "--out", folder / "analysis"]),
-        "leaks": (cli.main, ["leaks", path, "--out", folder / "l.png"]),
-        "split": (cli.main, ["split", path, "--seed", "3", "--dry-run"]),
-        "preview": (cli.main, ["preview", path, "--out", folder / "p.png"]),
-        "vidtrain": (
-            vidtrain,
-            [path, "--out", folder / "t.pt", "--weights", "none", "--epochs", "1", "--device", "cpu", "--amp", "off"],
-        ),
-        "two": (vidtrain, [path, path, "--out", folder / "t.pt", "--weights", "none", "--epochs", "1"]),
-    }
-
-
 ATTRIBUTES = "class_depth sampling scaling split_by split_source split_fractions split_seed split_near_duplicates split_files_hash vidcache_version ffmpeg_version format format_version".split()
 VALUES: dict[str, Any] = {
     "absent": None,
@@ -155,40 +135,23 @@ def test_an_attribute_of_any_kind(cache: Path, tmp_path: Path, name: str) -> Non
         path = tmp_path / "c.h5"
         path.write_bytes(cache.read_bytes())
         seal(_forge(path, lambda file: set_attribute(file, name, value)))  # noqa: B023 -- called at once
-        commands = cache_commands(path, tmp_path)
-        for said in commands if TORTURE else ("info as JSON", "split"):
-            result = run(commands[said][0], *commands[said][1])
+        for command in (["info", path, "--json"], ["split", path, "--seed", 3, "--dry-run"]):
+            result = run(cli.main, *command)
             assert_refused(result, {0, 4})
         refused += result.exit_code == 4
         assert 4 == result.exit_code or kind not in ("complex", "a reference", "text of any length", "void"), kind
     assert refused >= 5
 
 
-COLUMN_VALUES: list[Any] = [
-    -1,
-    0,
-    1,
-    5,
-    255,
-    2**31 - 1,
-    -(2**63),
-    2**63 - 1,
-    np.nan,
-    np.inf,
-    -np.inf,
-    5e-324,
-    1e-40,
-    1e300,
-]
+TEXTS = [b"", b"\xff\xfe\x1b[2J", b"a\0b", b"=x:y", b"x" * 300]
+NUMBERS = [-1, 0, 1, 5, 255, 2**31 - 1, -(2**63), 2**63 - 1, np.nan, np.inf, -np.inf, 5e-324, 1e-40, 1e300]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [column.name for column in layout.COLUMNS])
 def test_a_column_with_any_number(cache: Path, tmp_path: Path, name: str) -> None:
     column = next(column for column in layout.COLUMNS if column.name == name)
-    is_text = column.dtype.startswith("S")
-    values = [b"", b"\xff\xfe\x1b[2J", b"a\0b", b"=x:y", b"x" * 300] if is_text else COLUMN_VALUES
-    for value in values:
+    for value in TEXTS if column.dtype.startswith("S") else NUMBERS:
         for rows in (slice(None), slice(4, 5)):
             path = tmp_path / "c.h5"
             path.write_bytes(cache.read_bytes())
@@ -197,28 +160,16 @@ def test_a_column_with_any_number(cache: Path, tmp_path: Path, name: str) -> Non
                     seal(_forge(path, lambda file: file[f"videos/{name}"].__setitem__(rows, value)))  # noqa: B023
                 except (OverflowError, TypeError, ValueError):  # no number of that type
                     continue
-            commands = cache_commands(path, tmp_path)
-            for said in commands if TORTURE else ("info as JSON",):
-                assert_refused(run(commands[said][0], *commands[said][1]), {0, 2, 4} if said == "vidtrain" else {0, 4})
+            assert_refused(run(cli.main, "info", path, "--json"), {0, 4})
 
 
-@pytest.mark.parametrize(
-    "name", ["fps", "duration_seconds", "num_frames", "width", "height", "source_bytes", "num_real"]
-)
-def test_an_analysis_of_the_largest_and_the_smallest_that_is_accepted(copy: Path, tmp_path: Path, name: str) -> None:
-    highest = {
-        "fps": 1e12,
-        "duration_seconds": 1e12,
-        "num_frames": 2**48,
-        "width": 2**24,
-        "height": 2**24,
-        "source_bytes": 2**63 - 1,
-        "num_real": 4,
-    }
+def test_an_analysis_of_the_largest_and_the_smallest_that_is_accepted(copy: Path, tmp_path: Path) -> None:
+    highest = {"fps": 1e12, "duration_seconds": 1e12, "num_frames": 2**48, "width": 2**24, "height": 2**24}
 
     def change(file: h5py.File) -> None:
-        file[f"videos/{name}"][5:20] = highest[name]
-        file[f"videos/{name}"][20:] = 1e-9 if name in ("fps", "duration_seconds") else 0
+        for name, value in {**highest, "source_bytes": 2**63 - 1, "num_real": 4}.items():
+            file[f"videos/{name}"][5:20] = value
+            file[f"videos/{name}"][20:] = 1e-9 if name in ("fps", "duration_seconds") else 0
 
     seal(_forge(copy, change))
 
@@ -377,19 +328,6 @@ STRANGE: dict[str, Any] = {
 }
 
 
-def checkpoint_commands(path: Path, cache: Path, folder: Path) -> dict[str, tuple[click.Command, list[object]]]:
-    return {
-        "vidpredict": (vidpredict, [cache, "--ckpt", path]),
-        "videval": (videval, [cache, "--ckpt", path, "--out", folder / "eval", "--device", "cpu"]),
-        "init": (
-            vidtrain,
-            [cache, "--out", folder / "i.pt", "--init", path, "--epochs", "1", "--amp", "off", "--device", "cpu"],
-        ),
-        "export": (cli.main, ["export", path, "--format", "torch-export", "--out", folder / "e.pt2"]),
-        "bench": (cli.main, ["bench", cache, "--ckpt", path, "--device", "cpu", "--repeats", "1"]),
-    }
-
-
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Checkpoint)])
 def test_a_field_of_a_checkpoint_of_any_kind(cache: Path, finished: Path, tmp_path: Path, name: str) -> None:
     fields, path = fields_of(finished), tmp_path / "x.pt"
@@ -405,65 +343,43 @@ def test_a_field_of_a_checkpoint_of_any_kind(cache: Path, finished: Path, tmp_pa
             Checkpoint.load(path)
         assert f"{path}: " in str(raised.value)
         assert len(str(raised.value)) < 400
-        if TORTURE:
-            for command, arguments in checkpoint_commands(path, cache, tmp_path).values():
-                assert_refused(run(command, *arguments), {5})
     for pickled, message in PICKLES.items():
         with pytest.raises(MismatchError, match=message):
             Checkpoint.load(write_archive(path, fields, **{name: pickled}))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (
-            {"classes": [b"%d" % number for number in range(100_001)]},
-            "classes is a list, expected 1 to 100,000 different",
-        ),
+        ({"classes": [b"%d" % n for n in range(100_001)]}, "classes is a list, expected 1 to 100,000 different"),
         ({"classes": [b"a", b"x" * 5000]}, "classes is a list, expected 1 to 100,000 different"),
         ({"num_frames_used": 5}, "num_frames_used is 5, but a clip of it has fewer frames"),
         ({"spec": {**Spec(4, 16, 16).to_dict(), "height": 2**40}}, "height: 1099511627776, expected 16 to 1024"),
         ({"spec": {**Spec(4, 16, 16).to_dict(), "more": 1}}, "'more' is not known"),
         ({"x": 1}, "'x' is not known"),
+        ({None: 1}, "None is not known"),
+        ({(): 1}, "a tuple is not known"),
         ({"mean": (1.0, 2.0)}, "mean is a tuple, expected 3 numbers"),
     ],
 )
-def test_fields_that_no_run_writes(finished: Path, tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_fields_that_no_run_writes(finished: Path, tmp_path: Path, fields: dict[Any, Any], message: str) -> None:
     torch.save({**fields_of(finished), **fields}, tmp_path / "x.pt")
 
     with pytest.raises(MismatchError, match=rf"x\.pt: incomplete checkpoint \({re.escape(message)}"):
         Checkpoint.load(tmp_path / "x.pt")
 
 
-@pytest.mark.slow
-def test_more_classes_than_outputs_are_refused_before_a_model_is_made(
-    cache: Path, finished: Path, tmp_path: Path
+@pytest.mark.parametrize("changes", [{"classes": [b"%05d" % n for n in range(10_000)]}, {"bias": torch.tensor(1.0)}])
+def test_other_outputs_than_classes_are_refused_before_a_model_is_made(
+    finished: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    names = [b"%05d" % number for number in range(100_000)]
-    torch.save({**fields_of(finished), "classes": names}, tmp_path / "x.pt")
+    fields = fields_of(finished)
+    if "bias" in changes:
+        changes = {"weights": {**fields["weights"], "fc.bias": changes["bias"]}}
+    torch.save({**fields, **changes}, tmp_path / "x.pt")
 
-    result = run(vidpredict, tmp_path, "--ckpt", tmp_path / "x.pt")
-
-    assert result.exit_code in (2, 5)
-    with pytest.raises(MismatchError, match="x.pt: 2 outputs for 100000 classes"):
+    with pytest.raises(MismatchError, match=r"x\.pt: \d outputs for \d+ classes"):
         load_model(Checkpoint.load(tmp_path / "x.pt"), "x.pt", "cpu")
-
-
-@pytest.mark.slow
-def test_a_tuple_of_exponential_size_takes_neither_time_nor_memory(cache: Path, finished: Path, tmp_path: Path) -> None:
-    write_archive(tmp_path / "x.pt", fields_of(finished), fingerprint=nested())
-    code = "from vidcache.eval.cli import main; main()"
-    command = [sys.executable, "-c", code, str(cache), "--ckpt", str(tmp_path / "x.pt"), "--device", "cpu"]
-
-    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=_at_most_8_gib)
-
-    assert 5 == ended.returncode, ended.stderr
-    assert 1 == len(ended.stderr.splitlines())
-
-
-def _at_most_8_gib() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def pickled(*operations: bytes) -> bytes:
@@ -495,22 +411,6 @@ def test_pickles_that_take_memory_or_time(finished: Path, tmp_path: Path, data: 
         Checkpoint.load(tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize("key", [None, 0, "", False, ()])
-def test_a_field_without_a_name_is_not_known(finished: Path, tmp_path: Path, key: Any) -> None:
-    torch.save({**fields_of(finished), key: 1}, tmp_path / "x.pt")
-
-    with pytest.raises(MismatchError, match="is not known"):
-        Checkpoint.load(tmp_path / "x.pt")
-
-
-def test_a_bias_that_is_one_number_is_refused(finished: Path, tmp_path: Path) -> None:
-    fields = fields_of(finished)
-    torch.save({**fields, "weights": {**fields["weights"], "fc.bias": torch.tensor(1.0)}}, tmp_path / "x.pt")
-
-    with pytest.raises(MismatchError, match=r"x\.pt: 0 outputs for 2 classes"):
-        load_model(Checkpoint.load(tmp_path / "x.pt"), "x.pt", "cpu")
-
-
 def archive_of(finished: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(finished) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
@@ -519,31 +419,21 @@ def archive_of(finished: Path) -> dict[str, bytes]:
 def test_archives_that_torch_does_not_write(finished: Path, tmp_path: Path) -> None:
     members, path = archive_of(finished), tmp_path / "x.pt"
     folder = next(iter(members)).split("/")[0]
-    for more in ("other/data.pkl", f"{folder}/DATA.PKL", "data.pkl", f"{folder}/a b"):
-        with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
-            Checkpoint.load(write_members(path, {**members, more: b"x"}))
-    write_members(path, members)
+    whole = write_members(path, members).read_bytes()
+    encrypted = bytearray(whole)
+    encrypted[encrypted.rfind(b"PK\x01\x02") + 8] |= 1
     with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         archive.writestr(f"{folder}/data.pkl", b"x")
-    with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
-        Checkpoint.load(path)
-    write_members(path, {})
-    with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
-        Checkpoint.load(path)
-    behind = write_members(path, members).read_bytes()
-    path.write_bytes(behind + behind)  # zipfile reads the last one, torch can read the first one
-    with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
-        Checkpoint.load(path)
-    data = bytearray(write_members(path, members).read_bytes())
-    data[data.rfind(b"PK\x01\x02") + 8] |= 1  # encrypted
-    path.write_bytes(data)
-    with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
-        Checkpoint.load(path)
-    write_members(path, members)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.comment = b"\x1b[2J" * 100
-    assert Checkpoint.load(path).classes == ("a", "b")  # a comment is read by nobody
+    # A name twice; two archives, of which zipfile reads the last one and torch can read the first.
+    for data in (path.read_bytes(), whole + whole, bytes(encrypted)):
+        path.write_bytes(data)
+        with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
+            Checkpoint.load(path)
+    for more in ("other/data.pkl", f"{folder}/DATA.PKL", "data.pkl", f"{folder}/a b", None):
+        write_members(path, {**members, more: b"x"} if more else {})
+        with pytest.raises(MismatchError, match="x.pt: an archive with other members than torch writes"):
+            Checkpoint.load(path)
 
 
 @pytest.mark.parametrize(
@@ -620,26 +510,17 @@ def test_the_weights_of_another_model_begin_and_go_on_with_nothing(
     assert "not the weights of an R3D-18. Start without --init" in begun.stderr
 
 
-def test_a_run_folder_of_a_stranger_is_not_believed(finished: Path) -> None:
+def test_a_run_folder_of_a_stranger_is_not_believed(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished.parent, tmp_path / "run")
+    finished = tmp_path / "run" / finished.name
     checkpoint, folder = Checkpoint.load(finished), finished.with_suffix(".run")
     assert len(read_run_log(finished, checkpoint).epochs) >= 1
-    before = {name: (folder / name).read_bytes() for name in ("config.json", "metrics.csv")}
-    try:
-        for content in (
-            b"[" * 100_000,
-            b"[1]",
-            b'{"command": {"a": 1}}',
-            b"\xff",
-            b'{"command": "x", "fingerprint": "other"}',
-        ):
-            (folder / "config.json").write_bytes(content)
-            assert not read_run_log(finished, checkpoint).command
-        (folder / "metrics.csv").write_bytes(b"epoch,val_loss\n" + b"1,0.5,7\n" * 10)
-        assert not read_run_log(finished, checkpoint).epochs
-        (folder / "metrics.csv").unlink()
-        os.mkfifo(folder / "metrics.csv")
-        assert not read_run_log(finished, checkpoint).epochs
-    finally:
-        (folder / "metrics.csv").unlink()
-        for name, content in before.items():
-            (folder / name).write_bytes(content)
+    strange = (b"[" * 100_000, b"[1]", b'{"command": {"a": 1}}', b"\xff", b'{"command": "x", "fingerprint": "other"}')
+    for content in strange:
+        (folder / "config.json").write_bytes(content)
+        assert not read_run_log(finished, checkpoint).command
+    (folder / "metrics.csv").write_bytes(b"epoch,val_loss\n" + b"1,0.5,7\n" * 10)
+    assert not read_run_log(finished, checkpoint).epochs
+    (folder / "metrics.csv").unlink()
+    os.mkfifo(folder / "metrics.csv")
+    assert not read_run_log(finished, checkpoint).epochs
