@@ -230,11 +230,10 @@ def decode_options(command: Any) -> Any:
     """Add `--ffmpeg-dir`, `--timeout`, `--max-pixels` and `--keyframe-seek`, in the group "Decoding"."""
     add = functools.partial(option, group="Decoding")
     seek = "Seek to key frames in long videos. Same clip, faster; errors in skipped parts are not reported."
-    pixels = {"type": click.IntRange(1), "default": 8192 * 8192, "help": "Largest width * height of a video."}
-    seconds = {"type": FiniteRange(min=0, min_open=True), "default": 900.0, "help": "Seconds for one video."}
+    size, seconds = click.IntRange(1), FiniteRange(min=0, min_open=True)
     command = add("--keyframe-seek/--full-decode", "keyed", default=True, help=seek)(command)
-    command = add("--max-pixels", **pixels)(command)
-    command = add("--timeout", **seconds)(command)
+    command = add("--max-pixels", type=size, default=8192 * 8192, help="Largest width * height of a video.")(command)
+    command = add("--timeout", type=seconds, default=900.0, help="Seconds for one video.")(command)
     return ffmpeg_dir_option(group="Decoding")(command)
 
 

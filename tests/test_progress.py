@@ -31,23 +31,16 @@ def test_a_line_says_done_of_rate_left_and_failed() -> None:
     shown = Progress(SafeConsole(file=io.StringIO()), "decoding", "videos", clock)
     assert "decoding for 0.0 s" == shown.line()
 
-    shown.update(100, 1340, 0)
-    assert "decoding: 100 of 1,340 videos, 0 failed" == shown.line()  # what was there before has no rate
-    clock.now = 20
-    shown.update(140, 1340, 3)
-    assert "decoding: 140 of 1,340 videos, 2.0 videos/s, 10.0 min left, 3 failed" == shown.line()
-    clock.now = 3620
-    shown.update(160, 1340, 3)
-    assert "decoding: 160 of 1,340 videos, 1.0 videos/min, 19.8 h left, 3 failed" == shown.line()
-    shown.update(1340, 1340, 3)
-    assert "decoding: 1,340 of 1,340 videos, 0.3 videos/s, 3 failed" == shown.line()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0, "0.0 s"), (9.94, "9.9 s"), (45, "45 s"), (200, "3.3 min"), (9000, "2.5 h")]
-)
-def test_durations_are_as_people_say_them(seconds: float, words: str) -> None:
-    assert words == in_words(seconds)
+    for now, done, failed, words in (
+        (0, 100, 0, "100 of 1,340 videos, 0 failed"),  # what was there before has no rate
+        (20, 140, 3, "140 of 1,340 videos, 2.0 videos/s, 10.0 min left, 3 failed"),
+        (3620, 160, 3, "160 of 1,340 videos, 1.0 videos/min, 19.8 h left, 3 failed"),
+        (3620, 1340, 3, "1,340 of 1,340 videos, 0.3 videos/s, 3 failed"),
+    ):
+        clock.now = now
+        shown.update(done, 1340, failed)
+        assert f"decoding: {words}" == shown.line()
+    assert ["0.0 s", "9.9 s", "45 s", "3.3 min", "2.5 h"] == [in_words(s) for s in (0, 9.94, 45, 200, 9000)]
 
 
 class Waited(io.StringIO):
@@ -65,6 +58,7 @@ class Waited(io.StringIO):
 
 
 def test_a_log_gets_a_line_at_every_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 30 == progress.INTERVAL_SECONDS
     monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0.01)
     log = Waited()
     with Progress(SafeConsole(file=log), "decoding", "videos") as shown:
@@ -76,20 +70,17 @@ def test_a_log_gets_a_line_at_every_interval(monkeypatch: pytest.MonkeyPatch) ->
     assert "decoding: 3 of 8 videos, 1 failed\n" in log.getvalue()
 
 
-def test_half_a_minute_is_the_interval_and_short_work_says_nothing() -> None:
+@pytest.mark.parametrize(("quiet", "interval"), [(True, 0.01), (False, 30)])
+def test_a_quiet_console_and_short_work_get_no_lines(
+    quiet: bool, interval: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "INTERVAL_SECONDS", interval)
     log = io.StringIO()
-    with Progress(SafeConsole(file=log), "decoding", "videos") as shown:
+    with Progress(SafeConsole(file=log, quiet=quiet), "decoding", "videos") as shown:
         shown.update(3, 8, 1)
+        assert quiet is not any(thread.name == "progress" for thread in threading.enumerate())
 
-    assert 30 == progress.INTERVAL_SECONDS
     assert "" == log.getvalue()
-
-
-def test_a_quiet_console_gets_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0.01)
-    log = io.StringIO()
-    with Progress(SafeConsole(file=log, quiet=True), "decoding", "videos"):
-        assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
 
 
 def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:
@@ -118,16 +109,6 @@ def test_a_verbose_console_gets_the_time_of_each_phase() -> None:
 # --- the options ------------------------------------------------------------------------------------
 
 
-def params_of(name: str) -> set[str]:
-    command = main.get_command(click.Context(main), name)
-    assert command
-    return {option for parameter in command.params for option in parameter.opts}
-
-
-def test_every_long_command_has_quiet_and_verbose() -> None:
-    assert {name for name in COMMANDS if {"-q", "--quiet", "-v", "--verbose"} <= params_of(name)} == LONG
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("long")
@@ -135,8 +116,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = make_raw(folder / "raw", {"a": 3, "b": 3}, num_frames=8)
     (raw / "a" / "broken.mkv").write_bytes(b"broken" * 50)
     (raw / "a" / "notes.txt").write_text("no video")
-    with tiny_models():
-        run(folder, f"train c.h5 --weights none --epochs 1 --device cpu --out {folder / 'best.pt'}")
+    run(folder, f"train c.h5 --weights none --epochs 1 --device cpu --out {folder / 'best.pt'}")
     return folder
 
 
@@ -148,27 +128,17 @@ def run(folder: Path, command: str) -> Any:
     return result
 
 
-# Command, a line that -v adds, whether it has notes that -q leaves out, and the result that stays.
-EVERY: tuple[tuple[str, str, str, str], ...] = (
-    (
-        "build raw n.h5 --num-frames 4 --size 16 --overwrite --max-failures 1",
-        "failed: a/broken.mkv: ",
-        "Files left out",
-        "6 clips of 2 classes",
-    ),
+# Command, a line that -v adds, a note that -q leaves out, and the result that stays.
+EVERY = (
+    ("build raw n.h5 --num-frames 4 --size 16 --overwrite --max-failures 1", "failed: a/broken.mkv: ", "Files left out", "6 clips of 2 classes"),
     ("split c.h5 --seed 3 --dry-run", "splitting: ", "", "nothing was written"),
     ("verify c.h5", "checking: 24 clips in ", "", "24 clips checked"),
     ("leaks c.h5 --out {}.png", "comparing clips: ", "", "no clip looks like"),
     ("analyze raw", "looking for shortcuts: ", "", "7 videos of 2 classes"),
-    (
-        "train c.h5 --weights none --epochs 1 --device cpu --out {}",
-        "epoch 1, step 1 of ",
-        "duplicate check",
-        "epoch 1 of 1",
-    ),
+    ("train c.h5 --weights none --epochs 1 --device cpu --out {}", "epoch 1, step 1 of ", "duplicate check", "epoch 1 of 1"),
     ("eval c.h5 --ckpt best.pt --device cpu", "predicting: ", "", "accuracy"),
     ("predict raw/b --ckpt best.pt --device cpu", "predicting: 3 videos in ", "", "b_0.mkv: "),
-)
+)  # fmt: skip
 
 
 @pytest.mark.slow
@@ -176,25 +146,22 @@ EVERY: tuple[tuple[str, str, str, str], ...] = (
 def test_quiet_and_verbose_change_what_is_said(
     folder: Path, tmp_path: Path, command: str, detail: str, note: str, result: str
 ) -> None:
-    def said(option: str) -> tuple[str, str]:
-        found = run(folder, f"{command.format(tmp_path / f'r{option}.pt')} {option}")
-        return found.stdout, found.stderr
+    for option in ("", "-v", "-q"):
+        ended = run(folder, f"{command.format(tmp_path / f'r{option}.pt')} {option}")
 
-    out, err = said("")
-    assert detail not in out + err
-    assert note in err
-    assert result in out + err
-
-    out, err = said("--verbose")
-    assert detail in err
-    assert result in out + err
-
-    out, err = said("-q")
-    assert result in out + err
-    assert len(err.splitlines()) == (result in err)
+        assert result in ended.output
+        assert (detail in ended.output) == (option == "-v")
+        if option == "-q":
+            assert len(ended.stderr.splitlines()) == (result in ended.stderr)
+        else:
+            assert note in ended.stderr
 
 
-def test_quiet_and_verbose_exclude_each_other(folder: Path) -> None:
+def test_every_long_command_has_quiet_and_verbose(folder: Path) -> None:
+    options = {name: main.get_command(click.Context(main), name).params for name in COMMANDS}  # type: ignore[union-attr]
+    flags = {name: {flag for parameter in params for flag in parameter.opts} for name, params in options.items()}
+    assert {name for name in COMMANDS if {"-q", "--quiet", "-v", "--verbose"} <= flags[name]} == LONG
+
     result = CliRunner().invoke(main, ["verify", str(folder / "c.h5"), "-q", "-v"])
 
     assert 2 == result.exit_code
