@@ -62,11 +62,10 @@ test-wheel:
 		-n $(JOBS) --dist loadfile -c '$(CURDIR)/pyproject.toml' --rootdir . $(WHEEL_TESTS)
 
 # Changes one thing in the code at a time: do its tests notice? ONLY: some modules, as cache/reader.py,cache/format.py.
-# MUTANTS: at most so many of each module, drawn with a fixed seed. What was tried is kept in MUTANTS_OUT.
+# MUTANTS: at most so many of each module, drawn with a fixed seed.
 MUTANTS ?= 30
-MUTANTS_OUT ?= /tmp/vidcache-mutants
 mutants:
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants --out $(MUTANTS_OUT) --at-most $(MUTANTS) --only "$(ONLY)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants --at-most $(MUTANTS) --only "$(ONLY)"
 
 # N random accidents of each kind (kills, power losses, mutated videos and caches, ...); see tests/test_torture.py.
 N ?= 1000

@@ -206,8 +206,7 @@ def encode_entry(manifest_hash: str, row: int, record: np.void) -> bytes:
 def decode_entries(manifest_hash: str, num_clips: int, data: bytes) -> tuple[Array, npt.NDArray[np.bool_], int]:
     """Read entries up to the first that is torn, altered, or belongs to another manifest or to no row.
 
-    Returns (N,) records of dtype `RECORD`, the last entry of a row counts; (N,) bool, which rows have one; and the
-    number of good bytes.
+    Returns (N,) records, of which the last entry of a row counts; (N,) bool, which rows have one; the good bytes.
     """
     records, done = np.zeros(num_clips, RECORD), np.zeros(num_clips, bool)
     position = 0

@@ -98,7 +98,7 @@ def read_metadata(descriptor: int, where: str) -> Metadata:
         check_columns(spec, len(names), columns)
     except ValueError as error:
         raise CacheError(f"{where}: {error}. {_REBUILD}") from None
-    return Metadata(header, attributes, spec, tuple(os.fsdecode(name) for name in names), columns)
+    return Metadata(header, attributes, spec, tuple(map(os.fsdecode, names)), columns)
 
 
 def check_attributes(attributes: dict[str, Any]) -> None:

@@ -46,11 +46,8 @@ COMMIT_SECONDS = 1.0
 class CacheWriter:
     """The one writer of one cache; resumes a build that was interrupted under the same manifest.
 
-    `write_clip` may be called from many threads; everything else belongs to one.
-
-    Args:
-        output: The cache; an older one stays readable until `finish`.
-        manifest: What is to be in it.
+    `write_clip` may be called from many threads; everything else belongs to one. An older cache of that name stays
+    readable until `finish`.
 
     Attributes:
         records: (N,) of dtype `RECORD`, what is known about every completed row.
@@ -111,12 +108,7 @@ class CacheWriter:
         return rows
 
     def write_clip(self, row: int, clip: Array) -> None:
-        """Put a clip, (T, H, W, 3) uint8, C-contiguous, into its slot; not durable before `mark_done` is committed.
-
-        Raises:
-            ValueError: Wrong shape or dtype.
-            OSError: The disk is full or broken.
-        """
+        """Put a clip, (T, H, W, 3) uint8, C-contiguous, into its slot; not durable before `mark_done` is committed."""
         expected = self.manifest.spec.clip_shape
         if clip.shape != expected or clip.dtype != np.uint8:
             raise ValueError(f"row {row}: clip is {clip.dtype} {clip.shape}, expected uint8 {expected}")
@@ -141,11 +133,7 @@ class CacheWriter:
         self.done[row] = False
 
     def copy_clip_from(self, row: int, previous: PreviousBuild, previous_row: int) -> bool:
-        """Complete a row with a clip of an open previous build of this spec; False if it is not what had been written.
-
-        Raises:
-            OSError: The disk is full or broken.
-        """
+        """Complete a row with a clip of an open previous build; False if it is not what had been written."""
         record, clip_bytes = previous.records[previous_row], self.manifest.spec.clip_bytes
         if record["status"] != Status.FAILED:
             offset = previous.clips_offset + previous_row * clip_bytes
@@ -171,8 +159,7 @@ class CacheWriter:
     def commit(self) -> None:
         """Make everything that was completed so far survive a power cut: data first, then journal.
 
-        Raises:
-            OSError: The disk refused; nothing of this group is done.
+        After an OSError nothing of this group is done.
         """
         if self._waiting:
             try:
@@ -197,7 +184,6 @@ class CacheWriter:
         Raises:
             ValueError: A row is not completed.
             CacheError: A clip does not read back as it was written.
-            OSError: The disk is full or broken; the build can be resumed.
             VidcacheError: No reader would accept a column, which is a bug in vidcache.
         """
         if self.pending:
@@ -256,14 +242,11 @@ class CacheWriter:
         skeleton = Skeleton.load(self.folder)
         if skeleton is None or skeleton.manifest_hash != self._hash:
             return None
-        try:
+        with contextlib.suppress(OSError):
             self._open(0)
-        except OSError:
-            self._close_files()
-            return None
         # A second name for the data (a crash in the middle of a rename) may be the published cache.
-        names = max(os.fstat(descriptor).st_nlink for descriptor in (self._data, self._journal))
-        if names != 1 or not skeleton.matches(self._data):
+        names = {os.fstat(descriptor).st_nlink for descriptor in (self._data, self._journal) if descriptor >= 0}
+        if self._journal < 0 or names != {1} or not skeleton.matches(self._data):
             self._close_files()
             return None
         self._skeleton = skeleton

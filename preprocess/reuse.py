@@ -81,10 +81,7 @@ def invalidate_rows(raw: Path, writer: CacheWriter, options: BuildOptions) -> No
 def copy_clips(raw: Path, writer: CacheWriter, builds: list[PreviousBuild], options: BuildOptions) -> Iterator[int]:
     """Copy the clips of previous builds, the best first, that are still valid; yields each row that was completed so.
 
-    With `check_contents`, only hashes of videos count, not sizes and times.
-
-    Raises:
-        OSError: The disk is full or broken.
+    With `check_contents`, only hashes of videos count, not sizes and times. Raises OSError.
     """
     by_name: dict[tuple[bytes, int, int], tuple[PreviousBuild, int]] = {}
     by_content: dict[bytes, tuple[PreviousBuild, int]] = {}
@@ -118,11 +115,8 @@ def check_dropped(
 ) -> tuple[str, ...]:
     """Check that the videos of most clips of the older cache are still there, as themselves or under another name.
 
-    The writer has copied what it can; `labels` is the list that names the videos, if one does. Returns a sentence about
-    the clips that the new cache will not have, if there are any.
-
-    Raises:
-        InputError: They are more than half of all, and more than 2; or all clips of a class whose folder is empty now.
+    The writer has copied what it can. Returns a sentence about the clips that the new cache will not have, if any.
+    Raises InputError if they are over half of all, and over 2; or all clips of a class whose folder is empty now.
     """
     columns, where = finished.columns, printable(labels or raw)
     had_clip = columns["status"] != Status.FAILED
@@ -153,8 +147,7 @@ def check_dropped(
 def check_lost(output: Path, finished: CacheReader, writer: CacheWriter) -> None:
     """Check, when every row is completed, that few videos which had a clip in the older cache have none now.
 
-    Raises:
-        VidcacheError: They are more than 2 and more than 10 % of its clips, or 5 % for reasons of the moment.
+    Raises VidcacheError if they are more than 2 and more than 10 % of its clips, or 5 % for reasons of the moment.
     """
     columns, records = finished.columns, writer.records
     had_clip = columns["path"][columns["status"] != Status.FAILED]
@@ -164,12 +157,12 @@ def check_lost(output: Path, finished: CacheReader, writer: CacheWriter) -> None
     if few_failed and num_momentary <= max(FEW, MAX_LOST_FRACTION * len(had_clip)):
         return
     reasons = Counter(reason_of(records["error"][row]) for row in lost).most_common()
+    example = f"{printable(writer.manifest.paths[lost[0]])}: {records['error'][lost[0]].decode('utf-8', 'replace')}"
     raise VidcacheError(
         f"{printable(output)}: {len(lost)} of its {plural(len(had_clip), 'clip')} would be lost, since their videos "
-        f"failed this time ({', '.join(f'{count} {reason}' for reason, count in reasons)}; "
-        f"{printable(writer.manifest.paths[lost[0]])}: {records['error'][lost[0]].decode('utf-8', 'replace')}). It "
-        "stays as it is, and what was decoded is kept: when the cause is gone, run the same command again. If they are "
-        "to go, use another name, or --overwrite"
+        f"failed this time ({', '.join(f'{count} {reason}' for reason, count in reasons)}; {example}). It stays as it "
+        "is, and what was decoded is kept: when the cause is gone, run the same command again. If they are to go, use "
+        "another name, or --overwrite"
     )
 
 

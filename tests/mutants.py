@@ -5,13 +5,12 @@ imported everything but vidcache forks, and the fork finds a changed copy of one
 Nothing in the checkout is written to. Of the operators that could replace one operator, one is drawn (fixed seed):
 `a - b` for `a + b` says as much as `a ** b`. Annotations are left alone: nothing runs them.
 
-python -m tests.mutants --out FOLDER [--only cache/reader.py,...] [--at-most N]
+python -m tests.mutants [--only cache/reader.py,...] [--at-most N]
 """
 
 import argparse
 import ast
 import difflib
-import json
 import os
 import random
 import shutil
@@ -41,7 +40,7 @@ TARGETS = {
     "common/spec.py": "sampling",
     "preprocess/video/decode.py": "sampling decode",
     "train/augment.py": "augment",
-    "train/schedule.py": "early_stopping",
+    "train/schedule.py": "schedule",
     "preprocess/split/assign.py": "split groups",
     "preprocess/split/groups.py": "groups leaks resplit",
     "preprocess/split/config.py": "split given resplit",
@@ -65,11 +64,8 @@ LEFT_OUT = ("VariableReplacer", "VariableInserter")
 class Mutant(NamedTuple):
     """One change: the n-th place where an operator of cosmic-ray finds something to change."""
 
-    module: str
     operator: str
     occurrence: int
-    line: int
-    column: int
 
 
 def family(operator: str) -> str:
@@ -95,7 +91,7 @@ def places(module: str) -> list[Mutant]:
                     continue
                 which = number if family(name) == "NumberReplacer" else index
                 key = (family(name), line, column, 0 if family(name) == "NumberReplacer" else which)
-                found.setdefault(key, []).append(Mutant(module, name, number, line, column))
+                found.setdefault(key, []).append(Mutant(name, number))
     rng = random.Random(f"2026 {module}")
     drawn = [rng.choice(some) for _, some in sorted(found.items())]
     rng.shuffle(drawn)
@@ -133,11 +129,7 @@ def place_of(root: Path, module: str) -> Path:
 
 
 def run_tests(root: Path, module: str, code: str, timeout_seconds: float) -> tuple[str, float, str]:
-    """Run a module's tests with other code in its place.
-
-    Returns:
-        "survived", "killed" or "timeout"; seconds; the end of what pytest printed.
-    """
+    """Run a module's tests with other code in its place: "survived", "killed" or "timeout"; seconds; what was said."""
     place, scratch = place_of(root, module), Path(tempfile.mkdtemp(prefix="mutant-"))
     place.unlink()
     place.write_text(code)
@@ -187,75 +179,38 @@ def _be_the_child(root: Path, scratch: Path, said: Path, module: str) -> None:
     os._exit(code)
 
 
-def try_module(root: Path, module: str, at_most: int, out: Path) -> None:
-    """Try every mutant of a module that was not tried before; append what happened."""
+def try_module(root: Path, module: str, at_most: int) -> str:
+    """Try the mutants of a module; print those that nobody noticed, and return a line of figures."""
     source = (CHECKOUT / module).read_text()
     found = places(module)
-    chosen = found[:at_most]
-    log = out / (module.replace("/", "_") + ".jsonl")
-    done = {tuple(json.loads(line)["key"]) for line in log.read_text().splitlines()} if log.exists() else set()
     outcome, usual, said = run_tests(root, module, source, 600)
-    print(f"{module}: {len(chosen)} of {len(found)} mutants; the tests alone: {outcome}, {usual:.1f} s", flush=True)
     if outcome != "survived":
-        print(said)
-        return
-    for mutant in chosen:
-        key = (mutant.operator, mutant.occurrence)
-        if key in done:
-            continue
+        return f"{module}: its tests fail without any change\n{said}"
+    survived = 0
+    for mutant in found[:at_most]:
         code = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
-        outcome, seconds, said = run_tests(root, module, code, 3 * usual + 20)
-        diff = [
-            line
-            for line in difflib.unified_diff(source.splitlines(), code.splitlines(), lineterm="", n=0)
-            if not line.startswith(("---", "+++"))
-        ]
-        record = {
-            "key": key,
-            "line": mutant.line,
-            "outcome": outcome,
-            "seconds": seconds,
-            "diff": diff,
-            "of": len(found),
-        }
-        with log.open("a") as file:
-            file.write(json.dumps({**record, "said": said[-400:]}) + "\n")
-
-
-def report(out: Path) -> None:
-    """Print how many were noticed, and every one that was not."""
-    survivors: list[str] = []
-    print(f"{'module':<28}{'run':>6}{'of':>6}{'killed':>8}{'survived':>10}")
-    for module in TARGETS:
-        log = out / (module.replace("/", "_") + ".jsonl")
-        if not log.exists():
-            continue
-        records = [json.loads(line) for line in log.read_text().splitlines()]
-        lived = [record for record in records if record["outcome"] == "survived"]
-        print(f"{module:<28}{len(records):>6}{records[0]['of']:>6}{len(records) - len(lived):>8}{len(lived):>10}")
-        survivors += [f"{module} {record['key'][0]}\n" + "\n".join(record["diff"]) for record in lived]
-    print("\n\n".join(["", *survivors]))
+        outcome, _, _ = run_tests(root, module, code, 3 * usual + 20)
+        if outcome == "survived":
+            survived += 1
+            lines = list(difflib.unified_diff(source.splitlines(), code.splitlines(), module, lineterm="", n=0))
+            print("\n".join([f"{mutant.operator} survived", *lines[2:]]), flush=True)
+    tried = min(at_most, len(found))
+    return f"{module}: {tried} of {len(found)} tried, {tried - survived} noticed"
 
 
 def main() -> None:
     """Do all of it."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, required=True, help="what was tried; tried again only when it is gone")
     parser.add_argument("--only", default="", help="modules, with commas; all of them when empty")
     parser.add_argument("--at-most", type=int, default=10**9, help="mutants of each module, drawn with a fixed seed")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     os.chdir(CHECKOUT)
     torch.set_num_threads(1)
     hypothesis.settings.register_profile("mutants", deadline=None, derandomize=True, database=None)
-    root = Path(tempfile.mkdtemp(prefix="mutants-"))
-    try:
-        build_tree(root)
-        for module in options.only.split(",") if options.only else TARGETS:
-            try_module(root, module, options.at_most, options.out)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-    report(options.out)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as root:
+        build_tree(Path(root))
+        modules = options.only.split(",") if options.only else TARGETS
+        print("\n".join([try_module(Path(root), module, options.at_most) for module in modules]))
 
 
 if __name__ == "__main__":

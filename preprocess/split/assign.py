@@ -125,7 +125,7 @@ def _components(paths: Sequence[bytes], labels: Ints, rows: Ints, ids: Ints, see
 
 
 def divide_groups(table: npt.ArrayLike, num_groups: npt.ArrayLike, fractions: Sequence[float]) -> Ints:
-    """Decide how many groups of each signature go to each split.
+    """Decide how many groups of each signature go to each split, (P, 3).
 
     First as few classes as possible miss a split that they must be in; then the sum over classes and splits of
     (count - fraction * clips of the class)^2 / (clips of the class) is small: the least possible for nine groups or
@@ -135,11 +135,8 @@ def divide_groups(table: npt.ArrayLike, num_groups: npt.ArrayLike, fractions: Se
 
     Args:
         table: (P, C) clips of each class in a group of each signature; no class empty.
-        num_groups: (P,) groups of each signature. >= 1.
+        num_groups: (P,) groups of each signature, 1 or more.
         fractions: (3,) sum 1. A split with 0 gets nothing.
-
-    Returns:
-        (P, 3) groups.
     """
     signatures, repeats = np.asarray(table, np.int64), np.asarray(num_groups, np.int64)
     cost = _Cost(signatures, repeats, fractions)
