@@ -20,7 +20,7 @@ import torchvision
 import xxhash
 from click.testing import CliRunner, Result
 
-from tests.helpers import TOOLS, make_video
+from tests.helpers import make_video
 from vidcache import cli
 from vidcache.cache import format as layout
 from vidcache.cache.builds import Manifest
@@ -268,28 +268,6 @@ def make_raw_of_cache_1(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stats.append(path.stat())
     monkeypatch.setitem(VALUES, "source_bytes", np.array([stat.st_size for stat in stats], "<i8"))
     monkeypatch.setitem(VALUES, "source_mtime_ns", np.array([stat.st_mtime_ns for stat in stats], "<i8"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("version", [1, 2, FIRST_2])
-def test_a_build_takes_nothing_over_from_a_cache_1_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
-) -> None:
-    make_raw_of_cache_1(tmp_path / "raw", monkeypatch)
-    cache = make_cache(version, tmp_path / "old.h5")
-    make_video(tmp_path / "raw" / "Jump" / "new_9.mkv", 3, size="20x16")
-    options = BuildOptions(Spec(2, 16, 20), allow_tiny_classes=True)
-
-    report = build_cache(tmp_path / "raw", cache, options)
-
-    assert {1: (6, 0), 2: (1, 5)}[min(version, 2)] == (report.num_decoded, report.num_reused)
-    note = "the older cache had format version 1: every video was decoded again, since version 2 keeps more of each"
-    assert (note in report.notes) == (version == 1)
-    with CacheReader(cache) as reader:
-        assert 2 == reader.header.format_version
-        ffmpeg = {1: TOOLS.version, 2: f"8.1, {TOOLS.version}"}
-        assert ffmpeg[min(version, 2)] == reader.attributes["ffmpeg_version"]
-    assert build_cache(tmp_path / "raw", cache, options).up_to_date
 
 
 @pytest.mark.slow

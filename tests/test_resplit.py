@@ -4,9 +4,6 @@ import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from tests.helpers import damage_clip, make_cache, make_raw, make_video, read_split
 from vidcache import cli
+from vidcache.cache import writer
 from vidcache.cache.format import Split
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import CacheError, InputError, LockedError
@@ -264,20 +262,6 @@ def test_a_cache_stores_no_lists(raw: Path, cache: Path, tmp_path: Path, monkeyp
     assert "by file g.csv and files, but the cache does not store the lists" in result.stderr.replace("\n", " ")
 
 
-def test_groups_from_a_file(cache: Path, tmp_path: Path) -> None:
-    write_list(cache, tmp_path / "groups.csv", "group", [str(row % 5) for row in range(15)])
-    with (tmp_path / "groups.csv").open("a") as file:
-        file.write("no/such.mkv,1\n")
-
-    result = vidcache("split", cache, "--group-by", f"file:{tmp_path}/groups.csv")
-
-    assert 0 == result.exit_code, result.stderr
-    assert "Note: --group-by file:groups.csv matches no group for 3 videos: each is a group of its own" in result.stderr
-    assert f"Note: {tmp_path}/groups.csv: 1 line without a video (for example no/such.mkv)" in result.stderr
-    with CacheReader(cache) as reader:
-        assert all(len(set(reader.columns["split"][group:15:5].tolist())) == 1 for group in range(5))
-
-
 def test_what_a_list_lacks_is_taken_out_of_train(cache: Path, tmp_path: Path) -> None:
     splits = tmp_path / "splits.csv"
     write_list(cache, splits, "split", ["test", "train", "train"] * 6)
@@ -348,37 +332,35 @@ def test_two_cannot_write_at_once(cache: Path) -> None:
     split_cache(cache, SplitOverrides(seed=1), progress=try_again)
 
 
+def split_and_die(cache: Path, num_calls: int) -> bool:
+    """Split in a forked child that is killed at the n-th call that writes; return whether it was."""
+    child = os.fork()
+    if not child:
+        left = iter(range(num_calls))
+
+        def killing(function: Any) -> Any:
+            return lambda *more: function(*more) if next(left, None) is not None else os.kill(os.getpid(), 9)
+
+        for name in ("pwrite_all", "copy_range", "sync_file", "sync_folder", "remove_builds"):
+            setattr(writer, name, killing(getattr(writer, name)))
+        Path.rename = killing(Path.rename)  # type: ignore[method-assign]
+        split_cache(cache, SplitOverrides(seed=1))
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -9)
+    return status != 0
+
+
 @pytest.mark.slow
 def test_a_kill_at_any_instant_leaves_the_old_split_or_the_new(cache: Path, tmp_path: Path) -> None:
-    """A real process is killed after more and more of its work; whatever was left, the same command ends the same."""
+    """A process is killed after more and more of its work; whatever was left, the same command ends the same."""
     before = cache.read_bytes()
     golden = Path(shutil.copy(cache, tmp_path / "golden.h5"))
     split_cache(golden, SplitOverrides(seed=1))
-    code = (
-        "import os, signal, sys; from pathlib import Path; from vidcache import files; "
-        "from vidcache.cache import writer; from vidcache.preprocess.split.resplit import split_cache; "
-        "from vidcache.preprocess.split.config import SplitOverrides\n"
-        "left = [int(sys.argv[2])]\n"
-        "def killing(function):\n"
-        "    def call(*arguments):\n"
-        "        left[0] -= 1\n"
-        "        if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return function(*arguments)\n"
-        "    return call\n"
-        "for name in ('pwrite_all', 'copy_range', 'sync_file', 'sync_folder'):\n"
-        "    setattr(writer, name, killing(getattr(writer, name)))\n"
-        "writer.remove_builds = killing(writer.remove_builds)\n"
-        "Path.rename = killing(Path.rename)\n"
-        "split_cache(Path(sys.argv[1]), SplitOverrides(seed=1))\n"
-    )
     num_killed = 0
-    for after in range(0, 1000, 3):
-        ended = subprocess.run([sys.executable, "-c", code, str(cache), str(after)], check=False).returncode
-        assert ended in (0, -signal.SIGKILL)
-        num_killed += ended != 0
+    while split_and_die(cache, 3 * num_killed):
+        num_killed += 1
         assert cache.read_bytes() in (before, golden.read_bytes())
-        if not ended:
-            break
         if num_killed % 4 == 0:  # from the start again, else from what was left
             shutil.rmtree(cache.with_name(".c.h5.build"), ignore_errors=True)
             cache.write_bytes(before)
