@@ -231,16 +231,32 @@ SPLIT_MARK = "split"  # file in the folder of a build that decodes nothing: all 
 
 @dataclasses.dataclass(frozen=True)
 class PreviousBuild:
-    """A finished cache or an interrupted build; only an open one has more than the first three."""
+    """A finished cache or an interrupted build, open for reading."""
 
-    where: Path  # the finished cache, or the folder of an interrupted build
-    spec: Spec
-    ffmpeg_version: str  # of the ffmpeg that decoded its clips; empty if none of them can be copied
-    columns: dict[str, Array] = dataclasses.field(default_factory=dict)  # at least those of the manifest, (N,) each
-    records: Array = dataclasses.field(default_factory=lambda: np.zeros(0, RECORD))  # (N,), meaningful where `done`
-    done: npt.NDArray[np.bool_] = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
-    descriptor: int = -1  # the file that holds the clips
-    clips_offset: int = 0
+    columns: dict[str, Array]  # at least those of the manifest, (N,) each
+    records: Array  # (N,) of dtype `RECORD`, meaningful where `done`
+    done: npt.NDArray[np.bool_]
+    descriptor: int  # the file that holds the clips
+    clips_offset: int
+
+    @classmethod
+    def from_cache(cls, reader: CacheReader, columns: dict[str, Array]) -> Self:
+        """Take a finished cache as a build; the columns may know more than those of the file."""
+        records = np.zeros(len(reader), RECORD)
+        for name in RECORD.names or ():
+            records[name] = columns[name]
+        return cls(columns, records, np.ones(len(reader), bool), reader.fileno(), reader.header.clips_offset)
+
+    @classmethod
+    def from_folder(cls, folder: Path, skeleton: Skeleton, descriptor: int) -> Self:
+        """Take an interrupted build; `descriptor` is that of its data.h5."""
+        columns = {}
+        for column in _PLANNED:
+            columns[column.name] = np.empty(skeleton.num_clips, column_dtype(column, skeleton.path_bytes))
+            pread_all(descriptor, columns[column.name].view(np.uint8).data, skeleton.column_offsets[column.name])
+        entries = (folder / "journal").read_bytes()
+        records, done, _ = decode_entries(skeleton.manifest_hash, skeleton.num_clips, entries)
+        return cls(columns, records, done, descriptor, skeleton.clips_offset)
 
 
 def partial_builds(output: Path) -> dict[Path, Skeleton]:
@@ -249,51 +265,20 @@ def partial_builds(output: Path) -> dict[Path, Skeleton]:
     return {folder: skeleton for folder, skeleton in skeletons.items() if skeleton}
 
 
-def previous_builds(output: Path, finished: CacheReader | None) -> list[PreviousBuild]:
-    """List the interrupted builds of a cache, and the finished one if there is one; none is open."""
-    builds = [PreviousBuild(folder, made.spec, made.ffmpeg_version) for folder, made in partial_builds(output).items()]
-    if finished:
-        version = str(finished.attributes.get("ffmpeg_version", "")) if finished.is_current_format else ""
-        builds.append(PreviousBuild(output, finished.spec, version))
-    return builds
-
-
 @contextlib.contextmanager
 def open_previous_builds(
-    output: Path, finished: CacheReader | None, spec: Spec, own_hash: str
+    output: Path, finished: CacheReader | None, manifest: Manifest
 ) -> Iterator[list[PreviousBuild]]:
-    """Open all builds with clips of this spec but that of one manifest: interrupted ones, then the finished cache."""
+    """Open all builds with clips of the same spec but that of the manifest: interrupted ones, then the finished one."""
     with contextlib.ExitStack() as stack:
         builds = []
         for folder, skeleton in partial_builds(output).items():
-            if skeleton.spec == spec and skeleton.manifest_hash != own_hash:
+            if skeleton.spec == manifest.spec and skeleton.manifest_hash != manifest.hash():
                 with contextlib.suppress(OSError):
                     descriptor = os.open(folder / "data.h5", os.O_RDONLY | os.O_CLOEXEC)
                     stack.callback(os.close, descriptor)
                     if skeleton.matches(descriptor):
-                        builds.append(_open_partial(folder, skeleton, descriptor))
-        if finished and finished.spec == spec:
-            version = str(finished.attributes.get("ffmpeg_version", ""))
-            records, done = records_of(finished.columns), np.ones(len(finished), bool)
-            known = (finished.columns, records, done, finished.fileno(), finished.header.clips_offset)
-            builds.append(PreviousBuild(output, spec, version, *known))
+                        builds.append(PreviousBuild.from_folder(folder, skeleton, descriptor))
+        if finished and finished.spec == manifest.spec:
+            builds.append(PreviousBuild.from_cache(finished, finished.columns))
         yield builds
-
-
-def records_of(columns: dict[str, Array]) -> Array:
-    """Return the records, (N,) of dtype `RECORD`, that a cache's columns came from."""
-    records = np.zeros(len(columns["status"]), RECORD)
-    for name in RECORD.names or ():
-        records[name] = columns[name]
-    return records
-
-
-def _open_partial(folder: Path, skeleton: Skeleton, descriptor: int) -> PreviousBuild:
-    columns = {}
-    for column in _PLANNED:
-        columns[column.name] = np.empty(skeleton.num_clips, column_dtype(column, skeleton.path_bytes))
-        pread_all(descriptor, columns[column.name].view(np.uint8).data, skeleton.column_offsets[column.name])
-    entries = (folder / "journal").read_bytes()
-    records, done, _ = decode_entries(skeleton.manifest_hash, skeleton.num_clips, entries)
-    known = (columns, records, done, descriptor, skeleton.clips_offset)
-    return PreviousBuild(folder, skeleton.spec, skeleton.ffmpeg_version, *known)

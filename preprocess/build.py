@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vidcache.cache.builds import Manifest, PreviousBuild, open_previous_builds, previous_builds
+from vidcache.cache.builds import Manifest, open_previous_builds, partial_builds
 from vidcache.cache.format import FORMAT_VERSION, Split, Status
 from vidcache.cache.leakage import near_groups
 from vidcache.cache.lock import clean_up
@@ -163,12 +163,15 @@ def build_cache(
         finished = None
         if os.path.lexists(output) and not options.overwrite:
             finished = stack.enter_context(CacheReader(output))
-        earlier = [] if options.overwrite else previous_builds(output, finished)
-        check_spec(output, options.spec, earlier)
+        partial = [] if options.overwrite else list(partial_builds(output).values())
+        check_spec(output, options.spec, finished, partial)
         if finished:
             check_reading(output, finished.attributes, sources, options)
         config = choose_split(finished, sources, options.split)
-        plan = make_plan(sources, options, config, tools[0], earlier)
+        versions = [tools[0].version, *(build.ffmpeg_version for build in partial)]
+        if finished and finished.is_current_format:  # its clips may be reused, so its ffmpeg counts too
+            versions.append(finished.attributes["ffmpeg_version"])
+        plan = make_plan(sources, options, config, versions)
         build = _Build(raw, output, options, sources, tools, finished, plan, config, progress, on_problem)
         try:
             report = build.report_if_current() or build.run()
@@ -225,7 +228,7 @@ class _Build:
             self._count(writer)
             donor = finished if finished and finished.is_current_format else None
             if not options.overwrite:
-                with open_previous_builds(output, donor, plan.spec, plan.hash()) as donors:
+                with open_previous_builds(output, donor, plan) as donors:
                     for row in copy_clips(raw, writer, donors, options):
                         self._count(writer, row)
             if donor:  # before hours of decoding; for another format the loss is known only afterwards
@@ -324,12 +327,9 @@ class _Build:
         )
 
 
-def make_plan(
-    sources: Sources, options: BuildOptions, config: SplitConfig, tools: FFmpegBinaries, earlier: list[PreviousBuild]
-) -> Manifest:
+def make_plan(sources: Sources, options: BuildOptions, config: SplitConfig, ffmpeg_versions: list[str]) -> Manifest:
     """Write down everything that is known before the first video is opened."""
-    # Clips of earlier builds may be reused, so their ffmpeg counts too.
-    versions = {tools.version}.union(*(build.ffmpeg_version.split(", ") for build in earlier)) - {""}
+    versions = set(", ".join(ffmpeg_versions).split(", ")) - {""}
     label_of = {name: label for label, name in enumerate(sources.classes)}
     videos, spec = sources.videos, options.spec
     follow_links, ffmpeg_version = options.limits.follow_links, ", ".join(sorted(versions))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vidcache.cache.builds import PreviousBuild
+from vidcache.cache.builds import Skeleton
 from vidcache.cache.reader import CacheReader
 from vidcache.cli import option
 from vidcache.errors import InputError
@@ -134,11 +134,12 @@ def check_reading(output: Path, attributes: dict[str, Any], sources: Sources, op
         )
 
 
-def check_spec(output: Path, spec: Spec, earlier: list[PreviousBuild]) -> None:
+def check_spec(output: Path, spec: Spec, finished: CacheReader | None, partial: list[Skeleton]) -> None:
     """Refuse earlier builds of this cache with other clips."""
-    for build in earlier:
+    builds: list[Skeleton | CacheReader] = [*partial, *([finished] if finished else [])]
+    for build in builds:
         if build.spec != spec:
-            state = "holds" if build.where == output else "is half built with"
+            state = "holds" if build is finished else "is half built with"
             is_same_size = str(build.spec) == str(spec)  # then the rules differ, with the version of vidcache
             present, wanted = (repr(build.spec), repr(spec)) if is_same_size else (str(build.spec), str(spec))
             raise InputError(f"{printable(output)}: {state} clips of {present}, not of {wanted}. Use another name")

@@ -348,7 +348,7 @@ def test_only_whole_builds_of_other_plans_with_the_same_spec_give_clips(tmp_path
     data = build_folder(output) / other.hash() / "data.h5"
     whole, before = data.read_bytes(), os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
 
-    with open_previous_builds(output, None, own.spec, own.hash()) as donors:
+    with open_previous_builds(output, None, own) as donors:
         assert [5] == [len(donor.done) for donor in donors]
         assert [True, True, False, False, False] == donors[0].done.tolist()
         assert list(other.paths) == donors[0].columns["path"].tolist()
@@ -356,7 +356,7 @@ def test_only_whole_builds_of_other_plans_with_the_same_spec_give_clips(tmp_path
         assert len(before) == len(os.listdir("/proc/self/fd"))
     for damaged in (whole[:-1], whole + b"x"):
         data.write_bytes(damaged)
-        with open_previous_builds(output, None, own.spec, own.hash()) as donors:
+        with open_previous_builds(output, None, own) as donors:
             assert [] == donors
 
 
@@ -366,7 +366,7 @@ def test_a_clip_that_an_earlier_build_has_lost_is_not_taken_over(tmp_path: Path)
         fill(writer, [0, 1])
     data = build_folder(output) / other.hash() / "data.h5"
 
-    with CacheWriter(output, own) as writer, open_previous_builds(output, None, own.spec, own.hash()) as (donor,):
+    with CacheWriter(output, own) as writer, open_previous_builds(output, None, own) as (donor,):
         assert writer.copy_clip_from(1, donor, 1)
         os.truncate(data, donor.clips_offset + own.spec.clip_bytes // 2)  # while it is open
         assert not writer.copy_clip_from(0, donor, 0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vidcache.cache.builds import SPLIT_MARK, Manifest, open_previous_builds, partial_builds, records_of
+from vidcache.cache.builds import SPLIT_MARK, Manifest, PreviousBuild, partial_builds
 from vidcache.cache.format import Split, Status
 from vidcache.cache.leakage import near_groups
 from vidcache.cache.lock import clean_up
@@ -133,11 +133,8 @@ def _write(
     reader: CacheReader, manifest: Manifest, columns: Columns, assignment: Assignment, progress: Progress
 ) -> str:
     cache = reader.path
-    with (
-        CacheWriter(cache, manifest) as writer,
-        open_previous_builds(cache, reader, manifest.spec, manifest.hash()) as donors,
-    ):
-        finished = dataclasses.replace(donors[-1], records=records_of(columns))
+    finished = PreviousBuild.from_cache(reader, columns)
+    with CacheWriter(cache, manifest) as writer:
         # Nobody else writes now, since the writer has the lock: do not throw away what another build has done.
         (writer.folder / SPLIT_MARK).touch()
         if not os.path.samestat(os.fstat(reader.fileno()), os.stat(cache)):
