@@ -1,6 +1,7 @@
 """Checkpoints: tensors and primitives only, written in one step, checked before they are read."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import io
 import os
@@ -114,11 +115,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def hash_file(path: Path) -> str:
     """Return the xxh3-128 of a file; raises OSError."""
-    digest = xxhash.xxh3_128()
     with open_regular(path) as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def _read(path: Path, where: str) -> Any:

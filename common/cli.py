@@ -127,32 +127,22 @@ class Command(_Program):
 
         `VIDCACHE_DEBUG=1` shows the tracebacks of expected errors too.
         """
-        interrupted = False
-
-        def interrupt(number: int, frame: object) -> None:  # noqa: ARG001 -- signal's signature
-            nonlocal interrupted
-            interrupted = True
-            raise KeyboardInterrupt
-
         try:
             try:
-                _handle_signals(interrupt)
+                _handle_signals(signal.default_int_handler)
                 with _escaped_usage_errors():
                     return super().invoke(ctx)
             finally:
                 _handle_signals(signal.SIG_DFL)
-        except (click.exceptions.Exit, click.UsageError):
+        except KeyboardInterrupt:
+            _fail(ctx, f"interrupted{self._kept}", 130)
+        except VidcacheError as error:
+            _fail(ctx, str(error), error.exit_code)
+        except BrokenPipeError:
             raise
-        except (Exception, KeyboardInterrupt) as error:
-            # NumPy makes a TypeError of a KeyboardInterrupt, a lock that is being taken a RuntimeError.
-            if interrupted or isinstance(error, KeyboardInterrupt):
-                _fail(ctx, f"interrupted{self._kept}", 130)
-            if isinstance(error, VidcacheError):
-                _fail(ctx, str(error), error.exit_code)
-            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-                where = f"{error.filename}: " if error.filename else ""
-                _fail(ctx, f"{where}{error.strerror or error}", 1)
-            raise
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(ctx, f"{where}{error.strerror or error}", 1)
 
 
 def command_line() -> str:

@@ -1,6 +1,5 @@
 """Output on a terminal or in a log: escaped text, and how far long work is."""
 
-import dataclasses
 import os
 import sys
 import threading
@@ -70,20 +69,6 @@ def open_standard_streams() -> None:
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks
 
 
-@dataclasses.dataclass
-class _Phase:
-    """A part of the work; `first` is the time and the count of its first report."""
-
-    name: str
-    unit: str
-    started: float
-    first: tuple[float, int] | None = None
-    done: int = 0
-    total: int | None = None
-    failed: int | None = None
-    note: str = ""
-
-
 class Progress:
     """A bar on a terminal, a line every half minute in a log, nothing on a quiet console.
 
@@ -100,7 +85,7 @@ class Progress:
         self, console: SafeConsole, phase: str, unit: str = "", clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._console, self._clock = console, clock
-        self._phase = _Phase(phase, unit, clock())
+        self._begin(phase, unit)
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -114,6 +99,13 @@ class Progress:
         self._task = self._bar.add_task(phase, total=None, rest="")
         self._over = threading.Event()
         self._lines = threading.Thread(target=self._print_lines, name="progress", daemon=True)
+
+    def _begin(self, name: str, unit: str) -> None:
+        self._name, self._unit, self._started = name, unit, self._clock()
+        self._first: tuple[float, int] | None = None  # time and count of the first report
+        self._done, self._note = 0, ""
+        self._total: int | None = None
+        self._failed: int | None = None
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -136,46 +128,43 @@ class Progress:
     def start_phase(self, name: str, unit: str = "") -> None:
         """Begin with another part of the work."""
         self._finish_phase()
-        self._phase = _Phase(name, unit, self._clock())
+        self._begin(name, unit)
         self._bar.reset(self._task, total=None, description=name, rest="")
 
     def update(self, done: int, total: int, failed: int | None = None, note: str = "") -> None:
         """Report how much of this phase is done, how many of those failed, if they can, and a note to show."""
-        phase = self._phase
-        phase.done, phase.total, phase.failed, phase.note = done, total, failed, note
-        phase.first = phase.first or (self._clock(), done)
+        self._done, self._total, self._failed, self._note = done, total, failed, note
+        self._first = self._first or (self._clock(), done)
         self._bar.update(self._task, completed=done, total=total, rest=self._rest())
 
     def line(self) -> str:
         """Return everything in one line."""
-        phase = self._phase
-        if phase.total is None:
-            return f"{phase.name} for {in_words(self._clock() - phase.started)}"
-        count = f"{phase.name}: {phase.done:,} of {phase.total:,} {phase.unit}"
+        if self._total is None:
+            return f"{self._name} for {in_words(self._clock() - self._started)}"
+        count = f"{self._name}: {self._done:,} of {self._total:,} {self._unit}"
         return ", ".join(part for part in (count, self._rest()) if part)
 
     def _rest(self) -> str:
         """Return rate, time left, failures and note, as far as they are known."""
-        phase, parts = self._phase, []
-        if phase.first and phase.total is not None:
-            seconds, done = self._clock() - phase.first[0], phase.done - phase.first[1]
+        parts = []
+        if self._first and self._total is not None:
+            seconds, done = self._clock() - self._first[0], self._done - self._first[1]
             if seconds > 0 and done > 0:
                 rate = done / seconds
-                parts.append(f"{rate:.1f} {phase.unit}/s" if rate >= 0.1 else f"{rate * 60:.1f} {phase.unit}/min")
-                if phase.done < phase.total:
-                    parts.append(f"{in_words((phase.total - phase.done) / rate)} left")
-        if phase.failed is not None:
-            parts.append(f"{phase.failed:,} failed")
-        return ", ".join([*parts, phase.note] if phase.note else parts)
+                parts.append(f"{rate:.1f} {self._unit}/s" if rate >= 0.1 else f"{rate * 60:.1f} {self._unit}/min")
+                if self._done < self._total:
+                    parts.append(f"{in_words((self._total - self._done) / rate)} left")
+        if self._failed is not None:
+            parts.append(f"{self._failed:,} failed")
+        return ", ".join([*parts, self._note] if self._note else parts)
 
     def _print_lines(self) -> None:
         while not self._over.wait(INTERVAL_SECONDS):
             self._console.print(self.line(), soft_wrap=True)
 
     def _finish_phase(self) -> None:
-        phase = self._phase
-        count = f"{phase.done:,} {phase.unit} in " if phase.total is not None else ""
-        self._console.detail(f"{phase.name}: {count}{in_words(self._clock() - phase.started)}")
+        count = f"{self._done:,} {self._unit} in " if self._total is not None else ""
+        self._console.detail(f"{self._name}: {count}{in_words(self._clock() - self._started)}")
 
 
 def in_words(seconds: float) -> str:

@@ -1,12 +1,11 @@
 """Clips as pictures: rows of frames under each other, in one PNG."""
 
-import dataclasses
 import functools
 import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -57,14 +56,8 @@ Pictures = npt.NDArray[np.uint8]
 _FRAME_INCHES = 1.1
 
 
-@dataclasses.dataclass(frozen=True)
-class Filmstrip:
-    """Some rows of frames that belong together.
-
-    Attributes:
-        title: Above them; printable.
-        lines: (name, frames) of each row; frames are (F, H, W, 3) uint8 RGB, of one shape everywhere.
-    """
+class Filmstrip(NamedTuple):
+    """Rows of frames that belong together: a printable title, and the name and frames, (F, H, W, 3), of each row."""
 
     title: str
     lines: tuple[tuple[str, Pictures], ...]
