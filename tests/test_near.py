@@ -62,16 +62,6 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("copy", COPIES)
-def test_copies_are_near_in_both_directions_and_others_are_not(copy: str) -> None:
-    clip = scene(0)
-    original, changed = perceptual_hash(clip), perceptual_hash(COPIES[copy](clip))
-
-    assert clip_distance(original, changed) <= NEAR
-    assert clip_distance(original, changed) == clip_distance(changed, original)
-    assert clip_distance(perceptual_hash(scene(1)), changed) > 10 * NEAR
-
-
 def test_of_many_scenes_just_the_copies_are_found_in_any_order(rng: np.random.Generator) -> None:
     scenes = [scene(seed) for seed in range(len(COPIES))]
     copies = [COPIES[name](clip) for name, clip in zip(COPIES, scenes, strict=True)]
@@ -84,7 +74,10 @@ def test_of_many_scenes_just_the_copies_are_found_in_any_order(rng: np.random.Ge
     assert [[place, 60 + place] for place in range(len(COPIES))] == found.rows.tolist()
     assert found.rows.tolist() == sorted(sorted(pair) for pair in order[turned.rows].tolist())
     assert (found.distances <= NEAR).all()
-    assert pytest.approx([clip_distance(*hashes[pair]) for pair in found.rows], abs=1e-6) == found.distances
+    for (row, copy), distance in zip(found.rows.tolist(), found.distances, strict=True):
+        assert pytest.approx(distance, abs=1e-6) == clip_distance(hashes[row], hashes[copy])
+        assert clip_distance(hashes[row], hashes[copy]) == clip_distance(hashes[copy], hashes[row])
+        assert clip_distance(hashes[row - 1], hashes[copy]) > 10 * NEAR
 
 
 def test_the_threshold_says_what_counts() -> None:
@@ -138,20 +131,6 @@ def test_many_equal_clips_are_paired_with_the_first_only() -> None:
     assert 0 == len(found.rows)
     assert [0, *[1] * 300] == found.same.tolist()
     assert [[1, row] for row in range(2, 301)] == found.edges.tolist()
-
-
-def test_copies_among_many_are_found(rng: np.random.Generator) -> None:
-    """Half of 900 clips are noisy, some mirrored copies."""
-    originals = np.stack([small(seed) for seed in range(450)])
-    noisy = (originals.astype(int) + rng.integers(-2, 3, originals.shape)).clip(0, 255).astype(np.uint8)
-    noisy[::2] = noisy[::2, ..., ::-1]
-
-    found = {tuple(pair) for pair in find_near_pairs(np.concatenate([originals, noisy])).rows.tolist()}
-
-    wanted = [(row, 450 + row) for row in range(450) if clip_distance(originals[row], noisy[row]) <= NEAR]
-    assert len(wanted) >= 445
-    assert set(wanted) <= found
-    assert all(clip_distance(*np.concatenate([originals, noisy])[list(pair)]) <= NEAR for pair in found - set(wanted))
 
 
 # --- the hash ----------------------------------------------------------------------------------
