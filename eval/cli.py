@@ -82,7 +82,7 @@ def main(
     folder = claim_folder(out or ckpt.with_suffix(".eval"), FILES, [*caches, ckpt, *([compare] if compare else [])])
 
     from vidcache.cache.reader import open_caches
-    from vidcache.eval.evaluate import EvalOptions, check_views, evaluate, predict_split
+    from vidcache.eval.evaluate import EvalOptions, choose_views, evaluate, predict_split
     from vidcache.eval.inference import is_of
     from vidcache.eval.intervals import compare as compare_predictions
     from vidcache.eval.report.build import Subject, render_report
@@ -97,9 +97,9 @@ def main(
     with open_caches(caches) as reader, Progress(cli.progress_console(), "loading", "clips") as progress:
         checkpoint, model = _load(ckpt, reader, options.device, allow_mismatch)
         other = _load(compare, reader, options.device, allow_mismatch) if compare else None
-        check_views(checkpoint, options, where)  # before the work, as everything that can be refused
+        choose_views(checkpoint, options, where)  # before the work, as everything that can be refused
         if compare and other:
-            check_views(other[0], options, printable(compare))
+            choose_views(other[0], options, printable(compare))
         progress.start_phase("predicting", "clips")
         evaluation = evaluate(reader, checkpoint, options, model, where, progress.update)
         summary = {
@@ -113,7 +113,7 @@ def main(
         if compare and other:
             progress.start_phase("predicting with the other", "clips")
             predictions = predict_split(reader, *other, options, printable(compare), progress.update)
-            names = _names(ckpt, compare)
+            names = where, printable(compare)
             comparison = compare_predictions(evaluation.predictions, predictions, names, seed=seed)
             foreign = [name for name, c in zip(names, (checkpoint, other[0]), strict=True) if not is_of(c, reader)]
             if foreign:
@@ -151,13 +151,6 @@ def _load(path: Path, reader: "Reader", device: str, allow_mismatch: bool) -> tu
     checkpoint = Checkpoint.load(path)
     check_match(checkpoint, reader, printable(path), allow_mismatch=allow_mismatch)
     return checkpoint, load_model(checkpoint, printable(path), device)
-
-
-def _names(first: Path, second: Path) -> tuple[str, str]:
-    """Name two checkpoints, by their folders only where that is needed."""
-    if first.name != second.name:
-        return printable(first.name), printable(second.name)
-    return printable(first), printable(second)
 
 
 def _show(console: SafeConsole, summary: dict[str, Any]) -> None:

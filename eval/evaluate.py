@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vidcache.cache.format import Split
@@ -16,7 +18,7 @@ from vidcache.cache.reader import Reader, open_caches
 from vidcache.cache.stream import Batch, stream_batches
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, MismatchError
-from vidcache.eval.inference import Predictions, Views, check_match, load_model, predict, view_frames
+from vidcache.eval.inference import Predictions, average_views, check_match, load_model, predict, view_frames
 from vidcache.eval.intervals import bootstrap_intervals, wilson_interval
 from vidcache.eval.metrics import TOP, Metrics, calibrate, compute_metrics
 from vidcache.text import plural, printable
@@ -123,10 +125,10 @@ def predict_split(
     rows = reader.rows(options.split)
     if not len(rows):
         raise InputError(f"{reader.name}: no {options.split} clips. Choose another --split")
-    check_views(checkpoint, options, where)
-    frames = checkpoint.spec.num_frames, checkpoint.num_frames_used
-    views = Views(model, *frames, num_views=options.num_views, flip=options.flip)
-    settings: dict[str, Any] = {"frames": views.frames, "device": options.device, "verify": options.verify}
+    views = choose_views(checkpoint, options, where)
+    frames = np.unique(views)
+    places = torch.from_numpy(np.searchsorted(frames, views)).to(options.device)
+    settings: dict[str, Any] = {"frames": frames, "device": options.device, "verify": options.verify}
     batches = stream_batches(reader, rows, options.batch_size, **settings)
     num_done = 0
 
@@ -136,7 +138,8 @@ def predict_split(
         num_done += len(batch.rows)
         return batch.clips
 
-    predictions = predict(views, batches, show)
+    average = functools.partial(average_views, model, places_VT=places, flip=options.flip)
+    predictions = predict(average, batches, show)
     progress(num_done, len(rows))
     num_bad = int((~np.isfinite(predictions.probabilities)).any(axis=1).sum())
     if num_bad:  # argmax would call them the first class
@@ -147,14 +150,10 @@ def predict_split(
     return predictions
 
 
-def check_views(checkpoint: Checkpoint, options: EvalOptions, where: str = "checkpoint") -> None:
-    """Refuse more views than there are different ones, before any work is done.
-
-    Raises:
-        InputError: Names the checkpoint.
-    """
+def choose_views(checkpoint: Checkpoint, options: EvalOptions, where: str = "checkpoint") -> npt.NDArray[np.int64]:
+    """Return the frames of each view, (V, T'); raises InputError if there are fewer different views."""
     try:
-        view_frames(checkpoint.spec.num_frames, checkpoint.num_frames_used, options.num_views)
+        return view_frames(checkpoint.spec.num_frames, checkpoint.num_frames_used, options.num_views)
     except ValueError as error:
         raise InputError(f"--views: {error} ({where}). Lower it, or train with a lower vidtrain --num-frames") from None
 

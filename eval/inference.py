@@ -153,49 +153,26 @@ def join_predictions(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(**{name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names})
 
 
-class Views:
-    """A function from clips to logits: the logarithm of the mean probability over the views of each clip.
+def average_views(
+    model: Callable[[torch.Tensor], torch.Tensor], clips_BTHWC: torch.Tensor, places_VT: torch.Tensor, *, flip: bool
+) -> torch.Tensor:
+    """Return the logarithm of the mean probability over the views of each clip, (B, K) float32; of one view, logits.
 
     Args:
         model: (B, 3, T', H, W) float32 to logits (B, K), in evaluation mode.
-        num_frames: Frames of a clip (T).
-        num_frames_used: Frames that the model is shown (T').
-        num_views: How many evenly shifted choices of T' of the T frames; see `view_frames`.
+        clips_BTHWC: uint8 RGB, on any device.
+        places_VT: (V, T') frames of each view.
         flip: Show each view mirrored as well.
-
-    Attributes:
-        frames: Frames of a clip that have to be read: those of all views, ascending.
-
-    Raises:
-        ValueError: There are fewer different views.
     """
-
-    def __init__(
-        self,
-        model: Callable[[torch.Tensor], torch.Tensor],
-        num_frames: int,
-        num_frames_used: int,
-        *,
-        num_views: int = 1,
-        flip: bool = False,
-    ) -> None:
-        views = view_frames(num_frames, num_frames_used, num_views)
-        self.frames = np.unique(views)
-        self._model, self._flip = model, flip
-        self._places = [torch.from_numpy(np.searchsorted(self.frames, view)) for view in views]
-
-    def __call__(self, clips_BTHWC: torch.Tensor) -> torch.Tensor:
-        """From uint8 RGB clips of the frames `frames`, on any device, to float32 logits (B, K)."""
-        if len(self._places) == 1 and not self._flip:
-            return self._model(normalize(clips_BTHWC)).to(torch.float32)
-        self._places = [places.to(clips_BTHWC.device) for places in self._places]
-        logits: list[torch.Tensor] = []
-        for places in self._places:
-            inputs = normalize(clips_BTHWC[:, places])
-            logits += [self._model(inputs)] + ([self._model(inputs.flip(-1))] if self._flip else [])
-        # In logarithms, since a probability can be too small for a float.
-        log_probabilities = torch.stack([values.to(torch.float32).log_softmax(1) for values in logits])
-        return log_probabilities.logsumexp(0) - math.log(len(logits))
+    logits = []
+    for places in places_VT:
+        inputs = normalize(clips_BTHWC[:, places])
+        logits += [model(inputs), model(inputs.flip(-1))] if flip else [model(inputs)]
+    if len(logits) == 1:
+        return logits[0].to(torch.float32)
+    # In logarithms, since a probability can be too small for a float.
+    log_probabilities = torch.stack([values.to(torch.float32).log_softmax(1) for values in logits])
+    return log_probabilities.logsumexp(0) - math.log(len(logits))
 
 
 def view_frames(num_frames: int, num_used: int, num_views: int) -> npt.NDArray[np.int64]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidcache.cli import choose_device, num_cpus
-from vidcache.errors import InputError, MismatchError
+from vidcache.errors import MismatchError
 from vidcache.preprocess.executors import find_all_tools
 from vidcache.preprocess.video.decode import DecodeLimits, decode_video
 from vidcache.preprocess.video.ffmpeg import SubprocessGroup, bound_workers
@@ -113,20 +113,14 @@ def find_files(videos: Sequence[Path], *, follow_links: bool = False) -> tuple[l
     """Replace folders by the videos in and below them; anything else is kept, whatever it is.
 
     Returns the files in order, how many were left out of folders by reason, and notes for the user. Raises InputError
-    if the only video is a folder that cannot be read or has no videos.
+    if a folder cannot be read or has no videos.
     """
     files, skipped, notes = list[Path](), Counter[str](), list[str]()
     for video in videos:
         if not video.is_dir():
             files.append(video)
             continue
-        try:
-            found, left_out, remarks = list_videos(video, follow_links=follow_links)
-        except InputError:
-            if len(videos) == 1:
-                raise
-            files.append(video)  # a video that will fail; the others are predicted
-            continue
+        found, left_out, remarks = list_videos(video, follow_links=follow_links)
         files += found
         skipped.update(left_out)
         notes += [f"{printable(video)}: {remark}" for remark in remarks]

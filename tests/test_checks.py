@@ -120,16 +120,19 @@ def test_a_weak_shortcut_is_a_note() -> None:
     assert re.search(r"frame rate [56]\d\.\d%, chance 50.0%", finding.detail)
 
 
-@pytest.mark.slow
-def test_small_classes_and_too_many_videos_are_left_out() -> None:
-    def numbers(counts: dict[str, int]) -> tuple[int, ...]:
-        study = find_shortcuts(make_varied_facts(counts, 0))
-        assert (study["num_classes"] < 2) == (study["results"] == [])
-        return study["num_videos"], study["num_classes"], study["num_classes_left_out"]
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"a": 20, "b": 8, "c": 7, "d": 1}, (28, 2, 2)),
+        ({"a": 20, "b": 7}, (20, 1, 1)),
+        pytest.param({f"c{k}": 400 for k in range(20)}, (5000, 20, 0), marks=pytest.mark.slow),
+    ],
+)
+def test_small_classes_and_too_many_videos_are_left_out(counts: dict[str, int], expected: tuple[int, ...]) -> None:
+    study = find_shortcuts(make_varied_facts(counts, 0))
 
-    assert (28, 2, 2) == numbers({"a": 20, "b": 8, "c": 7, "d": 1})
-    assert (20, 1, 1) == numbers({"a": 20, "b": 7})
-    assert (5000, 20, 0) == numbers({f"c{k}": 400 for k in range(20)})
+    assert expected == (study["num_videos"], study["num_classes"], study["num_classes_left_out"])
+    assert (study["num_classes"] < 2) == (study["results"] == [])
 
 
 # --- findings ---------------------------------------------------------------------------------
@@ -224,25 +227,27 @@ def test_what_is_usual_is_no_finding(columns: dict[str, Any], title: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("counts", "severity", "ratio"),
-    [({"a": 79, "b": 40}, None, ""), ({"a": 80, "b": 40}, NOTE, "2.0"), ({"a": 240, "b": 40}, WARNING, "6.0")],
+    ("counts", "columns", "expected"),
+    [
+        ({"a": 79, "b": 40}, {}, None),
+        ({"a": 80, "b": 40}, {}, (NOTE, "2.0", "Videos: a (80), b (40); the median is 60")),
+        ({"a": 240, "b": 40}, {}, (WARNING, "6.0", "Videos: a (240), b (40)")),
+        (
+            {"a": 60, "b": 40},
+            {"split": make_split({"a": 60, "b": 40}, test=10, val=20)},
+            (NOTE, "3.0", "Training clips: a (30), b (10);"),
+        ),
+    ],
 )
-def test_imbalance(counts: dict[str, int], severity: Severity | None, ratio: str) -> None:
-    finding = finding_of(make_facts(counts), "times the smallest")
+def test_imbalance(counts: dict[str, int], columns: dict[str, Any], expected: tuple[Severity, str, str] | None) -> None:
+    finding = finding_of(make_facts(counts, **columns), "times the smallest")
 
-    assert severity is (finding.severity if finding else None)
-    if finding:
-        assert f"The largest class is {ratio} times the smallest" == finding.title
-        assert finding.detail.startswith(f"Videos: a ({counts['a']}), b (40); the median is ")
-
-
-def test_imbalance_of_a_cache_is_that_of_its_training_clips() -> None:
-    counts = {"a": 60, "b": 40}
-
-    finding = finding_of(make_facts(counts, split=make_split(counts, test=10, val=20)), "times the smallest")
-
-    assert finding is not None
-    assert finding.detail.startswith("Training clips: a (30), b (10);")
+    if expected is None or finding is None:
+        assert expected is finding is None
+    else:
+        severity, ratio, detail = expected
+        assert (severity, f"The largest class is {ratio} times the smallest") == (finding.severity, finding.title)
+        assert finding.detail.startswith(detail)
 
 
 def test_a_single_class_and_a_small_one() -> None:

@@ -21,7 +21,7 @@ from vidcache.eval.evaluate import EvalOptions, Evaluation, describe_leaks, eval
 from vidcache.eval.intervals import compare
 from vidcache.eval.metrics import compute_metrics, describe_calibration
 from vidcache.eval.report.build import Subject, render_report
-from vidcache.eval.report.files import CHANGES, USED, RunLog, changed_clips
+from vidcache.eval.report.files import CHANGES, RunLog, changed_clips
 from vidcache.eval.report.plots import DPI, confusion_figure
 from vidcache.plotting import to_png
 from vidcache.spec import Spec
@@ -41,7 +41,7 @@ SECTIONS = [
     "Least confident correct predictions",
     "Limitations",
 ]
-EPOCHS = tuple({**dict.fromkeys(USED, 0.1 * n), "epoch": float(n), "val_loss": 1 / n} for n in (1, 2, 3))
+LOG = RunLog(3, blank_png(), "vidtrain c.h5 --epochs 3", "all 3 epochs are done")
 
 
 def guesser(num_classes: int, seed: int = 0, *, skill: float = 3.0) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -71,7 +71,7 @@ class Case:
 
     def render(self, reader: CacheReader, found: Evaluation | None = None, **values: Any) -> str:
         subject = {
-            "log": values.pop("log", RunLog(EPOCHS, "vidtrain c.h5 --epochs 3", "all 3 epochs are done")),
+            "log": values.pop("log", LOG),
             "commands": ("vidtrain c.h5 --epochs 3", "videval c.h5"),
             "mismatch": values.pop("mismatch", False),
         }
@@ -223,7 +223,7 @@ def test_limitations_depend_on_what_was_done(small: Case, tmp_path: Path) -> Non
 def test_without_a_run_the_page_says_so(small: Case) -> None:
     with CacheReader(small.path) as reader:
         without = text_of(small.render(reader, log=RunLog()))
-        open_end = text_of(small.render(reader, log=RunLog(EPOCHS)))
+        open_end = text_of(small.render(reader, log=RunLog(3)))
 
     assert "The weights are those of epoch 2. Nothing is known about the run" in without
     assert "Why the run ended is not recorded, or it has not ended." in open_end
@@ -256,7 +256,7 @@ def test_the_page_stays_small_even_with_clips_of_noise(small: Case, tmp_path: Pa
     with CacheReader(path) as reader:
         checkpoint = dataclasses.replace(small.checkpoint, classes=reader.classes, spec=reader.spec, num_frames_used=8)
         found = evaluate(reader, checkpoint, EvalOptions(), guesser(4))
-        subject = Subject(reader, checkpoint, "x.pt", RunLog(EPOCHS), ())
+        subject = Subject(reader, checkpoint, "x.pt", RunLog(3), ())
         noise = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
         html = render_report(subject, found, confusion, explain=lambda clip, label: noise)  # noqa: ARG005
 
@@ -311,7 +311,7 @@ def test_it_loads_without_a_complaint_and_nothing_overflows(
     )
     confusion = to_png(confusion_figure(made.found.metrics, "test"), DPI)
     with CacheReader(made.path) as reader:
-        log = RunLog(EPOCHS)
+        log = RunLog(3)
         html = render_report(Subject(reader, made.checkpoint, "best.pt", log, ("videval",)), made.found, confusion)
     (tmp_path / "report.html").write_text(html)
     page, complaints = browser.new_page(viewport={"width": width, "height": 844}), list[str]()

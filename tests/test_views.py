@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vidcache.eval.inference import Views, view_frames
+from vidcache.eval.inference import average_views, view_frames
 from vidcache.pixels import normalize
 from vidcache.spec import sample_indices
 
@@ -57,31 +57,34 @@ def probabilities(clips_BTHWC: torch.Tensor) -> torch.Tensor:
 
 
 def test_one_view_is_the_model_itself() -> None:
-    views, whole = Views(Flatten(), 8, 4), clips(8)
+    whole, frames = clips(8), torch.tensor([[0, 2, 4, 7]])
 
-    assert sample_indices(8, 4).tolist() == views.frames.tolist()
-    assert torch.equal(Flatten()(normalize(whole[:, views.frames])), views(whole[:, views.frames]))
+    assert torch.equal(Flatten()(normalize(whole[:, frames[0]])), average_views(Flatten(), whole, frames, flip=False))
 
 
 def test_flip_is_the_mean_over_the_mirror() -> None:
-    views, whole = Views(Flatten(), 8, 8, flip=True), clips(8)
+    whole = clips(8)
+
+    logits = average_views(Flatten(), whole, torch.arange(8)[None], flip=True)
 
     expected = (probabilities(whole) + probabilities(whole.flip(3))) / 2
-    torch.testing.assert_close(expected, views(whole).softmax(1))
-    torch.testing.assert_close(expected.log(), views(whole))
+    torch.testing.assert_close(expected, logits.softmax(1))
+    torch.testing.assert_close(expected.log(), logits)
     assert (expected - probabilities(whole)).abs().max() > 1e-3
 
 
 def test_views_are_the_mean_over_their_frames() -> None:
-    views, whole = Views(Flatten(), 9, 3, num_views=2, flip=True), clips(9)
+    whole = clips(9)
+
+    logits = average_views(Flatten(), whole, torch.from_numpy(view_frames(9, 3, 2)), flip=True)
 
     chosen = [whole[:, [0, 4, 8]], whole[:, [2, 6, 8]]]
     expected = sum(probabilities(view) + probabilities(view.flip(3)) for view in chosen) / 4
-    assert [0, 2, 4, 6, 8] == views.frames.tolist()
-    torch.testing.assert_close(expected, views(whole[:, views.frames]).softmax(1))
+    torch.testing.assert_close(expected, logits.softmax(1))
 
 
 def test_a_probability_too_small_for_a_float_has_a_finite_logarithm() -> None:
-    views = Views(lambda inputs: torch.tensor([[0.0, 500.0]]).expand(len(inputs), 2), 8, 8, flip=True)
+    def model(inputs: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[0.0, 500.0]]).expand(len(inputs), 2)
 
-    assert pytest.approx([-500, 0]) == views(clips(8))[0].tolist()
+    assert pytest.approx([-500, 0]) == average_views(model, clips(8), torch.arange(8)[None], flip=True)[0].tolist()

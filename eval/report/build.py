@@ -14,7 +14,7 @@ from vidcache.checkpoint import Checkpoint
 from vidcache.eval.evaluate import Evaluation, describe_leaks
 from vidcache.eval.metrics import describe_calibration
 from vidcache.eval.report.files import CHANGED, RunLog
-from vidcache.eval.report.plots import DPI, Explain, curves_figure, mistakes_and_correct, reliability_figure
+from vidcache.eval.report.plots import DPI, Explain, mistakes_and_correct, reliability_figure
 from vidcache.html import data_uri, render_page
 from vidcache.text import plural, printable
 
@@ -23,23 +23,14 @@ MAX_CHANGED = 200
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a report is about.
-
-    Attributes:
-        reader: The cache.
-        checkpoint: The evaluated checkpoint.
-        where: Its file, printable.
-        log: The log of its run.
-        commands: The commands that lead to the report, oldest first.
-        mismatch: It was trained on another cache or split, and that was accepted.
-    """
+    """What a report is about."""
 
     reader: Reader
     checkpoint: Checkpoint
-    where: str
+    where: str  # its file, printable
     log: RunLog
-    commands: tuple[str, ...]
-    mismatch: bool = False
+    commands: tuple[str, ...]  # that lead to the report, oldest first
+    mismatch: bool = False  # trained on another cache or split, and that was accepted
 
 
 def render_report(
@@ -64,7 +55,7 @@ def render_report(
     Returns:
         HTML that loads nothing from anywhere, below 5 MB.
     """
-    reader, checkpoint, log, summary = subject.reader, subject.checkpoint, subject.log, evaluation.summary
+    reader, checkpoint, summary = subject.reader, subject.checkpoint, evaluation.summary
     mistakes, correct = mistakes_and_correct(reader, evaluation.predictions, explain)
     trained = np.bincount(reader.labels[reader.rows("train")], minlength=len(reader.classes)).tolist()
     per_class = [{**row, "num_trained": count} for row, count in zip(summary["per_class"], trained, strict=True)]
@@ -75,7 +66,7 @@ def render_report(
         where=subject.where,
         epoch=checkpoint.epoch,
         balance=checkpoint.config.get("balance"),
-        log=log,
+        log=subject.log,
         mismatch=subject.mismatch,
         evaluated=_describe(subject, evaluation),
         commands=subject.commands,
@@ -86,7 +77,6 @@ def render_report(
         num_failed=plural(int((reader.columns["status"] == Status.FAILED).sum()), "video"),
         num_groups=len(np.unique(reader.columns["group"][evaluation.predictions.rows])),
         leaks=describe_leaks(summary).removeprefix("none: "),
-        curves=plotting.to_png(curves_figure(log.epochs, checkpoint.epoch), DPI) if log.epochs else b"",
         per_class=sorted(per_class, key=lambda row: (not row["num_clips"], row["accuracy"] or 0, -row["num_clips"])),
         confusion=confusion_png,
         calibration=describe_calibration(summary["calibration"]),

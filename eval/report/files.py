@@ -17,15 +17,14 @@ from vidcache.eval.inference import Predictions
 from vidcache.eval.metrics import TOP
 from vidcache.eval.report.plots import DPI, confusion_figure, per_class_figure
 from vidcache.files import follow, read_json, read_small, write_atomically
+from vidcache.outputs import PICTURE
 from vidcache.text import printable, to_csv, to_json
 
 CHANGES = ("worse", "better", "other mistake")
 CHANGED = ["path", "true", "first", "second", "change"]
 PER_CLASS = ["class", "num_clips", "num_correct", "accuracy", "low", "high", "too_few_to_claim"]
-# Columns of metrics.csv that the report uses.
-USED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy")
 _MAX_TEXT = 10_000  # characters of a command
-_MAX_EPOCHS, _LARGEST = 10_000, 1e15  # beyond it nothing can be drawn
+_MAX_PNG = 1 << 20
 
 
 def result_files(
@@ -95,16 +94,11 @@ def _predictions_csv(reader: Reader, predictions: Predictions) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class RunLog:
-    """The run of a checkpoint.
+    """The run of a checkpoint, as far as it is known."""
 
-    Attributes:
-        epochs: Rows of metrics.csv, as numbers; empty where they are missing or of another run.
-        command: The command that began the run; empty if unknown.
-        stopped_because: Why it ended; empty if it has not, or that is unknown.
-    """
-
-    epochs: tuple[dict[str, float], ...] = ()
-    command: str = ""
+    num_epochs: int = 0  # so far; 0 where its folder is missing or of another run
+    curves_png: bytes = b""
+    command: str = ""  # that began it
     stopped_because: str = ""
 
 
@@ -116,17 +110,18 @@ def read_run_log(ckpt: Path, checkpoint: Checkpoint) -> RunLog:
     folder = follow(ckpt).with_suffix(".run")
     try:
         lines = io.StringIO(read_small(folder / "metrics.csv").decode(), newline="")
-        epochs = tuple({name: float(value) for name, value in row.items()} for row in csv.DictReader(lines))
-        if len(epochs) > _MAX_EPOCHS or not all(abs(row[name]) <= _LARGEST for row in epochs for name in USED):
-            return RunLog()
+        epochs = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
         best = next(row for row in epochs if row["epoch"] == checkpoint.epoch)
         if not checkpoint.metrics or any(best[name] != value for name, value in checkpoint.metrics.items()):
             return RunLog()
+        best_epoch = min(epochs, key=lambda row: row["val_loss"])["epoch"]
+        curves = folder / "curves.png"
+        curves_png = read_small(curves, _MAX_PNG) if PICTURE.is_at(curves) else b""
     except (OSError, ValueError, KeyError, TypeError, StopIteration, csv.Error):
         return RunLog()
     config, result = read_json(folder / "config.json"), read_json(folder / "result.json")
     is_config = (config.get("fingerprint"), config.get("split_hash")) == (checkpoint.fingerprint, checkpoint.split_hash)
-    has_ended = result.get("best_epoch") == min(epochs, key=lambda row: row["val_loss"])["epoch"]
+    has_ended = result.get("best_epoch") == best_epoch
     command, reason = config.get("command") if is_config else "", result.get("stopped_because") if has_ended else ""
     texts = (text if isinstance(text, str) and len(text) <= _MAX_TEXT else "" for text in (command, reason))
-    return RunLog(epochs, *texts)
+    return RunLog(len(epochs), curves_png, *texts)

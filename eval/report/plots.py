@@ -95,13 +95,8 @@ def reliability_figure(calibration: dict[str, Any]) -> Figure:
 
 
 def draw_curves(epochs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the curves as PNG, the epoch with the lowest validation loss marked; see `curves_figure`."""
+    """Write loss and accuracy of all epochs as PNG, the one with the lowest validation loss marked."""
     best = min(epochs, key=lambda row: row["val_loss"])["epoch"]
-    write_png(curves_figure(epochs, best), path, DPI)
-
-
-def curves_figure(epochs: Sequence[Mapping[str, Any]], chosen: int) -> Figure:
-    """Draw loss and accuracy of training and validation from rows of metrics.csv, and mark the chosen epoch."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     numbers = [int(row["epoch"]) for row in epochs]
@@ -118,14 +113,14 @@ def curves_figure(epochs: Sequence[Mapping[str, Any]], chosen: int) -> Figure:
     loss.set(title="cross-entropy per clip", ylim=(0, 1.5 * usual))
     accuracy.set(title="accuracy", ylim=(0, 1.02))
     for axes in (loss, accuracy):
-        axes.axvline(chosen, color="0.6", linewidth=1, zorder=0)
-        side = "right" if chosen > (numbers[0] + numbers[-1]) / 2 else "left"
-        axes.annotate(f" epoch {chosen} ", (chosen, 0.02), xycoords=("data", "axes fraction"), ha=side, fontsize=8)
+        axes.axvline(best, color="0.6", linewidth=1, zorder=0)
+        side = "right" if best > (numbers[0] + numbers[-1]) / 2 else "left"
+        axes.annotate(f" epoch {best} ", (best, 0.02), xycoords=("data", "axes fraction"), ha=side, fontsize=8)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
-    return figure
+    write_png(figure, path, DPI)
 
 
 def mistakes_and_correct(

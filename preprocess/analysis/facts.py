@@ -181,15 +181,14 @@ def facts_of_folder(
             return row, failure_record(failure)
         return row, record
 
-    records, rows, failed = np.zeros(len(videos), RECORD), range(len(videos)), 0
-    with (
-        SubprocessGroup() as children,
-        contextlib.closing(in_threads(probe, rows, bound_workers(workers)[0], children)) as results,
-    ):
-        for done, (row, record) in enumerate(results, 1):
-            records[row] = record
-            failed += int(record["status"] == Status.FAILED)
-            progress(done, len(videos), failed)
+    records, failed = np.zeros(len(videos), RECORD), 0
+    with SubprocessGroup() as children:
+        results = in_threads(probe, range(len(videos)), bound_workers(workers)[0], children)
+        with contextlib.closing(results):
+            for done, (row, record) in enumerate(results, 1):
+                records[row] = record
+                failed += int(record["status"] == Status.FAILED)
+                progress(done, len(videos), failed)
     paths, split = [video.path for video in videos], None
     if sources.class_depth == 1:
         split = folder_splits(paths).split
@@ -214,19 +213,27 @@ def _record(probe: Probe, num_frames_per_clip: int) -> np.void:
     """What a cache would keep of the video, as far as its header tells; what cannot give a clip fails as in a build."""
     if probe.encrypted:
         raise Failure(Reason.ENCRYPTED, f"{probe.codec or 'unknown codec'}; the container says that it is encrypted")
-    if probe.num_packets == 0:
-        raise Failure(Reason.NO_FRAMES, "no packets in the file", 0, probe.num_frames_from_header)
-    record, num_frames, claimed = np.zeros((), RECORD), probe.num_packets, probe.num_frames_from_header
+    num_frames, claimed, in_file = probe.num_packets, probe.num_frames_from_header, probe.num_packets_in_file
+    if num_frames == 0:
+        raise Failure(Reason.NO_FRAMES, "no packets in the file", 0, claimed)
     seconds = probe.duration_seconds or (num_frames / probe.fps_from_header if probe.fps_from_header else 0.0)
-    damage = probe.more and f"{Reason.MISSING_FRAMES}: {probe.num_packets_in_file} in the stream; {probe.more}"
-    if claimed > probe.num_packets_in_file:
-        damage = f"{Reason.MISSING_FRAMES}: {probe.num_packets_in_file} in the file, the header says {claimed}"
-    record["status"], record["error"] = Status.DAMAGED if damage else Status.OK, one_line(damage, ERROR_BYTES).encode()
-    for name in ("codec", "pixel_format", "transfer"):
-        record[name] = getattr(probe, name).encode()[: RECORD[name].itemsize]
-    fps = round(num_frames / seconds, 6) if seconds else 0.0
-    numbers = {"width": probe.width, "height": probe.height, "duration_seconds": seconds, "fps": fps}
-    numbers |= {"num_frames": num_frames, "num_real": min(num_frames, num_frames_per_clip)}
-    for name, value in numbers.items():
+    damage = probe.more and f"{Reason.MISSING_FRAMES}: {in_file} in the stream; {probe.more}"
+    if claimed > in_file:
+        damage = f"{Reason.MISSING_FRAMES}: {in_file} in the file, the header says {claimed}"
+    values = {
+        "status": Status.DAMAGED if damage else Status.OK,
+        "error": one_line(damage, ERROR_BYTES).encode(),
+        "codec": probe.codec.encode(),
+        "pixel_format": probe.pixel_format.encode(),
+        "transfer": probe.transfer.encode(),
+        "width": probe.width,
+        "height": probe.height,
+        "duration_seconds": seconds,
+        "fps": round(num_frames / seconds, 6) if seconds else 0.0,
+        "num_frames": num_frames,
+        "num_real": min(num_frames, num_frames_per_clip),
+    }
+    record = np.zeros((), RECORD)
+    for name, value in values.items():
         record[name] = bounded(name, value)
     return cast(np.void, record[()])

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from vidcache import plotting
 from vidcache.cache.format import Split, Status
@@ -65,9 +65,7 @@ def draw_histogram(values: Values, xlabel: str, marks: dict[str, tuple[float, st
     if low > 0 and high / low > 20:
         bins = np.geomspace(low, high, 41)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=15))
         axes.xaxis.set_major_formatter("{x:,.12g}")
-        axes.minorticks_off()
     axes.hist(values, bins=bins.tolist(), color=BLUE)
     for name, (place, colour) in marks.items():
         axes.axvline(place, color=colour, linewidth=2, label=name)
