@@ -58,17 +58,11 @@ def main(
     caches: tuple[Path, ...],
     ckpt: Path,
     compare: Path | None,
-    split: str,
-    tta: str,
-    num_views: int,
-    batch_size: int,
-    device: str | None,
-    seed: int,
     out: Path | None,
     explain: bool,
     allow_mismatch: bool,
-    verify: bool,
     as_json: bool,
+    **values: Any,
 ) -> None:
     """Evaluate a checkpoint on the test clips of CACHE; report.html, metrics.json and more go to best.eval/.
 
@@ -85,13 +79,12 @@ def main(
     from vidcache.eval.evaluate import EvalOptions, choose_views, evaluate, predict_split
     from vidcache.eval.inference import is_of
     from vidcache.eval.intervals import compare as compare_predictions
-    from vidcache.eval.report.build import Subject, render_report
-    from vidcache.eval.report.files import changed_clips, read_run_log, result_files, write_results
+    from vidcache.eval.report.files import Subject, changed_clips, read_run_log, result_files, write_results
     from vidcache.eval.report.plots import explainer
 
-    options = EvalOptions(split, cli.choose_device(device), batch_size, num_views, tta == "flip", verify, seed)
+    values |= {"device": cli.choose_device(values["device"]), "flip": values.pop("tta") == "flip"}
+    options = EvalOptions(**values)
     where = printable(ckpt)
-    comparison: dict[str, Any] | None = None
     changed: list[dict[str, str]] = []
     failure: OSError | None = None
     with open_caches(caches) as reader, Progress(cli.progress_console(), "loading", "clips") as progress:
@@ -114,7 +107,7 @@ def main(
             progress.start_phase("predicting with the other", "clips")
             predictions = predict_split(reader, *other, options, printable(compare), progress.update)
             names = where, printable(compare)
-            comparison = compare_predictions(evaluation.predictions, predictions, names, seed=seed)
+            comparison = compare_predictions(evaluation.predictions, predictions, names, seed=options.seed)
             foreign = [name for name, c in zip(names, (checkpoint, other[0]), strict=True) if not is_of(c, reader)]
             if foreign:
                 comparison["conclusion"] += f" But {' and '.join(foreign)} may have been trained on these clips."
@@ -126,12 +119,9 @@ def main(
         commands = tuple(filter(None, (printable(log.command), cli.command_line())))
         subject = Subject(reader, checkpoint, where, log, commands, mismatch=not is_of(checkpoint, reader))
         draw = explainer(model, checkpoint, options.device) if explain else None
-        files = result_files(reader, evaluation, summary, changed)
-        page = render_report(
-            subject, evaluation, files["confusion.png"], explain=draw, comparison=comparison, changed=changed
-        )
+        files = result_files(subject, evaluation, summary, changed, draw)
         try:  # rendered before anything is written: no new numbers beside an old page
-            write_results(folder, {**files, "report.html": page.encode()})
+            write_results(folder, files)
         except OSError as error:
             failure, summary["report"] = error, None
     if as_json:

@@ -4,11 +4,7 @@ import dataclasses
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tests.helpers import TOOLS, make_raw, make_video, run_ffmpeg, tiny_models
+from tests.helpers import TOOLS, make_raw, tiny_models
 from tests.tiny_model import TinyModel
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, MismatchError
@@ -162,28 +158,38 @@ def test_outputs_that_are_not_finite_are_an_error(raw: Path, checkpoint: Path, t
     assert f"nan.pt: NaN or inf outputs for {raw}/b/b_0.mkv" in result.stderr
 
 
-def test_limits_and_the_folder_of_ffmpeg_are_options(
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [(("--max-pixels", 64 * 48 - 1), "too_large: "), (("--timeout", 1e-6), "timeout: "), ((), "")],
+)
+def test_limits_of_a_video_are_options(raw: Path, checkpoint: Path, options: tuple[object, ...], error: str) -> None:
+    result = call(raw / "b" / "b_0.mkv", "--ckpt", checkpoint, "--json", *options)
+
+    assert (3 if error else 0) == result.exit_code
+    assert entries_of(result)[0].get("error", "").startswith(error)
+
+
+def test_the_folder_of_ffmpeg_and_how_to_seek_are_options(
     raw: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    video, keyed, decode = make_video(tmp_path / "x.mkv", 10), list[bool](), predict_module.decode_video
-    for options, reason in ((("--max-pixels", 64 * 48 - 1), r"too_large: \d+"), (("--timeout", 1e-6), "timeout: ")):
-        result = call(video, "--ckpt", checkpoint, "--json", *options)
-        assert 3 == result.exit_code
-        assert re.match(reason, entries_of(result)[0]["error"])
-    missing = call(video, "--ckpt", checkpoint, "--ffmpeg-dir", tmp_path)
-    assert 2 == missing.exit_code
-    assert f"{tmp_path}/ffprobe: is no working ffmpeg (No such file or directory)" in missing.stderr
-    (tmp_path / "ffmpeg").symlink_to(TOOLS.ffmpeg)
-    (tmp_path / "ffprobe").symlink_to(TOOLS.ffprobe)
+    limits, tools, decode = [], [], predict_module.decode_video
 
-    def spy(*arguments: Any) -> Any:
-        keyed.append(arguments[-1].keyed)
-        return decode(*arguments)
+    def spy(video: Path, spec: Spec, binaries: Any, *more: Any) -> Any:
+        tools.append(binaries[0].ffmpeg)
+        limits.append(more[-1].keyed)
+        return decode(video, spec, binaries, *more)
 
     monkeypatch.setattr(predict_module, "decode_video", spy)
+    arguments = raw / "b" / "b_0.mkv", "--ckpt", checkpoint, "--ffmpeg-dir", tmp_path
+    missing = call(*arguments)
+    for name in ("ffmpeg", "ffprobe"):
+        (tmp_path / name).symlink_to(getattr(TOOLS, name))
     for option in ("--keyframe-seek", "--full-decode"):
-        assert 0 == call(video, "--ckpt", checkpoint, "--ffmpeg-dir", tmp_path, option).exit_code
-    assert [True, False] == keyed
+        assert 0 == call(*arguments, option).exit_code
+
+    assert 2 == missing.exit_code
+    assert f"{tmp_path}/ffprobe: is no working ffmpeg (No such file or directory)" in missing.stderr
+    assert ([True, False], {str(tmp_path / "ffmpeg")}) == (limits, set(map(str, tools)))
 
 
 # --- batches and threads -------------------------------------------------------------------------
@@ -221,39 +227,6 @@ def test_decoding_goes_on_by_a_batch_and_ends_when_nobody_listens(
 
     assert 5 <= len(begun) <= 2 * 3 + 2
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
-
-
-@pytest.mark.slow
-def test_a_stopped_command_leaves_no_decoder(real: Path, tmp_path: Path) -> None:
-    slow = tmp_path / "slow.mkv"
-    run_ffmpeg("-f", "lavfi", "-i", "testsrc=s=640x480:r=25", "-frames:v", "1500", "-c:v", "mpeg4", str(slow))
-    (tmp_path / "ffmpeg").symlink_to(TOOLS.ffmpeg)
-    (tmp_path / "ffprobe").symlink_to(TOOLS.ffprobe)
-    code = "from vidcache.eval.predict_cli import main; main()"
-    options = ["--ckpt", str(real), "--workers", "2", "--ffmpeg-dir", str(tmp_path)]
-    process = subprocess.Popen([sys.executable, "-c", code, *[str(slow)] * 40, *options], stderr=subprocess.PIPE)
-
-    def decoders() -> bytes:
-        return subprocess.run(["pgrep", "-f", f"^{tmp_path}/ffmpeg "], capture_output=True).stdout
-
-    try:
-        assert wait_for(decoders)
-        process.send_signal(signal.SIGTERM)  # SIGINT may be ignored where the tests run in the background
-        _, stderr = process.communicate(timeout=100)
-    finally:
-        process.kill()
-        process.communicate()
-
-    assert 130 == process.returncode, stderr
-    assert b"Error: interrupted\n" in stderr
-    assert wait_for(lambda: not decoders())
-
-
-def wait_for(condition: Any, seconds: float = 150) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return found
 
 
 # --- drawings ------------------------------------------------------------------------------------
