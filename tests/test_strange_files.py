@@ -11,6 +11,7 @@ import shutil
 import struct
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,44 +95,25 @@ def _text(file: h5py.File, name: str) -> str:
 
 
 ATTRIBUTES = "class_depth sampling scaling split_by split_source split_fractions split_seed split_near_duplicates split_files_hash vidcache_version ffmpeg_version format format_version".split()
-VALUES: dict[str, Any] = {
-    "absent": None,
-    "complex": np.complex64(1 + 2j),
-    "NaN": np.nan,
-    "infinite": np.inf,
-    "no length": np.zeros(0, "<f8"),
-    "empty": h5py.Empty("<f8"),
-    "a reference": "reference",
-    "text of any length": "text",
-    "bytes": np.bytes_(b"\x1b[2J\xff"),
-    "long text": np.bytes_(b"x" * 30_000),
-    "negative": -1,
-    "large": np.uint64(2**64 - 1),
-    "an array": np.zeros((3, 3)),
-    "three": np.array([0.5, 0.5, 0.5]),
-    "a compound": np.zeros(2, [("x", "<f4"), ("y", "S3")]),
-    "true": np.True_,
-    "void": np.void(b"\0\1"),
-    "half": np.float16(1e-7),
-    "long double": np.longdouble(1) / 3,
-}
+REFUSED = ["a reference", "text of any length", np.complex64(1 + 2j), np.void(b"\0\1")]
+VALUES = [
+    None, np.nan, np.inf, np.zeros(0, "<f8"), h5py.Empty("<f8"), np.bytes_(b"\x1b[2J\xff"), np.bytes_(b"x" * 30_000), -1,
+    np.uint64(2**64 - 1), np.zeros((3, 3)), np.array([0.5, 0.5, 0.5]), np.zeros(2, [("x", "<f4"), ("y", "S3")]),
+    np.True_, np.float16(1e-7), np.longdouble(1) / 3,
+]  # fmt: skip
 
 
 def set_attribute(file: h5py.File, name: str, value: Any) -> None:
-    if name in file.attrs:
-        del file.attrs[name]
-    if value is None:
-        return
-    if isinstance(value, str):
-        value = file["clips"].ref if value == "reference" else "text"
-    file.attrs[name] = value
+    file.attrs.pop(name, None)
+    if value is not None:
+        file.attrs[name] = file["clips"].ref if isinstance(value, str) and value == "a reference" else value
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*ATTRIBUTES, "\x1b[2Junknown"])
 def test_an_attribute_of_any_kind(cache: Path, tmp_path: Path, name: str) -> None:
     refused = 0
-    for kind, value in VALUES.items():
+    for value in (*REFUSED, *VALUES):
         path = tmp_path / "c.h5"
         path.write_bytes(cache.read_bytes())
         seal(_forge(path, lambda file: set_attribute(file, name, value)))  # noqa: B023 -- called at once
@@ -139,8 +121,8 @@ def test_an_attribute_of_any_kind(cache: Path, tmp_path: Path, name: str) -> Non
             result = run(cli.main, *command)
             assert_refused(result, {0, 4})
         refused += result.exit_code == 4
-        assert 4 == result.exit_code or kind not in ("complex", "a reference", "text of any length", "void"), kind
-    assert refused >= 5
+        assert 4 == result.exit_code or refused >= len(REFUSED), value
+    assert refused > len(REFUSED)
 
 
 TEXTS = [b"", b"\xff\xfe\x1b[2J", b"a\0b", b"=x:y", b"x" * 300]
@@ -176,46 +158,32 @@ def test_an_analysis_of_the_largest_and_the_smallest_that_is_accepted(copy: Path
     assert 0 == run(cli.main, "analyze", copy, "--out", tmp_path / "analysis").exit_code
 
 
-def replaced_names(names: Any) -> Any:
+def replaced_names(*names: Any, **settings: Any) -> Callable[[h5py.File], object]:
     def change(file: h5py.File) -> None:
         del file["classes"]
-        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        properties.set_layout(h5py.h5d.CONTIGUOUS)
-        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        space = h5py.h5s.create_simple(names.shape)
-        dataset = h5py.h5d.create(file.id, b"classes", h5py.h5t.py_create(names.dtype), space, properties)
-        if names.size:
-            dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, names)
+        file["classes"] = np.array(names, **settings)
 
     return change
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("change", "message"),
     [
-        (np.array([b"a", b"a"]), "class 'a' is there twice"),
-        (np.array([b"", b"b"]), "class 0 has no name"),
-        (np.array([10**12, 5]), "/classes is int64 of shape"),
-        (np.array([[b"a", b"b"]]), "/classes is |S1 of shape"),
-        (np.array([b"a"]), "label of row"),
-        (np.zeros(2, "<c16"), "/classes is complex128 of shape"),
+        (replaced_names(b"a", b"a"), "class 'a' is there twice"),
+        (replaced_names(b"", b"b"), "class 0 has no name"),
+        (replaced_names(10**12, 5), "/classes is int64 of shape"),
+        (replaced_names([b"a", b"b"]), r"/classes is \|S1 of shape"),
+        (replaced_names(b"a"), "label of row"),
+        (replaced_names(0, 0, dtype="<c16"), "/classes is complex128 of shape"),
+        (lambda file: file["videos/path"].__setitem__(5, file["videos/path"][6]), r"path 'a/video_0006.mp4' is there"),
     ],
 )
-def test_classes_of_any_kind(copy: Path, names: Any, message: str) -> None:
-    _forge(copy, replaced_names(names))
-    if names.dtype.kind == "S" and names.ndim == 1:
+def test_names_of_any_kind(copy: Path, change: Callable[[h5py.File], object], message: str) -> None:
+    _forge(copy, change)
+    if "/classes is" not in message:
         seal(copy)
 
-    with pytest.raises(CacheError) as raised:
-        CacheReader(copy)
-
-    assert message in str(raised.value)
-
-
-def test_a_video_that_is_there_twice(copy: Path) -> None:
-    seal(_forge(copy, lambda file: file["videos/path"].__setitem__(5, file["videos/path"][6])))
-
-    with pytest.raises(CacheError, match=r"c\.h5: path 'a/video_0006.mp4' is there twice\. Build it again"):
+    with pytest.raises(CacheError, match=rf"c\.h5: .*{message}"):
         CacheReader(copy)
 
 
@@ -462,20 +430,9 @@ def test_a_state_of_a_run_of_any_kind(finished: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("epochs", 0),
-        ("epochs", "x"),
-        ("lr", float("nan")),
-        ("device", "meta"),
-        ("amp", "x"),
-        ("freeze", "x"),
-        ("strength", {"flip": 7}),
-        ("batch_size", -1),
-        ("reader_threads", 10**9),
-        ("feature_views", 10**12),
-        ("seed", None),
-    ],
-)
+    [("epochs", 0), ("epochs", "x"), ("lr", float("nan")), ("device", "meta"), ("amp", "x"), ("freeze", "x"),
+     ("strength", {"flip": 7}), ("batch_size", -1), ("reader_threads", 10**9), ("feature_views", 10**12), ("seed", None)],
+)  # fmt: skip
 def test_options_that_no_run_has(cache: Path, finished: Path, tmp_path: Path, name: str, value: object) -> None:
     (tmp_path / "best.run").mkdir()
     fields = fields_of(finished.with_suffix(".run") / "last.pt")
@@ -485,11 +442,7 @@ def test_options_that_no_run_has(cache: Path, finished: Path, tmp_path: Path, na
     result = run(vidtrain, cache, "--out", tmp_path / "best.pt", "--resume", "--device", "cpu")
 
     assert_refused(result, {5})
-    assert (
-        "Train again with another --out" in result.stderr
-        or "train again with another --out" in result.stderr
-        or "incomplete checkpoint" in result.stderr
-    )
+    assert re.search("[Tt]rain again with another --out|incomplete checkpoint", result.stderr)
 
 
 @pytest.mark.parametrize("weights", [{}, {"fc.bias": torch.zeros(2)}])
