@@ -1,18 +1,22 @@
 """Test data is made here, not stored: videos whose brightness is the frame number, caches without ffmpeg."""
 
 import contextlib
+import dataclasses
 import functools
 import io
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from vidcache.cache import format as layout
 from vidcache.cache.builds import Manifest
 from vidcache.cache.format import RECORD, Split, Status, clip_hash_of
 from vidcache.cache.reader import CacheReader
@@ -137,6 +141,19 @@ def make_clip(spec: Spec, row: int, seed: int = 0, label: int | None = None) -> 
         for frame in range(spec.num_frames):
             clip[frame, :, (label * 5 + frame) % spec.width] = 255
     return clip
+
+
+def forge_cache(path: Path, change: Callable[[h5py.File], object], **header: str) -> Path:
+    """Alter the structure of a cache and make its header right again, as an attacker would."""
+    old = layout.Header.from_bytes(path.read_bytes()[: layout.USER_BLOCK_BYTES], "c.h5")
+    with h5py.File(path, "r+") as file:
+        change(file)
+    size = max(path.stat().st_size, old.file_bytes)
+    os.truncate(path, size)
+    with path.open("r+b") as raw:
+        found = layout.metadata_hash_of(raw.fileno(), old.clips_offset, old.num_clips * old.clip_bytes, size)
+        raw.write(dataclasses.replace(old, file_bytes=size, metadata_hash=found, **header).to_bytes())
+    return path
 
 
 @contextlib.contextmanager

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from tests.helpers import make_cache, tiny_models
-from tests.test_cache import _forge
+from tests.helpers import forge_cache, make_cache, tiny_models
 from vidcache.checkpoint import Checkpoint
 from vidcache.cli import main
 from vidcache.console import SafeConsole, echo
@@ -96,7 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for key in ("vidcache_version", "ffmpeg_version"):
             file.attrs[key] = np.bytes_(file.attrs[key] + HOSTILE.encode())
 
-    _forge(cache, change)
+    forge_cache(cache, change)
     with tiny_models():
         run(vidtrain, cache, "--weights", "none", "--epochs", 1, "--device", "cpu", "--out", folder / "best.pt")
         checkpoint = Checkpoint.load(folder / "best.pt")

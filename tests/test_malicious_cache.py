@@ -3,7 +3,6 @@
 The header and its hashes are right in all of them, as an attacker would make them.
 """
 
-import dataclasses
 import os
 import re
 import resource
@@ -21,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 from h5py._objects import phil
 
-from tests.helpers import make_cache
+from tests.helpers import forge_cache, make_cache
 from vidcache.cache import format as layout
 from vidcache.cache.reader import CacheReader
 from vidcache.cli import main
@@ -36,18 +35,6 @@ SECRET = b"the secret of another file " * 400
 def cache(tmp_path: Path) -> Path:
     (tmp_path / "secret").write_bytes(SECRET)
     return make_cache(tmp_path / "c.h5", {"a": 4, "b": 4}, spec=SPEC)
-
-
-def _forge(path: Path, change: Callable[[h5py.File], None], **header: str) -> None:
-    """Alter the structure of a cache and make its header right again, as an attacker would."""
-    old = layout.Header.from_bytes(path.read_bytes()[: layout.USER_BLOCK_BYTES], "c.h5")
-    with h5py.File(path, "r+") as file:
-        change(file)
-    size = max(path.stat().st_size, old.file_bytes)
-    os.truncate(path, size)
-    with path.open("r+b") as raw:
-        found = layout.metadata_hash_of(raw.fileno(), old.clips_offset, old.num_clips * old.clip_bytes, size)
-        raw.write(dataclasses.replace(old, file_bytes=size, metadata_hash=found, **header).to_bytes())
 
 
 def _replace(name: str, **settings: object) -> Callable[[h5py.File], None]:
@@ -147,7 +134,7 @@ MALICIOUS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
 def test_it_is_refused_in_one_line(cache: Path, name: str) -> None:
     change, message = MALICIOUS[name]
 
-    _forge(cache, change)
+    forge_cache(cache, change)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     result = CliRunner().invoke(main, ["info", str(cache)])
@@ -167,7 +154,7 @@ def test_it_is_refused_in_one_line(cache: Path, name: str) -> None:
 def test_no_other_file_is_opened(cache: Path, name: str, tmp_path: Path) -> None:
     with h5py.File(cache.with_name("other.h5"), "w") as other:
         other["x"] = np.zeros(3)
-    _forge(cache, MALICIOUS[name][0])
+    forge_cache(cache, MALICIOUS[name][0])
     code = f"from vidcache.cache.reader import CacheReader; CacheReader({str(cache)!r})"
     trace = tmp_path / "trace"
     command = ["strace", "-f", "-e", "trace=open,openat,openat2", "-o", trace, sys.executable, "-c", code]
@@ -203,7 +190,7 @@ def test_no_plugin_runs(cache: Path, tmp_path: Path) -> None:
         dataset = h5py.h5d.create(file["videos"].id, b"label", kind, space, properties)
         dataset.write_direct_chunk((0,), bytes(32), filter_mask=0)
 
-    _forge(cache, with_filter)
+    forge_cache(cache, with_filter)
     environment = {**os.environ, "HDF5_PLUGIN_PATH": str(folder)}
     naive = f"import h5py; h5py.File({str(cache)!r})['videos/label'][:]"
     ours = f"from vidcache.cache.reader import CacheReader; CacheReader({str(cache)!r})"
@@ -265,7 +252,7 @@ def test_numbers_that_no_build_writes_are_refused(cache: Path, name: str, value:
         columns, names = {**reader.columns, name: reader.columns[name].copy()}, [b"a", b"b"]
     columns[name][3] = value
     hashes = {"fingerprint": layout.fingerprint_of(SPEC, names, columns), "split_hash": layout.split_hash_of(columns)}
-    _forge(cache, forged(name, value), **hashes)
+    forge_cache(cache, forged(name, value), **hashes)
 
     with pytest.raises(CacheError, match=rf"c\.h5: {message}\. Build it again with --overwrite"):
         CacheReader(cache)
