@@ -10,7 +10,6 @@ RUNS = 0 is every case there is; PART of PARTS chooses some of them, or the seed
 """
 
 import ctypes
-import dataclasses
 import errno
 import json
 import math
@@ -22,9 +21,9 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -47,6 +46,10 @@ from vidcache.spec import Spec
 SPEC = Spec(2, 16, 16)
 OPTIONS = BuildOptions(spec=SPEC, workers=1, allow_tiny_classes=True)
 TOOLS = [FFmpegBinaries("ffmpeg", "ffprobe", "n0", "nowhere")]
+PROBE = Probe(
+    stream_index=0, codec="made", pixel_format="up", width=16, height=16, rotation=0, fps_from_header=25.0,
+    duration_seconds=1.0, num_frames_from_header=2, num_packets=2, num_packets_in_file=2, encrypted=False,
+)  # fmt: skip
 LEFT = {"c.h5", "c.h5.lock", "c.failures.csv"}
 KILL_BEFORE, TEAR, KILL_AFTER, FAIL_ONCE, FAIL_FROM, SHORT = range(1, 7)
 CREATE, WRITE, TRUNCATE, SYNC, RENAME, UNLINK, MKDIR, RMDIR, LINK, MARK = range(1, 11)
@@ -55,8 +58,7 @@ CREATE, WRITE, TRUNCATE, SYNC, RENAME, UNLINK, MKDIR, RMDIR, LINK, MARK = range(
 # --- one build in a child ----------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Ended:
+class Ended(NamedTuple):
     """How a child ended: the signal that killed it or 0, what was raised, which videos were decoded, how many calls."""
 
     signal: int
@@ -65,43 +67,17 @@ class Ended:
     calls: int = 0
 
 
-class Shim:
+def load_shim(path: str) -> Any:
     """The preloaded library."""
-
-    def __init__(self, path: str) -> None:
-        self._library = ctypes.CDLL(path)
-        self._library.faultfs_calls.restype = ctypes.c_long
-        self._library.faultfs_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int]
-        self._library.faultfs_mark.argtypes = [ctypes.c_long]
-
-    def arm(self, folder: Path, k: int, how: int, error: int, log: int) -> None:
-        self._library.faultfs_arm(os.fsencode(folder), k, how, error, log)
-
-    def mark(self, number: int) -> None:
-        self._library.faultfs_mark(number)
-
-    def disarm(self) -> int:
-        self._library.faultfs_disarm()
-        return int(self._library.faultfs_calls())
-
-
-def decode_stand_in(path: bytes, spec: Spec, *_: Any) -> DecodedClip:
-    """A clip that is a function of the file's bytes."""
-    with open(path, "rb") as file:
-        data = file.read()
-    if data.startswith(b"bad"):
-        raise Failure(Reason.NO_FRAMES, "made to fail")
-    seed = int.from_bytes(data[:8], "little")
-    clip = np.random.default_rng(seed).integers(0, 256, spec.clip_shape, np.uint8)
-    probe = Probe(
-        stream_index=0, codec="made", pixel_format="up", width=16, height=16, rotation=0, fps_from_header=25.0,
-        duration_seconds=1.0, num_frames_from_header=2, num_packets=2, num_packets_in_file=2, encrypted=False,
-    )  # fmt: skip
-    return DecodedClip(clip, 2, probe, DecodeStats(2, 0, ()), reuse.hash_video(path, deadline=math.inf), "")
+    shim = ctypes.CDLL(path)
+    shim.faultfs_calls.restype = ctypes.c_long
+    shim.faultfs_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+    shim.faultfs_mark.argtypes = [ctypes.c_long]
+    return shim
 
 
 def run_child(
-    shim: Shim,
+    shim: Any,
     raw: Path,
     out: Path,
     *,
@@ -124,15 +100,15 @@ def run_child(
         try:
             with ExitStack() as stack:
                 if mutant:
-                    MUTANTS[mutant](stack)
+                    MUTANTS[mutant][1](stack)
                 _stand_in(stack, shim, raw, decoded)
-                shim.arm(out, k, how, error, log_fd)
+                shim.faultfs_arm(os.fsencode(out), k, how, error, log_fd)
                 try:
-                    build_cache(raw, out / "c.h5", OPTIONS, _stopper(stop_after))
-                except KeyboardInterrupt:
-                    pass
+                    with suppress(KeyboardInterrupt):
+                        build_cache(raw, out / "c.h5", OPTIONS, _stopper(stop_after))
                 finally:
-                    calls = shim.disarm()
+                    shim.faultfs_disarm()
+                    calls = shim.faultfs_calls()
         except VidcacheError as caught:
             said = f"VidcacheError: {caught}"
         except BaseException:
@@ -149,28 +125,33 @@ def run_child(
     return Ended(0, said, tuple(decoded), calls)
 
 
-def _stand_in(stack: ExitStack, shim: Shim, raw: Path, decoded: list[str]) -> None:
+def _stand_in(stack: ExitStack, shim: Any, raw: Path, decoded: list[str]) -> None:
     commit = writer.CacheWriter.commit
 
-    def decode(path: bytes, *arguments: Any) -> DecodedClip:
+    def decode(path: bytes, spec: Spec, *_: Any) -> DecodedClip:
+        """A clip that is a function of the file's bytes."""
         decoded.append(os.fsdecode(path[len(bytes(raw)) + 1 :]))
-        return decode_stand_in(path, *arguments)
+        data = Path(os.fsdecode(path)).read_bytes()
+        if data.startswith(b"bad"):
+            raise Failure(Reason.NO_FRAMES, "made to fail")
+        clip = np.random.default_rng(list(data[:8])).integers(0, 256, spec.clip_shape, np.uint8)
+        return DecodedClip(clip, 2, PROBE, DecodeStats(2, 0, ()), reuse.hash_video(path, deadline=math.inf), "")
 
     def commit_and_say_so(self: writer.CacheWriter) -> None:
         rows = [int.from_bytes(entry[:8], "little") for entry in self._waiting]
         commit(self)
         for row in rows:
-            shim.mark(row)
+            shim.faultfs_mark(row)
 
-    stack.enter_context(mock.patch.object(backends, "decode_video", decode))
-    stack.enter_context(
-        mock.patch.object(backends, "SubprocessGroup", lambda *_: closing(mock.Mock()))
-    )  # it is no process
-    stack.enter_context(mock.patch.object(build, "find_all_tools", lambda _: TOOLS))
-    stack.enter_context(mock.patch.object(writer.CacheWriter, "commit", commit_and_say_so))
-    # What a build does between commits must not depend on the clock.
-    stack.enter_context(mock.patch.object(writer, "COMMIT_CLIPS", 2))
-    stack.enter_context(mock.patch.object(writer, "COMMIT_SECONDS", 1e9))
+    for target, name, value in (
+        (backends, "decode_video", decode),
+        (backends, "SubprocessGroup", lambda *_: closing(mock.Mock())),  # the decoder is no process here
+        (build, "find_all_tools", lambda _: TOOLS),
+        (writer.CacheWriter, "commit", commit_and_say_so),
+        (writer, "COMMIT_CLIPS", 2),
+        (writer, "COMMIT_SECONDS", 1e9),  # what a build does between commits must not depend on the clock
+    ):
+        _patch(target, name, value)(stack)
 
 
 def _stopper(number: int) -> Callable[[int, int, int], None]:
@@ -185,8 +166,7 @@ def _stopper(number: int) -> Callable[[int, int, int], None]:
 # --- scenarios --------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Scenario:
+class Scenario(NamedTuple):
     """A state of the disk, and a folder of videos to build from there.
 
     The output folder is `before`; `golden` must come out, `old` was there; a build without accidents decodes `needed`.
@@ -202,7 +182,7 @@ class Scenario:
     calls: int
 
 
-def make_scenarios(shim: Shim, folder: Path, mutant: str = "") -> list[Scenario]:
+def make_scenarios(shim: Any, folder: Path, mutant: str = "") -> list[Scenario]:
     """Fresh build, resume, rebuild over a good cache, append to a cache and an interrupted build."""
     raws = _make_raws(folder)
     with ExitStack() as stack:  # what a first build imports and caches is not to be done in every child
@@ -262,28 +242,23 @@ def _make_raws(folder: Path) -> dict[str, Path]:
 
 
 def violations(
-    shim: Shim, scenario: Scenario, out: Path, acknowledged: set[int], mutant: str, *, rotten: bool = False
+    shim: Any, scenario: Scenario, out: Path, acknowledged: set[int], mutant: str, *, rotten: bool = False
 ) -> list[str]:
     """Check L1 to L6 of what an accident has left, then run the build again and check what comes out."""
-    found = []
     cache = out / "c.h5"
     published = cache.read_bytes() if cache.exists() else None
-    if published not in (scenario.old, scenario.golden):
-        found.append("the published cache is neither the old nor the new one")
     again = run_child(shim, scenario.raw, out, mutant=mutant)
-    if again.signal or again.error:
-        return [*found, f"the next build failed: {again.signal} {again.error}"]
-    done = {scenario.paths[row] for row in acknowledged}
-    twice = set(again.decoded) & done
-    if twice and not rotten:
-        found.append(f"decoded again: {sorted(twice)}")
-    if set(again.decoded) - scenario.needed and not rotten:
-        found.append(f"decoded for nothing: {sorted(set(again.decoded) - scenario.needed)}")
-    if not cache.exists() or cache.read_bytes() != scenario.golden:
-        found.append("the next build gave another file")
-    if {path.name for path in out.iterdir()} != LEFT:
-        found.append(f"left behind: {sorted(path.name for path in out.iterdir())}")
-    return found
+    decoded, done = set(again.decoded), {scenario.paths[row] for row in acknowledged}
+    left = sorted(path.name for path in out.iterdir())
+    checks = {
+        "the published cache is neither the old nor the new one": published in (scenario.old, scenario.golden),
+        f"the next build failed: {again.signal} {again.error}": not (again.signal or again.error),
+        f"decoded again: {sorted(decoded & done)}": rotten or not decoded & done,
+        f"decoded for nothing: {sorted(decoded - scenario.needed)}": rotten or decoded <= scenario.needed,
+        "the next build gave another file": cache.exists() and cache.read_bytes() == scenario.golden,
+        f"left behind: {left}": set(left) == LEFT,
+    }
+    return [text for text, holds in checks.items() if not holds]
 
 
 def state_of(folder: Path) -> str:
@@ -296,8 +271,7 @@ def state_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
-class Op:
+class Op(NamedTuple):
     """One write-class call, or a mark; a call that failed has a negative kind."""
 
     kind: int
@@ -333,7 +307,7 @@ Outcome = tuple[str, list[str]]
 class Suite:
     """What all suites share."""
 
-    def __init__(self, shim: Shim, folder: Path, scenarios: list[Scenario], part: int, parts: int, mutant: str) -> None:
+    def __init__(self, shim: Any, folder: Path, scenarios: list[Scenario], part: int, parts: int, mutant: str) -> None:
         self.shim, self.folder, self.scenarios, self.mutant = shim, folder, scenarios, mutant
         self.random, self.part, self.parts = random.Random(part), part, parts
         self.out, self.log = folder / "case" / "out", folder / "case" / "log"
@@ -591,13 +565,10 @@ def _journal_first(self: writer.CacheWriter) -> None:
         self._waiting.clear()
 
 
-def _publish_in_place(stack: ExitStack) -> None:
-    def rename(self: Path, target: Path) -> None:
-        with open(target, "wb") as file:
-            file.write(self.read_bytes())
-            os.fsync(file.fileno())
-
-    stack.enter_context(mock.patch.object(Path, "rename", rename))
+def _write_in_place(source: Path, target: Path) -> None:
+    with open(target, "wb") as file:
+        file.write(source.read_bytes())
+        os.fsync(file.fileno())
 
 
 def _no_sync_at_the_end(stack: ExitStack) -> None:
@@ -621,17 +592,21 @@ def _torn_tail(stack: ExitStack) -> None:
     stack.enter_context(mock.patch.object(os, "ftruncate", truncate))
 
 
-MUTANTS: dict[str, Callable[[ExitStack], None]] = {
-    "no_data_sync": _patch(writer, "sync_file", lambda _: None),
-    "no_folder_sync": _patch(writer, "sync_folder", lambda _: None),
-    "journal_before_data": _patch(writer.CacheWriter, "commit", _journal_first),
-    "no_clip_hash": _patch(writer.CacheWriter, "_matches", lambda *_: True),
-    "no_skeleton_hash": _patch(builds.Skeleton, "matches", lambda *_: True),
-    "publish_in_place": _publish_in_place,
-    "no_sync_before_publishing": _no_sync_at_the_end,
-    "no_journal_checksum": _patch(builds, "_checksum", lambda *_: 0),
-    "torn_tail_is_kept": _torn_tail,
-    "acknowledge_after_failed_sync": _patch(writer.threading, "Event", lambda: mock.Mock(is_set=lambda: False)),
+# Name: the suite that catches it, and what is broken.
+MUTANTS: dict[str, tuple[str, Callable[[ExitStack], None]]] = {
+    "no_data_sync": ("power", _patch(writer, "sync_file", lambda _: None)),
+    "no_folder_sync": ("power", _patch(writer, "sync_folder", lambda _: None)),
+    "journal_before_data": ("power", _patch(writer.CacheWriter, "commit", _journal_first)),
+    "no_clip_hash": ("rot", _patch(writer.CacheWriter, "_matches", lambda *_: True)),
+    "no_skeleton_hash": ("rot", _patch(builds.Skeleton, "matches", lambda *_: True)),
+    "publish_in_place": ("kills", _patch(Path, "rename", _write_in_place)),
+    "no_sync_before_publishing": ("power", _no_sync_at_the_end),
+    "no_journal_checksum": ("power", _patch(builds, "_checksum", lambda *_: 0)),
+    "torn_tail_is_kept": ("chains", _torn_tail),
+    "acknowledge_after_failed_sync": (
+        "errors",
+        _patch(writer.threading, "Event", lambda: mock.Mock(is_set=lambda: False)),
+    ),
 }
 
 
@@ -641,7 +616,7 @@ def main() -> None:
     runs, part, parts = (int(word) for word in sys.argv[4:7])
     mutant = sys.argv[7] if len(sys.argv) > 7 else ""
     folder.mkdir(parents=True, exist_ok=True)
-    shim = Shim(library)
+    shim = load_shim(library)
     # What was there before was made by the same program, as far as that can make anything.
     scenarios = make_scenarios(shim, folder, mutant if mutant == "no_journal_checksum" else "")
     made = Suite(shim, folder, scenarios, part, parts, mutant)

@@ -234,13 +234,12 @@ def describe_misfits(
     """
     misfits, names = [], np.unique(labels).tolist()
     for label in names:
-        counts = np.bincount(split[labels == label], minlength=NUM_SPLITS).tolist()
-        wanted = split_counts(sum(counts), fractions)
-        differences = [abs(count - target) for count, target in zip(counts, wanted, strict=True)]
-        is_empty = any(target and not count for count, target in zip(counts, wanted, strict=True))
-        if is_empty or max(differences) > max(1, 0.05 * sum(counts)):
+        counts = np.bincount(split[labels == label], minlength=NUM_SPLITS)
+        wanted = np.array(split_counts(int(counts.sum()), fractions))
+        differences = abs(counts - wanted)
+        if ((counts == 0) & (wanted > 0)).any() or differences.max() > max(1, 0.05 * counts.sum()):
             text = f"{printable(classes[label])} {'/'.join(map(str, counts))} (wanted {'/'.join(map(str, wanted))})"
-            misfits.append((-sum(differences) / sum(counts), text))
+            misfits.append((-differences.sum() / counts.sum(), text))
     if not misfits:
         return []
     texts = [text for _, text in sorted(misfits, key=lambda misfit: misfit[0])]
