@@ -181,11 +181,6 @@ CASES = {
     "note: Clips of fewer than 64 frames, which repeat the last one: 24; 24 of 120 (20%): c0/000000.mp4 (32": odd(
         num_frames=(range(0, 120, 5), 32)
     ),
-    "note: Videos far from the median length (4.03 s): 4; 4 of 120 (3%): c0/000007.mp4 (228 s), c0/000009.mp4": odd(
-        duration_seconds=([7, 9, 11, 13], 228.0)
-    ),
-    "note: Videos far from the median frame rate (25 fps): 1; 1 of 120 (1%): c0/000007.mp4 (120": odd(fps=([7], 120)),
-    "note: Videos far from the median frame size (76,800 pixels): 1; 1 of 120 (1%)": odd(width=([7], 3200)),
     "note: HDR videos (PQ or HLG): 1; 1 of 120 (1%): c0/000001.mp4.": odd(transfer=([1], b"arib-std-b67")),
     "note: Files outside the class folders: 2; They": {"skipped": {"outside a class folder": 2}},
     "warning: The folder can be read in another way; a; 1 link": {"notes": ("a", "1 link was not followed")},
@@ -213,8 +208,6 @@ def test_findings(expected: str, columns: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("columns", "title"),
     [
-        (odd(duration_seconds=([7], 7.6)), "far from"),
-        ({"duration_seconds": np.exp(np.random.default_rng(0).normal(1, 1, 120))}, "median length"),
         (odd(num_frames=([3], 5), fps=([3], 1.0)), "frames per second"),
         (odd(num_frames=(range(5), 32)), "repeat"),
         ({"skipped": {"hidden": 5}}, "outside"),

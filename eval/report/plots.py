@@ -78,7 +78,7 @@ def _short(name: str) -> str:
 
 def reliability_figure(calibration: dict[str, Any]) -> Figure:
     """Draw accuracy against confidence, of `vidcache.eval.metrics.calibrate`; the area of a point is its clips."""
-    figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.8, 5), layout="constrained")
     axes = figure.subplots()
     bins = [b for b in calibration["bins"] if b["num_clips"]]
     names = ("confidence", "accuracy", "accuracy_low", "accuracy_high", "num_clips")

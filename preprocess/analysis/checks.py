@@ -3,7 +3,6 @@
 import dataclasses
 import enum
 import itertools
-import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,7 +25,6 @@ MIN_TEST_CLIPS, DEFAULT_TEST_FRACTION = 5, 0.15
 IMBALANCE_NOTE, IMBALANCE_WARNING = 2.0, 5.0
 KAPPA_WARNING, YOUDEN_WARNING = 0.25, 0.8
 COARSE_FPS, PRETRAINED_FPS = 2, 15  # the Kinetics-400 weights were trained on 15 frames per second
-MIN_FOR_OUTLIERS = 8
 USED = (Split.TRAIN, Split.VAL, Split.TEST)
 INFLATED = "Test results are inflated: the model has seen these clips."
 
@@ -198,28 +196,6 @@ def pictures(facts: Facts) -> Findings:
         yield from _some(severity, title, facts.names(np.flatnonzero(chosen)), advice, len(facts))
 
 
-def outliers(facts: Facts) -> Findings:
-    """Videos far from the median on a log scale: a factor of 2, and 3.5 robust sigma (Iglewicz and Hoaglin, 1993)."""
-    pixels = facts.width.astype(float) * facts.height
-    for name, values, unit, advice in (
-        ("length", facts.duration_seconds, "s", "Long videos are sampled coarsely, short ones are padded."),
-        ("frame rate", facts.fps, "fps", "A header can be wrong: check that they play at normal speed."),
-        ("frame size", pixels, "pixels", "All are scaled to the size of the clips: small ones show less."),
-    ):
-        known = np.flatnonzero(facts.good & (values > 0))
-        if len(known) < MIN_FOR_OUTLIERS:
-            continue
-        median, logs = float(np.median(values[known])), np.log(values[known])
-        distance, (low, high) = np.abs(logs - math.log(median)), np.percentile(logs, [25, 75])
-        # Where most are equal, the median distance is 0: then the quartiles, or 10 %, are the scale.
-        scale = max(1.4826 * float(np.median(distance)), (high - low) / 1.349, math.log(1.1))
-        order = np.argsort(-distance, kind="stable")
-        far = known[order[distance[order] > max(3.5 * scale, math.log(2))]]
-        names = facts.names(far, [f"{amount(values[row])} {unit}" for row in far])
-        title = f"Videos far from the median {name} ({amount(median)} {unit})"
-        yield from _some(NOTE, title, names, advice, len(known))
-
-
 def folder_notes(facts: Facts) -> Findings:
     """Files outside the class folders, and folders that can be read in another way."""
     outside = facts.skipped.get("outside a class folder", 0)
@@ -288,7 +264,7 @@ def mirror_images(reader: Reader) -> Findings:
         yield Finding(WARNING, "Classes are told apart by left and right", f"{said}.", advice)
 
 
-CHECKS = (failures, classes, class_sizes, copies, frames, pictures, outliers, folder_notes)
+CHECKS = (failures, classes, class_sizes, copies, frames, pictures, folder_notes)
 
 
 def run_checks(facts: Facts, study: dict[str, Any], more: Sequence[Finding] = ()) -> list[Finding]:
