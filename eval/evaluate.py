@@ -57,7 +57,7 @@ class Evaluation:
         options: How it was done.
         predictions: Clip by clip.
         metrics: Computed from them.
-        summary: All numbers, JSON-ready, as metrics.json has them; docs/reference.md lists its keys.
+        summary: All numbers, JSON-ready, as metrics.json has them.
         seconds: Time to read and predict all clips.
     """
 

@@ -13,20 +13,31 @@ from vidcache.files import write_text_atomically
 from vidcache.near_duplicates import perceptual_hash
 from vidcache.outputs import begins
 from vidcache.preprocess.video.decode import DecodedClip
+from vidcache.preprocess.video.probe import Probe
 from vidcache.preprocess.video.source_file import Failure
 from vidcache.text import one_line, printable, to_csv
 
 
 def clip_record(decoded: DecodedClip) -> np.void:
     """Return what the cache keeps of a decoded video, a scalar of dtype `RECORD`."""
-    probe, clip, num_frames = decoded.probe, decoded.clip, decoded.stats.num_frames
+    return video_record(
+        decoded.probe,
+        decoded.stats.num_frames,
+        decoded.num_real,
+        decoded.damage,
+        source_hash=decoded.source_hash.encode(),
+        clip_hash=clip_hash_of(decoded.clip).encode(),
+        perceptual_hash=perceptual_hash(decoded.clip[: decoded.num_real]),
+        mean_rgb=_mean_rgb(decoded.clip),
+    )
+
+
+def video_record(probe: Probe, num_frames: int, num_real: int, damage: str, **more: Any) -> np.void:
+    """Return what the cache keeps of a video as far as its header and numbers of frames tell, and `more` columns."""
     seconds = probe.duration_seconds or (num_frames / probe.fps_from_header if probe.fps_from_header else 0.0)
     return _record(
-        status=Status.DAMAGED if decoded.damage else Status.OK,
-        error=one_line(decoded.damage, ERROR_BYTES).encode(),
-        source_hash=decoded.source_hash.encode(),
-        clip_hash=clip_hash_of(clip).encode(),
-        perceptual_hash=perceptual_hash(clip[: decoded.num_real]),
+        status=Status.DAMAGED if damage else Status.OK,
+        error=one_line(damage, ERROR_BYTES).encode(),
         width=probe.width,
         height=probe.height,
         rotation=probe.rotation,
@@ -34,12 +45,12 @@ def clip_record(decoded: DecodedClip) -> np.void:
         duration_seconds=seconds,
         num_frames=num_frames,
         num_frames_from_header=probe.num_frames_from_header,
-        num_real=decoded.num_real,
+        num_real=num_real,
         codec=probe.codec.encode()[:24],
         pixel_format=probe.pixel_format.encode()[:24],
         transfer=probe.transfer.encode()[:16],
         primaries=probe.primaries.encode()[:16],
-        mean_rgb=_mean_rgb(clip),
+        **more,
     )
 
 

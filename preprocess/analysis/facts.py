@@ -10,16 +10,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vidcache.cache.format import ERROR_BYTES, RECORD, Split, Status
+from vidcache.cache.format import RECORD, Split, Status
 from vidcache.cache.reader import Reader
-from vidcache.cache.validate import bounded
 from vidcache.preprocess.executors import in_threads
-from vidcache.preprocess.records import failure_record
+from vidcache.preprocess.records import failure_record, video_record
 from vidcache.preprocess.split.predefined import folder_splits, read_split_files
 from vidcache.preprocess.video.decode import DecodeLimits
 from vidcache.preprocess.video.ffmpeg import OpenVideo, SubprocessGroup, bound_workers, find_tools
@@ -27,7 +26,7 @@ from vidcache.preprocess.video.find import find_videos
 from vidcache.preprocess.video.probe import Probe, probe_video
 from vidcache.preprocess.video.source_file import Failure, Reason, hash_video, open_video
 from vidcache.spec import sample_indices
-from vidcache.text import one_line, printable
+from vidcache.text import printable
 
 BLACK_BELOW = 1.0  # of 255, the mean of a clip. An infrared camera at night has 4, with people in the picture
 # Of 255. One picture encoded as a video varies by 2 (H.264, crf 18) to 9 (MPEG-4, qscale 6); the noise of a real
@@ -216,24 +215,7 @@ def _record(probe: Probe, num_frames_per_clip: int) -> np.void:
     num_frames, claimed, in_file = probe.num_packets, probe.num_frames_from_header, probe.num_packets_in_file
     if num_frames == 0:
         raise Failure(Reason.NO_FRAMES, "no packets in the file", 0, claimed)
-    seconds = probe.duration_seconds or (num_frames / probe.fps_from_header if probe.fps_from_header else 0.0)
     damage = probe.more and f"{Reason.MISSING_FRAMES}: {in_file} in the stream; {probe.more}"
     if claimed > in_file:
         damage = f"{Reason.MISSING_FRAMES}: {in_file} in the file, the header says {claimed}"
-    values = {
-        "status": Status.DAMAGED if damage else Status.OK,
-        "error": one_line(damage, ERROR_BYTES).encode(),
-        "codec": probe.codec.encode(),
-        "pixel_format": probe.pixel_format.encode(),
-        "transfer": probe.transfer.encode(),
-        "width": probe.width,
-        "height": probe.height,
-        "duration_seconds": seconds,
-        "fps": round(num_frames / seconds, 6) if seconds else 0.0,
-        "num_frames": num_frames,
-        "num_real": min(num_frames, num_frames_per_clip),
-    }
-    record = np.zeros((), RECORD)
-    for name, value in values.items():
-        record[name] = bounded(name, value)
-    return cast(np.void, record[()])
+    return video_record(probe, num_frames, min(num_frames, num_frames_per_clip), damage)
