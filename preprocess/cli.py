@@ -158,21 +158,19 @@ def _dry_run(raw: Path, options: BuildOptions, *, as_json: bool) -> None:
     sources = find_videos(raw, options.layout, options.labels, follow_links=options.limits.follow_links)
     notes = sources.notes + twin_notes(sources.classes)
     counts = Counter(video.class_name for video in sources.videos)
-    num_videos, num_bytes = len(sources.videos), sum(video.num_bytes for video in sources.videos)
-    cache_bytes = num_videos * options.spec.clip_bytes
+    classes = {printable(name): counts[name] for name in sources.classes}
+    num_bytes = sum(video.num_bytes for video in sources.videos)
+    sizes = {"num_bytes": num_bytes, "cache_bytes": counts.total() * options.spec.clip_bytes}
     if as_json:
-        classes = {printable(name): counts[name] for name in sources.classes}
-        sizes = {"num_bytes": num_bytes, "cache_bytes": cache_bytes}
-        echo_json({"num_videos": num_videos, "classes": classes, **sizes, "notes": list(notes)})
+        echo_json({"num_videos": counts.total(), "classes": classes, **sizes, "notes": list(notes)})
     else:
-        table = Table("class", "videos")
-        for name in sources.classes:
-            table.add_row(Text(printable(name)), str(counts[name]))
-        console = SafeConsole()
+        table, console = Table("class", "videos"), SafeConsole()
+        for name, count in classes.items():
+            table.add_row(Text(name), str(count))
         console.print(table)
         console.print(
-            f"{plural(num_videos, 'video')}, {plural(len(counts), 'class', 'classes')}, {num_bytes / 1e6:,.1f} MB; "
-            f"the cache will have {cache_bytes / 1e6:,.1f} MB. Nothing was written."
+            f"{plural(counts.total(), 'video')}, {plural(len(counts), 'class', 'classes')}, {num_bytes / 1e6:,.1f} MB; "
+            f"the cache will have {sizes['cache_bytes'] / 1e6:,.1f} MB. Nothing was written."
         )
         _show_notes(console, sources.skipped, notes)
     if not options.allow_tiny_classes:
@@ -189,21 +187,18 @@ def _show_report(console: SafeConsole, report: BuildReport) -> None:
             table.add_row(status, reason, str(len(members)), Text(str(members[0]), overflow="fold"))
         console.print(table)
         console.print(Text(f"All of them: {printable(failures_path(report.cache))}"), soft_wrap=True)
-        if report.num_failed:
-            num_again = sum(is_momentary(video.reason) for video in report.problems if video.status is Status.FAILED)
-            console.print(
-                f"The next run tries {num_again} of {plural(report.num_failed, 'failed video')} again", end=""
-            )
-            console.print("." if num_again == report.num_failed else "; --retry-failed tries all of them.")
+    if report.num_failed:
+        num_again = sum(is_momentary(video.reason) for video in report.problems if video.status is Status.FAILED)
+        more = "." if num_again == report.num_failed else "; --retry-failed tries all of them."
+        console.print(f"The next run tries {num_again} of {plural(report.num_failed, 'failed video')} again{more}")
     _show_notes(console, report.skipped, report.notes)
-    train, val, test = report.split_counts
+    rate = report.num_decoded / max(report.seconds, 1e-9)
+    counts = f"{report.num_decoded} decoded, {report.num_reused} reused"
+    work = f"{counts} in {report.seconds:.1f} s ({rate:.1f} videos/s)"
     if report.up_to_date:
         again = f", {plural(report.num_decoded, 'video')} failed again" if report.num_decoded else ""
         work = f"up to date{again}, nothing was written ({report.seconds:.1f} s)"
-    else:
-        rate = report.num_decoded / report.seconds if report.seconds else 0.0
-        counts = f"{report.num_decoded} decoded, {report.num_reused} reused"
-        work = f"{counts} in {report.seconds:.1f} s ({rate:.1f} videos/s)"
+    train, val, test = report.split_counts
     unused = f", unused {report.num_unused}" if report.num_unused else ""
     clips = plural(report.num_videos - report.num_failed, "clip")
     SafeConsole(stderr=True).print(  # the result: also of a quiet build

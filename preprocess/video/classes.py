@@ -173,12 +173,15 @@ class Labels:
     has_group: bool = False
 
 
-def read_labels(file: Path, paths: Sequence[bytes], unfollowed: Sequence[bytes] = ()) -> Labels:
-    """Read a CSV path,label[,split][,group] and find the videos that it names; raises InputError with the line."""
+def read_labels(file: Path, paths: Sequence[bytes], *, has_links: bool = False) -> Labels:
+    """Read a CSV path,label[,split][,group] and find the videos that it names; raises InputError with the line.
+
+    `has_links`: whether there are links that were not followed, behind which a video may be.
+    """
     index, list_name = VideoIndex(paths), printable(file)
     classes: list[bytes | None] = [None] * len(paths)
     lines: dict[int, int] = {}
-    missing: list[tuple[str, bytes]] = []
+    missing: list[str] = []
     entries = read_table(file, ("path", "label"))
     for line, entry in entries:
         where, names, label = f"{list_name}, line {line}", path_names(entry["path"]), os.fsencode(entry["label"])
@@ -190,7 +193,7 @@ def read_labels(file: Path, paths: Sequence[bytes], unfollowed: Sequence[bytes] 
             split_of_word(entry["split"], where)
         row = index.find(names, where)
         if row is None:
-            missing.append((where, names[-1]))
+            missing.append(f"{where}: {printable(names[-1])} names no video")
         elif classes[row] not in (None, label):
             raise InputError(
                 f"{where}: {printable(paths[row])} has label {printable(label)!r}, and "
@@ -199,23 +202,15 @@ def read_labels(file: Path, paths: Sequence[bytes], unfollowed: Sequence[bytes] 
         else:
             classes[row], lines[row] = label, line
     if missing:
-        raise InputError(_describe_missing(missing, paths, unfollowed))
+        more = f"; {plural(len(missing), 'line')} in all" if missing[1:] else ""
+        example = f" (like {printable(paths[0])})" if paths else ""
+        links = ", follow links with --follow-links" if has_links else ""
+        advice = f"Write paths below the raw folder{example}{links}, or remove the lines of videos that do not exist"
+        raise InputError(f"{missing[0]}{more}. {advice}")
     if not lines:
         raise InputError(f"{list_name}: names no video. Write a line path,label for each")
     header = entries[0][1]
     return Labels(os.fspath(file), tuple(classes), "split" in header, "group" in header)
-
-
-def _describe_missing(missing: Sequence[tuple[str, bytes]], paths: Sequence[bytes], unfollowed: Sequence[bytes]) -> str:
-    where, name = missing[0]
-    more = f"; {plural(len(missing), 'line')} in all" if len(missing) > 1 else ""
-    for link in unfollowed:
-        if name.startswith(link + b"/"):
-            advice = f"which is not followed{more}. Follow links with --follow-links"
-            return f"{where}: {printable(name)} lies behind the link {printable(link)}, {advice}"
-    example = f" (like {printable(paths[0])})" if paths else ""
-    advice = f"Write paths below the raw folder{example}, or remove the lines of videos that do not exist"
-    return f"{where}: {printable(name)} names no video{more}. {advice}"
 
 
 LAYOUTS = ("auto", "classes", "splits")
@@ -297,32 +292,14 @@ def _check_inner(raw: str, folders: Folders) -> None:
         )
 
 
-def layout_notes(folders: Folders, class_depth: int) -> list[str]:
-    """Name what the layout leaves out, joins or ignores, a sentence each."""
-    if class_depth == 0:
-        ignored = _inner(folders)
-        for name in [name for name in ignored if split_of_folder(name) is None]:
-            del ignored[name]
-        if not ignored:
-            return []
-        return [
-            f"{plural(ignored.total(), 'video')} in folders named like splits below the class folders "
-            f"({_with_counts(ignored)}): the names mean something only with --split folders"
-        ]
-    synonyms: dict[Split, list[bytes]] = defaultdict(list)
+def left_out_note(folders: Folders) -> list[str]:
+    """Name the folders of RAW/<split>/<class>/ that are no splits, and the splits with videos in no class."""
     left_out = Counter[bytes]()
     for name, counts in sorted(folders.items()):
-        split = split_of_folder(name)
-        left_out[name] = counts.total() if split is None else counts[b""]
-        if split is not None:
-            synonyms[split].append(name)
-    named = [
-        (split.name.lower(), " and ".join(map(printable, names))) for split, names in synonyms.items() if names[1:]
-    ]
-    notes = [f"{names} mean {split}: joined" for split, names in named]
-    if +left_out:
-        notes.append(f"in no class of a split, left out: {_with_counts(+left_out)}. Move them to RAW/<split>/<class>/")
-    return notes
+        left_out[name] = counts.total() if split_of_folder(name) is None else counts[b""]
+    if not +left_out:
+        return []
+    return [f"in no class of a split, left out: {_with_counts(+left_out)}. Move them to RAW/<split>/<class>/"]
 
 
 def find_twins(classes: Iterable[bytes]) -> list[list[bytes]]:

@@ -17,7 +17,7 @@ from vidcache.preprocess.video.classes import (
     count_folders,
     find_class_depth,
     join_few,
-    layout_notes,
+    left_out_note,
     read_labels,
     split_of_folder,
 )
@@ -77,45 +77,29 @@ def find_videos(raw: Path, layout: str = "auto", labels: Path | None = None, *, 
         InputError: The folder cannot be read or holds no candidate; the names of its folders can be read in two
             ways; a link that was not followed is where a class or a split should be; or the list is wrong.
     """
-    name, tree = printable(raw), _walk(raw, follow_links=follow_links)
+    tree = _walk(raw, follow_links=follow_links)
     notes, paths = tree.link_notes(), [path for path, _, _ in tree.files]
     if labels is not None:
-        listed = read_labels(labels, paths, [link.path for link in tree.links])
+        listed = read_labels(labels, paths, has_links=bool(tree.links))
         depth, classes, reason = LISTED, listed.classes, "not in the list of labels"
         unlisted = [path for path, class_name in zip(paths, classes, strict=True) if class_name is None]
         if unlisted:
             files = f"{plural(len(unlisted), 'file')} not in {printable(listed.file)}"
             notes.append(f"{files}, left out: for example {printable(unlisted[0])}")
     else:
-        listed, folders, reason = None, count_folders(paths), "outside a class folder"
-        _check_links(name, tree, 0, layout)
-        depth = find_class_depth(name, folders, layout)
-        _check_links(name, tree, depth, layout)
+        listed, reason = None, "outside a class folder"
+        depth = _depth_of_classes(printable(raw), tree, layout)
         classes = tuple(_class_of(path, depth) for path in paths)
-        loose = [path for path in paths if b"/" not in path]
-        if loose:
-            notes.append(
-                f"{plural(len(loose), 'file')} directly in the raw folder, in no class, left out: for example "
-                f"{printable(loose[0])}. Move them into the folder of their class, {_LOOSE_ADVICE}"
-            )
-        notes += layout_notes(folders, depth)
-        empty = sorted({folder for folder in tree.folders if folder.count(b"/") <= depth} - _filled(paths, depth))
-        if empty:
-            notes.append(f"{plural(len(empty), 'folder')} without a video: {join_few([*map(printable, empty)])}")
-        if not any(classes) and loose:
-            raise InputError(
-                f"{name}: no videos in class folders, but {len(paths):,} files elsewhere, for example "
-                f"{printable(paths[0])}. Put them into {name}/<class>/ or {name}/<train, val or test>/<class>/, "
-                f"{_LOOSE_ADVICE}"
-            )
+        notes += _folder_notes(tree, depth)
     videos = tuple(
         VideoFile(path, class_name, num_bytes, mtime_ns)
         for (path, num_bytes, mtime_ns), class_name in zip(tree.files, classes, strict=True)
         if class_name is not None
     )
     if not videos:
-        layout_name = f"{name}{'/<train, val or test>' if depth == 1 else ''}/<class>/<video>"
-        raise InputError(f"{name}: no videos found. Put them into {layout_name}")
+        place = f"{printable(raw)}{'/<train, val or test>' if depth == 1 else ''}/<class>/<video>"
+        found = f", but {plural(len(paths), 'file')} elsewhere, for example {printable(paths[0])}" if paths else ""
+        raise InputError(f"{printable(raw)}: no videos found{found}. Put them into {place}, {_LOOSE_ADVICE}")
     if len(videos) < len(paths):
         tree.skipped[reason] += len(paths) - len(videos)
     return Sources(videos, dict(tree.skipped), depth, tuple(notes), listed)
@@ -134,11 +118,38 @@ def list_videos(folder: Path, *, follow_links: bool = False) -> tuple[tuple[Path
     return tuple(Path(os.fsdecode(os.path.join(root, path))) for path, _, _ in tree.files), dict(tree.skipped), notes
 
 
+# --- what the folders mean --------------------------------------------------------------------
+
+
+def _depth_of_classes(raw: str, tree: "Tree", layout: str) -> int:
+    _check_links(raw, tree, 0, layout)
+    depth = find_class_depth(raw, count_folders(path for path, _, _ in tree.files), layout)
+    _check_links(raw, tree, depth, layout)
+    return depth
+
+
 def _class_of(path: bytes, depth: int) -> bytes | None:
     folders = path.split(b"/")[:-1]
     if len(folders) <= depth or (depth and split_of_folder(folders[0]) is None):
         return None
     return folders[depth]
+
+
+def _folder_notes(tree: "Tree", depth: int) -> list[str]:
+    """Say what the layout leaves out, a sentence each."""
+    notes, paths = [], [path for path, _, _ in tree.files]
+    loose = [path for path in paths if b"/" not in path]
+    if loose:
+        notes.append(
+            f"{plural(len(loose), 'file')} directly in the raw folder, in no class, left out: for example "
+            f"{printable(loose[0])}. Move them into the folder of their class, {_LOOSE_ADVICE}"
+        )
+    if depth:
+        notes += left_out_note(count_folders(paths))
+    empty = sorted({folder for folder in tree.folders if folder.count(b"/") <= depth} - _filled(paths, depth))
+    if empty:
+        notes.append(f"{plural(len(empty), 'folder')} without a video: {join_few([*map(printable, empty)])}")
+    return notes
 
 
 def _filled(paths: list[bytes], depth: int) -> set[bytes]:
@@ -157,12 +168,14 @@ def _check_links(raw: str, tree: "Tree", depth: int, layout: str) -> None:
             lost.append(link)
     if not lost:
         return
+    advice = "Follow links with --follow-links, or take them out of the raw folder if they are no part of the data"
     if any(link.reason for link in lost):
         advice = "Put a folder in the place of each, or take it out of the raw folder"
-    else:
-        advice = "Follow links with --follow-links, or take them out of the raw folder if they are no part of the data"
     links = plural(len(lost), "link")
     raise InputError(f"{raw}: {links} in the place of classes or splits, not followed: {join_few(lost)}. {advice}")
+
+
+# --- what there is ----------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,108 +192,75 @@ class Link:
         return f"{printable(self.path)}{arrow}{f' ({self.reason})' if self.reason else ''}"
 
 
+@dataclasses.dataclass
 class Tree:
-    """What is below a folder; followed, no link leads twice into one folder, nor above it: every walk ends."""
+    """What is below a folder."""
 
-    def __init__(self, root: bytes, *, follow_links: bool) -> None:
-        self.root, self.follow_links = root, follow_links
-        self.files: list[tuple[bytes, int, int]] = []  # candidates: path, size (0: not regular), modification time
-        self.folders: list[bytes] = []  # that were entered
-        self.links: list[Link] = []  # that were not followed
-        self.copies: list[tuple[bytes, bytes]] = []  # two paths of one file, where links are followed
-        self.skipped: Counter[str] = Counter()  # files that are no candidates, by reason
-        self._to_follow: list[bytes] = []
-        self._first_folders: dict[tuple[int, int], bytes] = {}
-        self._first_files: dict[tuple[int, int], bytes] = {}
-        self._enter(b"")
-        while self._to_follow:  # after all folders of the root: what lies in it has its path there
-            paths, self._to_follow = sorted(self._to_follow), []
-            for path in paths:
-                self._follow(path)
-        self.files.sort()
-        self.links.sort(key=lambda link: link.path)
+    follows_links: bool
+    files: list[tuple[bytes, int, int]] = dataclasses.field(default_factory=list)  # path, size (0: not regular), mtime
+    folders: list[bytes] = dataclasses.field(default_factory=list)
+    links: list[Link] = dataclasses.field(default_factory=list)  # that were not followed
+    skipped: Counter[str] = dataclasses.field(default_factory=Counter)  # files that are no candidates, by reason
 
     def link_notes(self) -> list[str]:
-        """Name the links that were not followed, and the files that are reached twice."""
-        notes = []
-        if self.links:
-            advice = "" if self.follow_links else ". Follow them with --follow-links"
-            were = "was" if len(self.links) == 1 else "were"
-            notes.append(f"{plural(len(self.links), 'link')} {were} not followed: {join_few(self.links)}{advice}")
-        if self.copies:
-            pairs = [f"{printable(first)} = {printable(second)}" for first, second in self.copies]
-            notes.append(f"{plural(len(pairs), 'file')} can be reached in two ways: {join_few(pairs)}")
-        return notes
+        """Name the links that were not followed."""
+        if not self.links:
+            return []
+        advice = "" if self.follows_links else ". Follow them with --follow-links"
+        were = "was" if len(self.links) == 1 else "were"
+        return [f"{plural(len(self.links), 'link')} {were} not followed: {join_few(self.links)}{advice}"]
 
-    def _enter(self, top: bytes) -> None:
-        folders = [top]
-        while folders:
+    def add(self, path: bytes, entry: os.DirEntry[bytes], *, is_folder: bool) -> None:
+        """Note a file, or a link that is not followed."""
+        reason = ""
+        try:
+            facts = entry.stat(follow_symlinks=self.follows_links)
+        except OSError:
+            facts, reason = entry.stat(follow_symlinks=False), "leads nowhere"
+        if entry.is_symlink() and (reason or not self.follows_links):
+            is_file = not is_folder and os.path.exists(entry.path)
+            self.links.append(Link(path, os.readlink(entry.path), reason, is_file))
+        if not is_folder:
+            num_bytes = facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+            self.files.append((path, num_bytes, modification_time_ns(facts)))
+
+
+def _walk(root: Path, *, follow_links: bool) -> Tree:
+    """List what is below a folder; no link leads twice into one folder, nor above the root: every walk ends."""
+    tree, top = Tree(follow_links), os.fsencode(root)
+    folders, behind_links = [b""], list[bytes]()
+    try:
+        entered = {_identity(parent): b"" for parent in Path(os.path.realpath(root)).parents}
+        while folders or behind_links:
+            if not folders:  # last: what lies in the root has its path there
+                folders, behind_links = sorted(behind_links, reverse=True), []
             folder = folders.pop()
-            full = os.path.join(self.root, folder) if folder else self.root
-            if self.follow_links and self._was_entered(folder, full):
+            full = os.path.join(top, folder) if folder else top
+            first = entered.setdefault(_identity(full), folder) if follow_links else folder
+            if first != folder:
+                reason = f"the same folder as {printable(first)}" if first else "leads to a folder above it"
+                tree.links.append(Link(folder, os.readlink(full) if os.path.islink(full) else b"", reason))
                 continue
-            if folder:
-                self.folders.append(folder)
+            tree.folders += [folder] if folder else []
             with os.scandir(full) as entries:
                 for entry in entries:
-                    path = folder + b"/" + entry.name if folder else entry.name
-                    is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+                    path, is_link = os.path.join(folder, entry.name), entry.is_symlink()
+                    is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()
                     if entry.name.startswith(b"."):
-                        self.skipped["hidden"] += 1
+                        tree.skipped["hidden"] += 1
                     elif not is_folder and os.path.splitext(os.fsdecode(entry.name))[1].lower() in SIDECARS:
-                        self.skipped["not a video by its name"] += 1
-                    elif entry.is_symlink():
-                        self._add_link(path, entry, is_folder=is_folder)
-                    elif is_folder:
-                        folders.append(path)
+                        tree.skipped["not a video by its name"] += 1
+                    elif is_folder and (follow_links or not is_link):
+                        (behind_links if is_link else folders).append(path)
                     else:
-                        self._add(path, entry.stat(follow_symlinks=False))
-
-    def _follow(self, path: bytes) -> None:
-        """Walk the folder that a link leads to, unless it holds the link or the root, or was walked."""
-        full = os.path.join(self.root, path)
-        target = os.path.realpath(full)
-        inside = os.path.realpath(os.path.dirname(full)), os.path.realpath(self.root)
-        if any(os.path.commonpath([target, folder]) == target for folder in inside):
-            self.links.append(Link(path, os.readlink(full), "leads to a folder above it"))
-        else:
-            self._enter(path)
-
-    def _was_entered(self, folder: bytes, full: bytes) -> bool:
-        facts = os.stat(full)
-        first = self._first_folders.setdefault((facts.st_dev, facts.st_ino), folder)
-        if first == folder:
-            return False
-        target = os.readlink(full) if os.path.islink(full) else b""
-        self.links.append(Link(folder, target, f"the same folder as {printable(first)}"))
-        return True
-
-    def _add_link(self, path: bytes, entry: os.DirEntry[bytes], *, is_folder: bool) -> None:
-        facts = entry.stat(follow_symlinks=False)
-        if not self.follow_links:
-            is_file = not is_folder and os.path.exists(entry.path)
-            self.links.append(Link(path, os.readlink(entry.path), is_file=is_file))
-        elif is_folder:
-            self._to_follow.append(path)
-        else:
-            try:
-                facts = os.stat(entry.path)
-            except OSError:
-                self.links.append(Link(path, os.readlink(entry.path), "leads nowhere"))
-        if not is_folder:
-            self._add(path, facts)
-
-    def _add(self, path: bytes, facts: os.stat_result) -> None:
-        is_regular = stat.S_ISREG(facts.st_mode)
-        self.files.append((path, facts.st_size if is_regular else 0, modification_time_ns(facts)))
-        if self.follow_links and is_regular:
-            first = self._first_files.setdefault((facts.st_dev, facts.st_ino), path)
-            if first != path:
-                self.copies.append((first, path))
-
-
-def _walk(folder: Path, *, follow_links: bool) -> Tree:
-    try:
-        return Tree(os.fsencode(folder), follow_links=follow_links)
+                        tree.add(path, entry, is_folder=is_folder)
     except OSError as error:
-        raise InputError(f"{printable(error.filename or folder)}: {error.strerror}. Name a folder of videos") from None
+        raise InputError(f"{printable(error.filename or root)}: {error.strerror}. Name a folder of videos") from None
+    tree.files.sort()
+    tree.links.sort(key=lambda link: link.path)
+    return tree
+
+
+def _identity(folder: Path | bytes) -> tuple[int, int]:
+    facts = os.stat(folder)
+    return facts.st_dev, facts.st_ino

@@ -27,10 +27,9 @@ _MATRIX_ROW = re.compile(r"0000000\d: +(-?\d+) +(-?\d+) +(-?\d+)")
 _MAX_TIMELINE = 1 << 23  # packets: 77 hours at 30 a second
 
 # Where one file was appended to another, ffmpeg reads the first of these and stops; of most other containers, both.
-# GUIDs of ASF and WTV as in their specifications; of FLV the whole header but the byte of flags.
+# The GUID of ASF as in its specification; of FLV the whole header but the byte of flags.
 _BEGINNINGS = {
     "asf": [bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")],
-    "wtv": [bytes.fromhex("b7d800203749da11a64e0007e95ead8d")],
     "flv": [b"FLV\x01" + bytes([flags]) + b"\x00\x00\x00\x09" for flags in (0, 1, 4, 5)],
 }
 _MAX_BOXES = 1 << 16
