@@ -46,7 +46,6 @@ from vidcache.spec import Spec
 SPEC = Spec(4, 32, 32)
 SMALL = ("--num-frames", "4", "--size", "32")
 KILLED = "kill -TERM $$"
-NOT_FOUND = "<!DOCTYPE html><title>404 Not Found</title>"
 
 
 def build(raw: Path, cache: Path, *callbacks: Any, **options: Any) -> BuildReport:
@@ -103,7 +102,7 @@ kill -{signal} $child; wait $child; exit $?
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at a file in memory")
-@pytest.mark.parametrize(("signal", "end"), [("TERM", "exit 255"), ("XCPU", "exit 255"), ("KILL", "SIGKILL")])
+@pytest.mark.parametrize(("signal", "end"), [("TERM", "exit 255"), ("KILL", "SIGKILL")])
 def test_a_part_is_never_taken_for_the_whole(tmp_path: Path, video: Path, signal: str, end: str) -> None:
     large = Spec(4, 320, 320)  # a frame of it is more than ffmpeg holds back before it writes
 
@@ -214,25 +213,7 @@ def test_a_relative_folder_of_programs_is_as_seen_from_here(
     assert (0, True) == (ended.exit_code, "0 failed" in ended.stderr)
 
 
-def test_a_verdict_stands_where_no_time_is_left_to_read_the_file_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "junk.mkv").write_bytes(b"no video" * 99)
-    hash_file, calls = source_file.hash_file, []
-
-    def slow(descriptor: int, *, deadline: float) -> str:
-        calls.append(descriptor)
-        if len(calls) > 1:
-            raise Failure(Reason.TIMEOUT, "792 of 792 bytes were read")
-        return hash_file(descriptor, deadline=deadline)
-
-    monkeypatch.setattr(decode_module, "hash_file", slow)
-
-    assert Reason.UNREADABLE is failure_of(tmp_path / "junk.mkv").reason
-    assert 2 == len(calls)
-
-
-@pytest.mark.parametrize("num_bytes", [0, 70_000, 400_000])
+@pytest.mark.parametrize("num_bytes", [0, 400_000])
 def test_an_error_counts_however_many_messages_follow(tmp_path: Path, video: Path, num_bytes: int) -> None:
     error = "echo '[h264 @ 0x1] [error] corrupted macroblock' >&2"
     after = f"yes '[scale @ 0x2] [verbose] w:64 h:48 fmt:gray' | head -c {num_bytes} >&2; echo >&2"
@@ -283,19 +264,18 @@ def test_a_codec_that_was_lacking_is_tried_again_by_every_run(raw: Path, tmp_pat
     ("limits", "reason"),
     [(DecodeLimits(max_pixels=4000), "too_large"), (DecodeLimits(timeout_seconds=1e-6), "timeout")],
 )
-def test_a_verdict_of_an_option_is_tried_again(raw: Path, cache: Path, limits: DecodeLimits, reason: str) -> None:
+def test_a_verdict_of_an_option_is_tried_again_and_one_of_the_bytes_is_kept(
+    raw: Path, cache: Path, limits: DecodeLimits, reason: str
+) -> None:
     make_video(raw / "a" / "large.mkv", 6, size="128x96")
     assert [reason] == reasons(build(raw, cache, limits=limits))
-
     assert () == build(raw, cache).problems
-
-
-def test_what_depends_on_the_bytes_is_kept(raw: Path, cache: Path) -> None:
-    (raw / "a" / "bad.mkv").write_bytes(b"no video" * 99)
+    (raw / "a" / "large.mkv").write_bytes(b"no video" * 99)
     assert ["unreadable"] == reasons(build(raw, cache))
 
-    assert (True, 0) == ((again := build(raw, cache)).up_to_date, again.num_decoded)
-    assert (True, 1) == ((retried := build(raw, cache, retry_failed=True)).up_to_date, retried.num_decoded)
+    for retry_failed in (False, True):
+        again = build(raw, cache, retry_failed=retry_failed)
+        assert (True, int(retry_failed)) == (again.up_to_date, again.num_decoded)
 
 
 def test_an_interrupted_build_tries_again_what_failed_for_a_moment(raw: Path, tmp_path: Path) -> None:
@@ -306,13 +286,11 @@ def test_an_interrupted_build_tries_again_what_failed_for_a_moment(raw: Path, tm
         if failed == 4:
             raise KeyboardInterrupt
 
-    for name in ("c.h5", "d.h5"):
-        with pytest.raises(KeyboardInterrupt):
-            build(raw, tmp_path / name, stop, ffmpeg_dir=killing)
-    assert () == build(raw, tmp_path / "c.h5").problems
+    with pytest.raises(KeyboardInterrupt):
+        build(raw, tmp_path / "c.h5", stop, ffmpeg_dir=killing)
     make_video(raw / "b" / "new.mkv", 24)  # another plan: what was done is taken over
 
-    assert () == build(raw, tmp_path / "d.h5").problems
+    assert () == build(raw, tmp_path / "c.h5").problems
 
 
 def test_failures_that_are_tried_again_are_named_so(raw: Path, cache: Path) -> None:
@@ -364,7 +342,6 @@ def test_a_folder_that_vanishes_stops_the_build_and_the_cache_stays(
 
 def test_losing_many_clips_publishes_nothing(raw: Path, cache: Path, tmp_path: Path) -> None:
     good, listed = cache.read_bytes(), (cache.parent / "c.failures.csv").read_bytes()
-    kept = {video: video.read_bytes() for video in sorted(raw.rglob("*.mkv"))[2:5]}
     change_all(raw)
 
     with pytest.raises(VidcacheError, match=r"c\.h5: 8 of its 8 clips would be lost.* \(8 killed; a/a_0\.mkv: killed"):
@@ -373,13 +350,12 @@ def test_losing_many_clips_publishes_nothing(raw: Path, cache: Path, tmp_path: P
     assert (good, listed) == (cache.read_bytes(), (cache.parent / "c.failures.csv").read_bytes())
     assert () == build(raw, cache).problems
     good = cache.read_bytes()
-    for video in kept:
-        video.write_text(NOT_FOUND)
+    for video in sorted(raw.rglob("*.mkv"))[2:5]:
+        video.write_text("<!DOCTYPE html><title>404 Not Found</title>")
     for _ in range(2):  # what was decoded is kept, and is refused again
         with pytest.raises(VidcacheError, match=r"c\.h5: 3 of its 8 clips would be lost.*\(3 unreadable; a/a_2\.mkv"):
             build(raw, cache)
         assert good == cache.read_bytes()
-    assert 3 == build(raw, cache.with_name("other.h5")).num_failed
     assert 3 == build(raw, cache, overwrite=True).num_failed
 
 
@@ -416,14 +392,12 @@ def test_clips_that_are_dropped_are_counted_and_a_whole_class_is_named(raw: Path
 def test_a_class_whose_folder_is_empty_is_away_and_not_removed(raw: Path, cache: Path, tmp_path: Path) -> None:
     make_raw(raw, {"small": 2})
     build(raw, cache)
-    good = cache.read_bytes()
     (raw / "small").rename(tmp_path / "disk")
     (raw / "small").mkdir()  # a mount point without its disk
 
     with pytest.raises(InputError, match=r"2 of its 10 clips are of videos that .* and .*raw/small is empty"):
         build(raw, cache)
 
-    assert good == cache.read_bytes()
     (raw / "small").rmdir()
     assert any(note.startswith("Dropped 2 clips") and "class small" in note for note in build(raw, cache).notes)
 
@@ -472,14 +446,6 @@ def test_any_header_gives_a_record_that_a_reader_believes(probe: Probe, num_fram
         assert int(record["width"]) in (probe.width, 0, 2**24)
 
 
-def test_the_largest_claim_of_a_header_is_read_exactly(tmp_path: Path, video: Path) -> None:
-    claim = f"s/nb_frames=[^|]*/nb_frames={2**63 - 1}/;s/^stream|index=0/stream|index=0|nb_frames={2**63 - 1}/"
-    decoded = decode(video, SPEC, [fake_tools(tmp_path / "bin", ffprobe=f'$real "$@" | sed "{claim}"')])
-
-    assert 2**63 - 1 == decoded.probe.num_frames_from_header
-    assert 2**48 == clip_record(decoded)["num_frames_from_header"]
-
-
 @pytest.mark.slow
 def test_the_time_of_a_video_holds_for_reading_it_too(raw: Path, cache: Path) -> None:
     with (raw / "a" / "sparse.mkv").open("wb") as file:  # takes hours to read, and no room
@@ -508,12 +474,11 @@ def build_under(limits: str, raw: Path, cache: Path, *arguments: str) -> "subpro
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limits", ["ulimit -v 3000000", "ulimit -f 1000; ulimit -v 3000000"])
-def test_a_lower_limit_than_ours_stays(raw: Path, tmp_path: Path, limits: str) -> None:
+def test_a_lower_limit_than_ours_stays(raw: Path, tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     watching = fake_folder(tmp_path / "bin", f'sleep 0.3; ulimit -Hv >>{seen}; exec $real "$@"')
 
-    ended = build_under(limits, raw, tmp_path / "c.h5", "--ffmpeg-dir", str(watching))
+    ended = build_under("ulimit -f 1000; ulimit -v 3000000", raw, tmp_path / "c.h5", "--ffmpeg-dir", str(watching))
 
     assert (0, True) == (ended.returncode, " 0 failed, 0 damaged" in ended.stderr), ended.stderr
     assert {"3000000"} == set(seen.read_text().split())
@@ -540,10 +505,10 @@ def test_limits_of_the_process_are_obeyed(raw: Path, tmp_path: Path, limits: str
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (errno.EMFILE, r"use fewer --workers, or raise the limit of open files \(ulimit -n\), then run"),
         (errno.EFBIG, r"raise the limit of the length of files \(ulimit -f\), then run"),
         (errno.EAGAIN, r"use fewer --workers, or raise the limits of this process \(ulimit -u and -v\), then run"),
         (errno.ENOMEM, r"use fewer --workers, or raise the limit of memory \(ulimit -v\), then run"),
+        (errno.EMFILE, r"use fewer --workers, or raise the limit of open files \(ulimit -n\), then run"),
     ],
 )
 def test_what_the_machine_lacks_is_named_and_is_no_verdict(
@@ -553,16 +518,18 @@ def test_what_the_machine_lacks_is_named_and_is_no_verdict(
         raise OSError(error, os.strerror(error))
 
     if error == errno.EMFILE:
-        with monkeypatch.context() as patch:
-            patch.setattr(source_file.os, "open", lack)
-            with pytest.raises(OSError, match="Too many open files"):
-                source_file.open_video(raw / "a" / "a_0.mkv")
         monkeypatch.setattr(decode_module, "memory_file", lack)
     else:
         monkeypatch.setattr(CacheWriter, "write_clip", lack)
     with pytest.raises(VidcacheError, match=rf"c\.h5: .* What was decoded is kept: {remedy} the same command again"):
         build(raw, tmp_path / "c.h5")
     assert not (tmp_path / "c.h5").exists()
+    monkeypatch.undo()
+
+    monkeypatch.setattr(source_file.os, "open", lack)
+    if error in source_file.SHORTAGES:
+        with pytest.raises(OSError, match=os.strerror(error)):
+            source_file.open_video(raw / "a" / "a_0.mkv")
 
 
 def test_no_room_for_threads_is_an_error_of_the_machine(
