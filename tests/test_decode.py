@@ -1,7 +1,6 @@
 """Real ffmpeg on rendered videos: exactly the frames that must come back, and what is reported."""
 
 import os
-import stat
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from tests.videos import H264, LOSSLESS, decode, failure_of, fake_tools
 from vidcache.errors import InputError, InterruptedRunError
 from vidcache.preprocess.video import ffmpeg as ffmpeg_module
 from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, ProcessResult, SubprocessGroup, find_tools
-from vidcache.preprocess.video.source_file import Reason, open_video
+from vidcache.preprocess.video.source_file import Reason
 from vidcache.spec import Spec, sample_indices
 
 MPEG4 = ("-c:v", "mpeg4", "-q:v", "1", "-g", "1")
@@ -173,25 +172,6 @@ def test_reasons_of_files_that_are_no_videos(tmp_path: Path) -> None:
     assert failure_of(tmp_path / "bytes.mp4").reason is Reason.UNREADABLE
     assert "no_video_stream: no video stream in the file" == str(failure_of(tmp_path / "sound.mp4"))
     assert "not_found: No such file or directory" == str(failure_of(tmp_path / "none.mp4"))
-
-
-def test_only_regular_files_are_opened(tmp_path: Path) -> None:
-    video = make_video(tmp_path / "v.mkv", 4)
-    (tmp_path / "link.mkv").symlink_to(video)
-    (tmp_path / "dangling.mkv").symlink_to(tmp_path / "none")
-    (tmp_path / "folder.mkv").mkdir()
-    os.mkfifo(tmp_path / "fifo.mkv")
-
-    for name in ("link.mkv", "dangling.mkv"):
-        message = "not_a_regular_file: a symbolic link; --follow-links follows it"
-        assert message == str(failure_of(tmp_path / name))
-    assert str(failure_of(tmp_path / "folder.mkv")).startswith("not_a_regular_file: drwx")
-    assert str(failure_of(tmp_path / "fifo.mkv")).startswith("not_a_regular_file: prw")
-    assert failure_of(Path("/dev/zero")).reason is Reason.NOT_A_REGULAR_FILE
-    descriptor = open_video(video)
-    assert stat.S_ISREG(os.fstat(descriptor).st_mode)
-    assert not os.get_inheritable(descriptor)
-    os.close(descriptor)
 
 
 @pytest.mark.parametrize(

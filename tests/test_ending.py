@@ -9,9 +9,6 @@ from tests.videos import H264, decode
 from vidcache.cache.format import Status
 from vidcache.preprocess.analysis.facts import facts_of_folder
 
-VP8 = ("-c:v", "libvpx", "-b:v", "200k")
-
-
 # --- which stream -----------------------------------------------------------------------------
 
 
@@ -66,14 +63,9 @@ def test_the_stream_is_chosen_as_libavformat_does(
 JOINED: dict[str, tuple[tuple[str, ...], bool]] = {
     "v.mp4": (H264, False),
     "front.mp4": ((*H264, "-movflags", "+faststart"), False),
-    "v.mov": (H264, False),
-    "v.3gp": (H264, False),
     "v.flv": (H264, False),
-    "v.asf": (("-c:v", "mpeg4"), False),
     "v.wmv": (("-c:v", "wmv2"), False),
-    "v.wtv": (("-c:v", "mpeg2video"), False),
     "v.mkv": (H264, True),
-    "v.webm": (VP8, True),
     "v.ts": (H264, True),
     "v.avi": (("-c:v", "mpeg4"), True),
     "v.mpg": (("-c:v", "mpeg2video"), True),
@@ -113,7 +105,7 @@ def transport(path: Path, first: int, pid: int, seconds: int, *options: str) -> 
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("pids", [(256, 512), (512, 256), (256, 512, 256), (512, 256, 512)])
+@pytest.mark.parametrize("pids", [(256, 512), (512, 256, 512)])
 @pytest.mark.parametrize("continues", [True, False])
 @pytest.mark.parametrize("program", [(), ("-mpegts_service_id", "2")])
 def test_a_transport_stream_whose_numbers_change_is_damaged(
@@ -172,19 +164,12 @@ SOUND: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("name", SOUND)
-@pytest.mark.parametrize("seconds", [0.5, 2.0, 2.5])
-def test_sound_that_is_a_little_longer_is_no_damage(tmp_path: Path, name: str, seconds: float) -> None:
+@pytest.mark.parametrize("seconds", [0.5, 2.5, 5])
+def test_only_sound_that_is_much_longer_means_damage(tmp_path: Path, name: str, seconds: float) -> None:
     decoded = decode(with_sound(tmp_path / name, seconds, *SOUND[name]))
 
-    assert (50, "") == (decoded.stats.num_frames, decoded.damage)
-
-
-@pytest.mark.parametrize("name", SOUND)
-def test_a_video_that_ends_long_before_its_sound_is_damaged(tmp_path: Path, name: str) -> None:
-    decoded = decode(with_sound(tmp_path / name, 5, *SOUND[name]))
-
-    assert decoded.damage.startswith("missing_frames: 50 decoded; it ")
     assert 50 == decoded.stats.num_frames
+    assert decoded.damage.startswith("missing_frames: 50 decoded; it ") if seconds == 5 else decoded.damage == ""
 
 
 def test_a_video_that_ends_before_the_length_that_its_file_names_is_damaged(tmp_path: Path) -> None:
@@ -214,19 +199,12 @@ def test_a_transport_stream_in_which_much_follows_is_damaged(tmp_path: Path) -> 
     assert damage.endswith(f" of {path.stat().st_size:,}")
 
 
-def box(kind: bytes, num_bytes: int, *, long: bool = False) -> bytes:
-    head = (
-        b"\0\0\0\1" + kind + (num_bytes + 16).to_bytes(8, "big") if long else (num_bytes + 8).to_bytes(4, "big") + kind
-    )
-    return head + bytes(num_bytes)
+LONG_BOX = b"\0\0\0\1mdat" + (100_016).to_bytes(8, "big") + bytes(100_000)
 
 
-@pytest.mark.parametrize("front", [True, False])
-@pytest.mark.parametrize(
-    "tail", [b"", box(b"free", 100_000), box(b"mdat", 100_000, long=True), bytes(50_000), b"\xff" * 50_000], ids=len
-)
-def test_what_else_lies_in_an_mp4_is_no_damage(tmp_path: Path, front: bool, tail: bytes) -> None:
-    path = make_video(tmp_path / "v.mp4", 20, codec=(*H264, *(("-movflags", "+faststart") if front else ())))
+@pytest.mark.parametrize("tail", [b"", LONG_BOX, bytes(50_000), b"\xff" * 50_000], ids=len)
+def test_what_else_lies_in_an_mp4_is_no_damage(tmp_path: Path, tail: bytes) -> None:
+    path = make_video(tmp_path / "v.mp4", 20, codec=H264)
     path.write_bytes(path.read_bytes() + tail)
 
     assert (20, "") == ((decoded := decode(path)).stats.num_frames, decoded.damage)

@@ -50,7 +50,6 @@ def referring_files(folder: Path, secret: Path, port: int) -> list[Path]:
         "hls_file.mp4": hls.format(f"file://{secret}"),
         "hls_sibling.mp4": hls.format(name),
         "hls_http.mp4": hls.format(url),
-        "hls_passwd.mp4": hls.format("file:///etc/passwd"),
         "hls_master.mp4": f"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{url}\n",
         "hls_key.mp4": hls.format(name).replace("#EXTINF", f'#EXT-X-KEY:METHOD=AES-128,URI="{url}"\n#EXTINF'),
         "concat_sibling.mkv": f"ffconcat version 1.0\nfile {name}\n",

@@ -133,19 +133,3 @@ def test_the_leak_guard_finds_copies_of_real_clips(tmp_path: Path) -> None:
         assert len(found) >= 0.95 * len(videos), way
     originals = [(first[1], second[1]) for first, second in pairs if first[0] == second[0] == "original"]
     assert len(originals) <= 0.01 * len(videos) * (len(videos) - 1) / 2
-
-
-def test_a_split_by_recording_parts_no_recording(tmp_path: Path) -> None:
-    by = ["--group-by", r"regex:/([0-9]+_[0-9]+)_"]
-    arguments = [str(SHARED / "overhead_home"), str(tmp_path / "c.h5"), "--num-frames", "8", "--size", "32"]
-    result = CliRunner().invoke(main, ["build", *arguments, *by])
-    assert 0 == result.exit_code, result.stderr
-
-    with CacheReader(tmp_path / "c.h5") as reader:
-        recordings: dict[str, set[int]] = {}
-        for row in range(len(reader)):
-            name = os.fsdecode(reader.path_of(row)).split("/")[1].rsplit("_", 1)[0]
-            recordings.setdefault(name, set()).add(int(reader.columns["split"][row]))
-        assert 21 == len(recordings)
-        assert all(len(splits) == 1 for splits in recordings.values())
-        assert all({0, 1, 2} == set(reader.columns["split"][reader.labels == label].tolist()) for label in range(7))

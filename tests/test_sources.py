@@ -325,19 +325,14 @@ def test_names_that_look_alike_are_found(other: str) -> None:
 def test_twins_are_a_note_of_a_build_and_a_finding_of_an_analysis(tmp_path: Path) -> None:
     for number, name in enumerate(("walk", "Walk", "walk ", "run")):
         make_video(tmp_path / "raw" / name / f"{number}.mkv", 8, first=number * 40)
-    expected = "'Walk' and 'walk' and 'walk '"
+    note = "names of different classes look alike: 'Walk' and 'walk' and 'walk '. If they are one class, give it"
 
-    built = vidcache("build", tmp_path / "raw", tmp_path / "c.h5", *SMALL)
-
-    assert f"Note: names of different classes look alike: {expected}. If they are one class, give it" in built.stderr
-    with CacheReader(tmp_path / "c.h5") as reader:
-        assert ("Walk", "run", "walk", "walk ") == reader.classes
-    assert "look alike" in vidcache("build", tmp_path / "raw", tmp_path / "c.h5", *SMALL).stderr  # up to date
-    assert "look alike" in vidcache("build", tmp_path / "raw", tmp_path / "c.h5", *SMALL, "--dry-run").stdout
+    assert note in " ".join(vidcache("build", tmp_path / "raw", tmp_path / "c.h5", *SMALL).stderr.split())
+    assert note in " ".join(vidcache("build", tmp_path / "raw", tmp_path / "c.h5", *SMALL, "--dry-run").stdout.split())
     for path in ("raw", "c.h5"):
         said = vidcache("analyze", tmp_path / path, "--out", tmp_path / "out").stdout
         assert "warning: 3 classes have a name that looks like another one" in said
-        assert expected in said
+        assert "'Walk' and 'walk' and 'walk '" in said
 
 
 # --- lists of labels --------------------------------------------------------------------------
