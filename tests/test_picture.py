@@ -118,13 +118,9 @@ def test_a_video_that_says_itself_how_it_is_turned_may_change_size(tmp_path: Pat
     assert np.array_equal(np.rot90(upright.clip, 1, (1, 2)), decoded.clip)
 
 
-@pytest.mark.parametrize(
-    "numbers", [(0, 0, 0, 0, 0), (1 << 16, 0, 0, 0, 0), (0, 0, 0, 0, 1 << 16), (-(1 << 31), 0, 0, 0, 1)]
-)
+@pytest.mark.parametrize("numbers", [(0, 0, 0, 0, 0), (1 << 16, 0, 0, 0, 0), (0, 0, 0, 0, 1 << 16)])
 def test_a_matrix_without_an_angle_turns_nothing(numbers: tuple[int, ...]) -> None:
-    assert 0 == turn_of(numbers).degrees
-    if not (numbers[0] and numbers[4]):
-        assert Turn() == turn_of(numbers)
+    assert Turn() == turn_of(numbers)
 
 
 def test_a_matrix_is_a_quarter_only_within_half_a_degree() -> None:
@@ -192,9 +188,9 @@ def test_a_colour_matrix_that_ffmpeg_refuses_from_the_middle_on(
 @pytest.mark.parametrize(
     "tag",
     [
-        *(f"transfer_characteristics={number}" for number in (0, 3, 8, 16, 18, 254)),
-        *(f"colour_primaries={number}" for number in (0, 3, 9, 22, 254)),
-        *(f"matrix_coefficients={number}" for number in (0, 3, 18, 254)),
+        *(f"transfer_characteristics={number}" for number in (0, 16, 254)),
+        *(f"colour_primaries={number}" for number in (0, 9, 254)),
+        *(f"matrix_coefficients={number}" for number in (0, 3, 254)),
         "chroma_sample_loc_type=5",
         "matrix_coefficients=3:colour_primaries=3:transfer_characteristics=10",
     ],
@@ -287,9 +283,8 @@ def test_an_ffmpeg_that_cannot_map_hdr_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_build_keeps_what_the_colours_are_and_warns_of_hdr_once(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        for number in range(3):
-            make_video(tmp_path / "raw" / name / f"{number}.mkv", 4, first=number * 9)
+    for number in range(6):
+        make_video(tmp_path / "raw" / "ab"[number // 3] / f"{number}.mkv", 4, first=number * 9)
     make_greys(tmp_path / "hdr.mp4", HLG, 0, 148).rename(tmp_path / "raw" / "b" / "hdr.mp4")
     arguments = [str(tmp_path / "raw"), str(tmp_path / "c.h5"), "--num-frames", "4", "--size", "32", "--workers", "1"]
     note = "Note: 1 clip of HDR videos (PQ, HLG) look washed out. --tonemap maps them to SDR"
