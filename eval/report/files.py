@@ -211,32 +211,22 @@ def _describe(subject: Subject, evaluation: Evaluation) -> dict[str, str]:
     attributes: dict[str, Any] = getattr(reader, "attributes", {})  # several caches used as one have none
     ours = {"vidcache": importlib.metadata.version("vidcache"), "torch": torch.__version__}
     built = {tool: attributes.get(f"{tool}_version") for tool in ("vidcache", "ffmpeg")}
+    rule = {name: attributes.get(f"split_{name}") for name in ("source", "fractions", "seed", "by", "near_duplicates")}
     num_clips, seconds = evaluation.metrics.num_clips, evaluation.seconds
     values = {
         "checkpoint": f"{subject.where}, epoch {checkpoint.epoch}",
         "cache": reader.name,
         "fingerprint": reader.fingerprint,
         "split": f"{options.split}, split hash {reader.split_hash}",
-        "split by": _split_rule(attributes),
+        "split by": _pairs(rule),
         "clips": f"{checkpoint.spec}; the model sees {frames}; {views}",
-        "evaluated with": _versions(ours),
-        "trained with": _versions(checkpoint.versions),
-        "built with": _versions(built),
+        "evaluated with": _pairs(ours),
+        "trained with": _pairs(checkpoint.versions),
+        "built with": _pairs(built),
         "speed": f"{num_clips / seconds:.1f} clips/s on {options.device} ({seconds:.1f} s)",
     }
     return {name: printable(value) for name, value in values.items() if value}
 
 
-def _versions(versions: dict[str, Any]) -> str:
-    return ", ".join(f"{tool} {version}" for tool, version in versions.items() if version)
-
-
-def _split_rule(attributes: dict[str, Any]) -> str:
-    if "split_source" not in attributes:
-        return ""
-    if attributes["split_source"] != "fractions":
-        return f"predefined ({attributes['split_source']})"
-    parts = "/".join(f"{100 * part:g}" for part in attributes["split_fractions"])
-    kept = "kept" if attributes["split_near_duplicates"] == "group" else "not kept"
-    seed, by = attributes["split_seed"], attributes["split_by"]
-    return f"{parts}, seed {seed}, grouped by {by}; near-duplicates {kept} together"
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items() if value is not None)
