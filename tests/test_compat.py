@@ -419,8 +419,8 @@ def test_a_cache_of_another_version_is_refused(tmp_path: Path, version: int, rem
     ("version", "message"),
     [
         (0, "version 0, but this vidcache reads version 1. Use the vidcache that made it, or train again"),
-        (2, "version 2, but this vidcache reads version 1. Use a newer vidcache"),
-        ("2", "no vidcache checkpoint"),
+        (2, "version 2, but this vidcache reads version 1. Use the vidcache that made it"),
+        ("2", "version '2', but this vidcache reads version 1"),
     ],
 )
 def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, version: object, message: str) -> None:
