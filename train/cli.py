@@ -41,7 +41,6 @@ if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
 
 _KEPT = "; a run that had begun can be resumed with --resume"
 _RESUME = "Continue with: vidtrain ... --resume"
-STAGES = ("none", "stem", "layer1", "layer2", "layer3", "layer4", "all")
 _AMP_NAMES = {"fp32": "off", "bf16-backbone": "bf16-prefix"}  # as checkpoints name them
 
 _model, _data, _optim, _augmentation, _stopping, _speed = (
@@ -49,10 +48,11 @@ _model, _data, _optim, _augmentation, _stopping, _speed = (
     for group in ("Model", "Data", "Optimisation", "Augmentation", "Early stopping", "Speed")
 )
 _COUNT, _FROM_0, _ABOVE_0 = click.IntRange(1), FiniteRange(0), FiniteRange(0, min_open=True)
-_FILE, _FRACTION, _CHOICE = click.Path(dir_okay=False), FiniteRange(0, 1, max_open=True), click.Choice
+_FILE, _OUT = click.Path(dir_okay=False), click.Path(dir_okay=False, path_type=Path)
+_FRACTION, _CHOICE = FiniteRange(0, 1, max_open=True), click.Choice
 _BALANCES, _SCHEDULES = _CHOICE(["both", "sampler", "loss", "none"]), _CHOICE(["none", "cosine"])
 _AMPS = _CHOICE(["auto", "fp32", "bf16", "fp16", "bf16-backbone", "off", "bf16-prefix"])
-_AUGMENTS = _CHOICE(["linear", "exact", "none"])
+_AUGMENTS, _STAGES = _CHOICE(["linear", "exact", "none"]), _CHOICE("none stem layer1 layer2 layer3 layer4 all".split())
 _VIEWS, _THREADS = click.IntRange(1, 10_000), click.IntRange(1, 1024)
 
 
@@ -76,20 +76,13 @@ augmentation_options = _add_all(
 train_options = _add_all(
     _model("--weights", default="kinetics400", help="kinetics400, none, or the path of a state dict."),
     _model("--init", type=_FILE, help="Checkpoint of another run to start from; other classes get a new head."),
-    _model(
-        "--freeze", type=_CHOICE(STAGES), show_default="layer2; none with --weights none", help="Last frozen stage."
-    ),
+    _model("--freeze", type=_STAGES, show_default="layer2; none with --weights none", help="Last frozen stage."),
     _data("--num-frames", "num_frames_used", type=_COUNT, show_default="all", help="Frames of each clip."),
     _data("--batch-size", type=_COUNT, default=16, help="Clips per optimizer step, over all processes."),
     _data("--balance", type=_BALANCES, default="both", help="Class balancing: sample equally, weight the loss, both."),
     _data("--verify", is_flag=True, help="Check the hash of each clip when it is read."),
     _data("--fail-on-leaks", is_flag=True, envvar=None, help="Stop if different splits share near-duplicate clips."),
-    _data(
-        "--shuffle-labels",
-        is_flag=True,
-        envvar=None,
-        help="Sanity check: shuffled labels, accuracy at chance.",
-    ),
+    _data("--shuffle-labels", is_flag=True, envvar=None, help="Sanity check: shuffled labels, accuracy at chance."),
     _optim("--epochs", type=_COUNT, default=30, help="Maximum number of epochs."),
     _optim("--lr", type=_ABOVE_0, default=1e-4, help="Peak learning rate of Adam."),
     _optim("--lr-schedule", type=_SCHEDULES, default="none", help="cosine: decay to 0 (raise --patience then)."),
@@ -122,9 +115,7 @@ train_options = _add_all(
 @click.command(cls=Command, kept=_KEPT, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("caches", metavar="CACHE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @train_options
-@option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), default="best.pt", help="Checkpoint of the best epoch."
-)
+@option("--out", type=_OUT, default="best.pt", help="Checkpoint of the best epoch.")
 @seed_option()
 @click.option("--resume", is_flag=True, help="Continue the run of best.run/last.pt, with its options.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing run, once this one is ready to train.")
@@ -255,7 +246,7 @@ def _check_options(config: "TrainConfig") -> None:
 @option(
     "--out",
     envvar="VIDCACHE_PREVIEW_OUT",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=_OUT,
     callback=check_png,
     show_default="cache.preview.png beside cache.h5",
     help="PNG to write.",
