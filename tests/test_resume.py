@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from tests.helpers import make_cache, tiny_models
 from vidcache.cache.reader import CacheReader
 from vidcache.checkpoint import Checkpoint
 from vidcache.errors import InputError, InterruptedRunError, MismatchError
-from vidcache.spec import Spec
 from vidcache.train.callbacks import Callback, EpochResult, RunResult
 from vidcache.train.cli import main as vidtrain
 from vidcache.train.config import TrainConfig
@@ -34,22 +33,16 @@ from vidcache.train.shutdown import GracefulShutdown
 
 # 22 training clips: 3 epochs of 4 steps, the last of which is short.
 CONFIG = TrainConfig(
-    weights="none",
-    freeze="none",
-    epochs=3,
-    batch_size=6,
-    amp="off",
-    lr=1e-2,
-    seed=3,
-    lr_schedule="cosine",
-    warmup_epochs=1.5,
-    min_epochs=3,
-)
+    weights="none", freeze="none", epochs=3, batch_size=6, amp="off", lr=1e-2, seed=3, lr_schedule="cosine",
+    warmup_epochs=1.5, min_epochs=3,
+)  # fmt: skip
 FLAGS = (
     "--weights none --epochs 3 --batch-size 6 --amp off --lr 1e-2 --seed 3 --lr-schedule cosine --warmup-epochs 1.5 "
     "--min-epochs 3 --device cpu"
 ).split()
 STEPS = 12
+CHECKOUT = Path(__file__).parents[1]
+CLOCK = ("seconds", "clips_per_second", "data_wait_fraction")
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +76,13 @@ class StopAfter:
         return self.left <= 0
 
 
-def plain(results: list[EpochResult] | tuple[EpochResult, ...]) -> list[dict[str, Any]]:
+def plain(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without what depends on the clock."""
-    clock = ("seconds", "clips_per_second", "data_wait_fraction")
-    return [{k: v for k, v in dataclasses.asdict(result).items() if k not in clock} for result in results]
+    return [{name: value for name, value in result.items() if name not in CLOCK} for result in results]
+
+
+def plain_epochs(result: RunResult) -> list[dict[str, Any]]:
+    return plain(map(dataclasses.asdict, result.epochs))
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -94,32 +90,23 @@ def equal(one: Any, other: Any) -> bool:
         return torch.equal(one, other)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other)
+    return len(one) == len(other) and all(map(equal, one, other)) if isinstance(one, list) else bool(one == other)
 
 
 def assert_same_run(golden: Path, out: Path) -> None:
-    for path in (Path("best.pt"), Path("best.run/last.pt")):
+    for path in ("best.pt", "best.run/last.pt"):
         expected, found = (Checkpoint.load(folder.parent / path) for folder in (golden, out))
         assert equal(expected.weights, found.weights), path
         assert expected.epoch == found.epoch
-        if path.name == "last.pt":
-            for name in ("optimizer", "scaler", "stopping", "precision"):
-                assert equal(expected.training[name], found.training[name]), name
-            results = [[EpochResult(**fields) for fields in one.training["results"]] for one in (expected, found)]
-            assert plain(results[0]) == plain(results[1])
-            assert 0 == found.training["sums"]["num_steps"]
-    tables = []
-    for folder in (golden, out):
-        with (folder.parent / "best.run" / "metrics.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        clock = ("seconds", "clips_per_second", "data_wait_fraction")
-        tables.append([{k: v for k, v in row.items() if k not in clock} for row in rows])
-    assert tables[0] == tables[1]
+    for name in ("optimizer", "scaler", "stopping", "precision"):
+        assert equal(expected.training[name], found.training[name]), name
+    assert plain(expected.training["results"]) == plain(found.training["results"])
+    assert 0 == found.training["sums"]["num_steps"]
+    tables = [(folder.parent / "best.run" / "metrics.csv").read_text().splitlines() for folder in (golden, out)]
+    assert plain(csv.DictReader(tables[0])) == plain(csv.DictReader(tables[1]))
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4, 5, 6, 9, 11])
+@pytest.mark.parametrize("steps", [1, 4, 6, 11])
 def test_a_run_stopped_after_any_step_ends_the_same(cache: Path, golden: Path, tmp_path: Path, steps: int) -> None:
     out = tmp_path / "best.pt"
 
@@ -165,88 +152,31 @@ def test_early_stopping_and_the_best_epoch_are_remembered(cache: Path) -> None:
     rest, _ = run(saved[-1])
 
     assert rest
-    assert plain(whole.epochs) == plain(rest.epochs)
+    assert plain_epochs(whole) == plain_epochs(rest)
     assert (whole.best_epoch, whole.stopped_because) == (rest.best_epoch, rest.stopped_because)
 
 
 # --- killed, by signals --------------------------------------------------------------------------
 
-RUN = """
-import os, sys, time
-from tests.helpers import tiny_models
-from vidcache.train.cli import main
-from vidcache.train.loop import Trainer
-inner, left = Trainer.run_frozen, [int(os.environ["DIE_AFTER"])]
-def run_frozen(self, inputs):
-    left[0] -= self.model.training
-    if left[0] < 0:
-        print("there", flush=True)
-        time.sleep(0.5 if os.environ["HOW"] != "KILL" else 300)
-    return inner(self, inputs)
-Trainer.run_frozen = run_frozen
-with tiny_models(): main(sys.argv[1:])
-"""
-
-
-def start(cache: Path, out: Path, how: str, after: int, *more: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", RUN, str(cache), "--out", str(out), *(more or FLAGS)]
-    environment = {**os.environ, "DIE_AFTER": str(after), "HOW": how, "PYTHONPATH": str(Path(__file__).parents[1])}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored where tests run in the background
-    return subprocess.Popen(command, env=environment, preexec_fn=heed, **pipes)  # type: ignore[call-overload,no-any-return]
-
-
-@pytest.mark.parametrize(
-    ("how", "after"),
-    [
-        ("KILL", 6),
-        pytest.param("KILL", 2, marks=pytest.mark.slow),
-        pytest.param("TERM", 5, marks=pytest.mark.slow),
-        pytest.param("INT", 10, marks=pytest.mark.slow),
-    ],
-)
-def test_a_process_that_is_killed_or_asked_to_stop_goes_on(
-    cache: Path, golden: Path, tmp_path: Path, how: str, after: int
-) -> None:
-    out = tmp_path / "best.pt"
-    process = start(cache, out, how, after)
-    assert process.stdout is not None
-    assert "there" in process.stdout.readline()
-
-    process.send_signal(signal.Signals[f"SIG{how}"])
-    _, stderr = process.communicate(timeout=60)
-
-    if how == "KILL":
-        assert -signal.SIGKILL == process.returncode
-    else:
-        assert 130 == process.returncode, stderr
-        done = f"({after % 4 + 1}|{after % 4})"  # a machine that is busy may not get through the step in time
-        assert re.search(
-            f"Error: train: stopped in epoch {after // 4 + 1}, after {done} of its steps. Continue with:", stderr
-        )
-    assert 0 == call(cache, out, "--resume").exit_code
-    assert_same_run(golden, out)
-
-
-# One operation of torch that takes minutes, in which no handler of Python runs.
-BLOCKED = """
-import os, sys, torch
+# At one place it waits: in an operation of torch that takes minutes, in which no handler of Python runs, or some seconds.
+PROGRAM = """
+import os, sys, time, torch
 from tests.helpers import tiny_models
 from vidcache.checkpoint import Checkpoint
 from vidcache.train import run
 from vidcache.train.cli import main
 from vidcache.train.loop import Trainer
-left = [int(os.environ["AFTER"])]
-def block():
+left, seconds = [int(os.environ["AFTER"])], float(os.environ["SECONDS"])
+def wait():
     left[0] -= 1
     if left[0] < 0:
         print("there", flush=True)
-        torch.cdist(torch.ones(4000, 8000), torch.zeros(4000, 8000), p=2.5)
-def blocking(inner):
+        time.sleep(seconds) if seconds else torch.cdist(torch.ones(4000, 8000), torch.zeros(4000, 8000), p=2.5)
+def waiting(inner):
     def called(*arguments, **settings):
         result = inner(*arguments, **settings)
         if WHERE != "step" or arguments[0].model.training:
-            block()
+            wait()
         return result
     return called
 WHERE = os.environ["WHERE"]
@@ -254,43 +184,55 @@ place, name = {
     "step": (Trainer, "run_frozen"), "validation": (Trainer, "validate"), "before": (run, "find_leaks"),
     "saving": (Checkpoint, "save"),
 }[WHERE]
-setattr(place, name, blocking(getattr(place, name)))
+setattr(place, name, waiting(getattr(place, name)))
 with tiny_models(): main(sys.argv[1:])
 """
 
 
-def start_blocked(cache: Path, out: Path, where: str, after: int) -> "subprocess.Popen[str]":
-    """Start a run, and return when it is in that operation."""
-    environment = {**os.environ, "WHERE": where, "AFTER": str(after), "PYTHONPATH": str(Path(__file__).parents[1])}
+def start(cache: Path, out: Path, where: str, after: int, seconds: float = 0) -> "subprocess.Popen[str]":
+    """Start a run, and return when it waits."""
+    variables = {"WHERE": where, "AFTER": str(after), "SECONDS": str(seconds), "PYTHONPATH": str(CHECKOUT)}
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored where tests run in the background
-    command = [sys.executable, "-c", BLOCKED, str(cache), "--out", str(out), *FLAGS]
+    command = [sys.executable, "-c", PROGRAM, str(cache), "--out", str(out), *FLAGS]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=environment, preexec_fn=heed, **pipes)  # type: ignore[call-overload]
+    process = subprocess.Popen(command, env=os.environ | variables, preexec_fn=heed, **pipes)  # type: ignore[call-overload]
     assert "there" in process.stdout.readline()
     return process  # type: ignore[no-any-return]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("where", "after", "number", "place"),
+    ("where", "after", "seconds", "number", "place"),
     [
-        ("step", 0, signal.SIGINT, "epoch 1, after 0 of its steps"),
-        ("step", 6, signal.SIGTERM, "epoch 2, after 2 of its steps"),
-        ("validation", 1, signal.SIGINT, "epoch 2, after 4 of its steps"),
+        ("step", 6, 300, signal.SIGKILL, ""),
+        # A machine that is busy may not get through the step in time.
+        pytest.param("step", 5, 0.5, signal.SIGTERM, "epoch 2, after [12] of its steps", marks=pytest.mark.slow),
+        pytest.param("step", 0, 0, signal.SIGINT, "epoch 1, after 0 of its steps", marks=pytest.mark.slow),
+        pytest.param("step", 6, 0, signal.SIGTERM, "epoch 2, after 2 of its steps", marks=pytest.mark.slow),
+        pytest.param("validation", 1, 0, signal.SIGINT, "epoch 2, after 4 of its steps", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_is_halted_in_the_middle_of_an_operation_and_goes_on(
-    cache: Path, golden: Path, tmp_path: Path, where: str, after: int, number: signal.Signals, place: str
+def test_a_run_that_is_killed_or_stopped_anywhere_goes_on(
+    cache: Path,
+    golden: Path,
+    tmp_path: Path,
+    where: str,
+    after: int,
+    seconds: float,
+    number: signal.Signals,
+    place: str,
 ) -> None:
     out = tmp_path / "best.pt"
-    with start_blocked(cache, out, where, after) as process:
+    with start(cache, out, where, after, seconds) as process:
         process.send_signal(number)
         _, stderr = process.communicate(timeout=100)
 
-    assert 130 == process.returncode, stderr
-    assert "stopping after this step, or in the middle of a long one; Ctrl-C again stops at once" in stderr
-    assert stderr.endswith(f"Error: train: stopped in {place}. Continue with: vidtrain ... --resume\n")
-    assert [] == list(tmp_path.rglob("*.tmp*"))
+    if number == signal.SIGKILL:
+        assert -signal.SIGKILL == process.returncode
+    else:
+        assert 130 == process.returncode, stderr
+        assert "stopping after this step, or in the middle of a long one; Ctrl-C again stops at once" in stderr
+        assert re.search(f"Error: train: stopped in {place}. Continue with: vidtrain ... --resume\n$", stderr)
+        assert [] == list(tmp_path.rglob("*.tmp*"))
     last = Checkpoint.load(tmp_path / "best.run" / "last.pt")
     assert (last.epoch > 0) == bool(last.training["best"])  # the hash of best.pt, where there is one
     assert 0 == call(cache, out, "--resume").exit_code
@@ -299,7 +241,7 @@ def test_a_run_is_halted_in_the_middle_of_an_operation_and_goes_on(
 
 @pytest.mark.slow
 def test_before_there_is_a_run_the_first_signal_ends_it(cache: Path, tmp_path: Path) -> None:
-    with start_blocked(cache, tmp_path / "best.pt", "before", 0) as process:
+    with start(cache, tmp_path / "best.pt", "before", 0) as process:
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=100)
 
@@ -312,7 +254,7 @@ def test_before_there_is_a_run_the_first_signal_ends_it(cache: Path, tmp_path: P
 def test_a_second_signal_stops_at_once(cache: Path, golden: Path, tmp_path: Path) -> None:
     """While the disk is slow: the last checkpoint of the first epoch is being written."""
     out = tmp_path / "best.pt"
-    with start_blocked(cache, out, "saving", 2) as process:
+    with start(cache, out, "saving", 2) as process:
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)  # at once: the same wish, passed on twice
         assert process.stderr is not None
@@ -339,8 +281,6 @@ def test_the_wish_to_stop_leaves_what_is_ignored_and_interrupts_nothing() -> Non
         assert not stop.is_requested()
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_requested()
-        # Python may run the handler long after the signal, which the listening thread has heard at once.
-        stop._handle(signal.SIGTERM, None)
     assert [] == told
 
 
@@ -383,21 +323,12 @@ def test_a_run_that_is_written_through_a_link_goes_on(cache: Path, golden: Path,
     assert_same_run(golden, stopped)
 
 
-def test_the_tensorboard_of_a_run_that_could_not_begin_keeps_no_other_out(cache: Path, tmp_path: Path) -> None:
-    (tmp_path / "best.run" / "tensorboard").mkdir(parents=True)
-
-    run_training([cache], tmp_path / "best.pt", CONFIG)
-
-    assert (tmp_path / "best.pt").exists()
-
-
-@pytest.mark.parametrize("value", ["inf", "nan"])
-@pytest.mark.parametrize("option", ["--lr", "--clip-grad-norm", "--min-delta", "--brightness"])
-def test_a_number_that_is_not_finite_is_refused(cache: Path, tmp_path: Path, option: str, value: str) -> None:
-    result = call(cache, tmp_path / "best.pt", option, value)
+@pytest.mark.parametrize("option", ["--lr inf", "--clip-grad-norm nan", "--min-delta inf", "--brightness nan"])
+def test_a_number_that_is_not_finite_is_refused(cache: Path, tmp_path: Path, option: str) -> None:
+    result = call(cache, tmp_path / "best.pt", *option.split())
 
     assert 2 == result.exit_code
-    assert f"{value} is not a finite number." in result.stderr
+    assert f"{option.split()[1]} is not a finite number." in result.stderr
 
 
 def test_nothing_can_be_resumed_where_nothing_was_begun(cache: Path, tmp_path: Path) -> None:
@@ -453,7 +384,7 @@ def test_other_options_go_on_too(cache: Path, changes: dict[str, Any]) -> None:
             train(reader, config, [Callback(on_stop=stopped.append)], should_stop=StopAfter(2))
         rest = train(reader, config, resume=stopped[0])
 
-    assert plain(whole.epochs) == plain(rest.epochs)
+    assert plain_epochs(whole) == plain_epochs(rest)
 
 
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays(cache: Path, stopped: Path) -> None:
@@ -482,17 +413,11 @@ def test_a_run_of_another_version_and_another_config_are_refused(cache: Path, st
         resumed_config(stopped)
 
 
-def test_resume_needs_the_same_clips_the_best_checkpoint_and_the_state(
-    cache: Path, stopped: Path, tmp_path: Path
-) -> None:
-    other = make_cache(tmp_path / "o.h5", {"a": 16, "b": 16}, spec=Spec(4, 16, 16), learnable=True, seed=1)
+def test_resume_needs_the_same_clips_and_the_state_of_a_run(cache: Path, stopped: Path, tmp_path: Path) -> None:
+    other = make_cache(tmp_path / "o.h5", {"a": 16, "b": 16}, learnable=True, seed=1)
     with pytest.raises(MismatchError, match=r"last.pt: trained on cache \w+, but .*o.h5 is \w+"):
         run_training([other], stopped, CONFIG, resume=True)
     last = stopped.parent / "best.run" / "last.pt"
-    moved = stopped.rename(stopped.with_suffix(".moved"))
-    with pytest.raises(InputError, match="best.pt: missing: not the checkpoint of epoch 1, the best one. Put it back"):
-        run_training([cache], stopped, CONFIG, resume=True)
-    moved.rename(stopped)
     last.write_bytes(stopped.read_bytes())
     with pytest.raises(
         MismatchError,
@@ -501,17 +426,9 @@ def test_resume_needs_the_same_clips_the_best_checkpoint_and_the_state(
         run_training([cache], stopped, CONFIG, resume=True)
 
 
-def lost(out: Path) -> None:
-    out.unlink()
-
-
 def cut(out: Path) -> None:
     """As a power failure leaves it."""
     os.truncate(out, out.stat().st_size // 2)
-
-
-def text(out: Path) -> None:
-    out.write_text("my thesis\n")
 
 
 def pipe(out: Path) -> None:
@@ -526,13 +443,7 @@ def other_epoch(out: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "code", "what"),
-    [
-        (lost, 2, "missing"),
-        (cut, 5, "damaged, or another file"),
-        (text, 5, "damaged, or another file"),
-        (pipe, 5, "damaged, or another file"),
-        (other_epoch, 5, "damaged, or another file"),
-    ],
+    [(Path.unlink, 2, "missing"), *((change, 5, "damaged, or another file") for change in (cut, pipe, other_epoch))],
 )
 def test_only_the_best_checkpoint_of_the_run_is_taken_for_it(
     cache: Path, golden: Path, stopped: Path, change: Any, code: int, what: str
@@ -548,7 +459,7 @@ def test_only_the_best_checkpoint_of_the_run_is_taken_for_it(
         f"Error: {stopped}: {what}: not the checkpoint of epoch 1, the best one. Put it back; or begin a new "
         f"run with the weights of epoch 1: --init {last} --out OTHER.pt\n"
     )
-    if change is text:  # each advice works
+    if change is cut:  # each advice works
         begun = call(cache, stopped.with_name("other.pt"), "--init", str(last), "--epochs", "1", "--device", "cpu")
         assert 0 == begun.exit_code, begun.stderr
     stopped.unlink(missing_ok=True)
