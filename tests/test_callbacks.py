@@ -25,6 +25,7 @@ from vidcache.train.augment import Strength
 from vidcache.train.callbacks import Callback, EpochResult, Reporter, RunningMetrics, augmented_strips, to_pictures
 from vidcache.train.config import TrainConfig
 from vidcache.train.data import TrainingData
+from vidcache.train.distributed import Processes
 from vidcache.train.run import run_training
 
 CONFIG = TrainConfig(weights="none", freeze="none", epochs=3, batch_size=6, amp="off", patience=9)
@@ -32,15 +33,10 @@ CONFIG = TrainConfig(weights="none", freeze="none", epochs=3, batch_size=6, amp=
 # --- the terminal ----------------------------------------------------------------------------------------
 
 
-def result(epoch: int, loss: float, *, is_best: bool) -> EpochResult:
-    return EpochResult(epoch, 0.5, 0.75, loss, 0.625, 0.5, 1e-4, 12.0, 20.5, 0.015, is_best)
-
-
 def sums(num_steps: int, loss: float = math.nan, accuracy: float = math.nan) -> RunningMetrics:
     """20.25 clips/s, of which 1.2 % is waiting."""
     metrics = RunningMetrics(num_steps=num_steps, num_clips=81, seconds=4.0, waited_seconds=0.048)
-    if math.isnan(loss):
-        metrics.num_read = 0
+    metrics.num_read = 0 if math.isnan(loss) else 81
     metrics.loss, metrics.num_correct = loss * 81, accuracy * 81
     return metrics
 
@@ -59,14 +55,17 @@ def clock() -> Clock:
 
 @pytest.fixture
 def reporter(clock: Clock) -> Reporter:
-    return Reporter(SafeConsole(stderr=True, width=200), clock)
+    return Reporter(SafeConsole(stderr=True, width=200, is_verbose=True), clock)
 
 
 def finish(reporter: Reporter, epoch: int, loss: float, *, is_best: bool) -> None:
-    reporter.on_epoch(result(epoch, loss, is_best=is_best), None, None)  # type: ignore[arg-type]
+    result = EpochResult(epoch, 0.5, 0.75, loss, 0.625, 0.5, 1e-4, 12.0, 20.5, 0.015, is_best)
+    reporter.on_epoch(result, None, None)  # type: ignore[arg-type]
 
 
-def test_the_numbers_of_an_epoch_are_shown(reporter: Reporter, clock: Clock) -> None:
+def test_the_bar_and_the_lines_of_a_run(reporter: Reporter, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    reporter.on_features(30, 1568)
+    assert "features: 30 of 1,568 entries" == reporter.progress.line()
     reporter.on_step(1, 8, sums(3))
     assert "epoch 1: 3 of 8 steps, 20.2 clips/s, data wait 1.2%" == reporter.progress.line()
     clock.now = 4
@@ -81,70 +80,33 @@ def test_the_numbers_of_an_epoch_are_shown(reporter: Reporter, clock: Clock) -> 
     reporter.on_step(3, 8, sums(1, 0.3, 0.9))
     assert reporter.progress.line().endswith(", best: epoch 1, val loss 0.9000")
 
-
-def test_features_are_counted(reporter: Reporter) -> None:
-    reporter.on_features(30, 1568)
-
-    assert "features: 30 of 1,568 entries" == reporter.progress.line()
-
-
-def test_every_epoch_is_a_line_and_the_best_is_marked(reporter: Reporter, capsys: pytest.CaptureFixture[str]) -> None:
-    finish(reporter, 1, 0.9, is_best=True)
-    finish(reporter, 2, 1.5, is_best=False)
-
-    first, second = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    first, second = (line for line in lines if "train loss" in line)
     assert first == (
         "epoch   1  train loss 0.5000 acc  75.0%  val loss 0.9000 acc  62.5%  20.5 clips/s  data wait 1.5%  12.0 s  best"
     )
     assert "best" not in second
+    assert f"epoch 1, step 5 of 8: {numbers}" in lines  # a verbose run
+    assert "epoch 1: 8 steps in 4.0 s" in lines
 
 
-def test_the_first_lines_are_the_setup(
-    reporter: Reporter, cache_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with CacheReader(cache_file) as reader:
+def test_the_first_lines_are_the_setup(reporter: Reporter, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with CacheReader(make_cache(tmp_path / "c.h5", {"a": 40, "b": 8})) as reader:
         config = dataclasses.replace(CONFIG, num_frames_used=2)
-        data = TrainingData.of(reader, config, "cpu")
-        trainer: Any = SimpleNamespace(
-            data=data, config=config, precision="off", processes=SimpleNamespace(world_size=2)
-        )
-        reporter.on_setup(trainer)
+        data, processes = TrainingData.of(reader, config, "cpu"), Processes(world_size=2)
+        reporter.on_setup(SimpleNamespace(data=data, config=config, precision="off", processes=processes))  # type: ignore[arg-type]
 
     lines = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"device: cpu \(.+\), 2 processes", lines[0])
     assert lines[1:4] == [
-        "clips: 16 train, 4 val, 3 test; 3 classes",
+        "clips: 34 train, 7 val, 7 test; 2 classes",
         "input: 2 of 4 frames of 16x16 pixels (width x height), batches of 6 clips, at most 3 epochs",
         "precision: float32",
     ]
     assert "effective weight" in "".join(lines)
+    assert "b (6 clips) weighs 4.7 times as much in training as a (28 clips): see --balance" == lines[-1]
     finish(reporter, 1, 0.9, is_best=True)
     assert "at most 24 s for the 2 epochs left" == capsys.readouterr().err.splitlines()[1]
-
-
-def test_a_class_that_weighs_more_than_twice_as_much_is_named(
-    reporter: Reporter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with CacheReader(make_cache(tmp_path / "c.h5", {"a": 40, "b": 8})) as reader:
-        data = TrainingData.of(reader, CONFIG, "cpu")
-        trainer: Any = SimpleNamespace(
-            data=data, config=CONFIG, precision="bf16", processes=SimpleNamespace(world_size=1)
-        )
-        reporter.on_setup(trainer)
-
-    assert re.search(r"b \(\d clips\) weighs \d\.\d times as much in training as a", capsys.readouterr().err)
-
-
-def test_a_verbose_run_has_a_line_for_every_step(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
-    reporter = Reporter(SafeConsole(stderr=True, width=200, is_verbose=True), clock)
-    reporter.on_step(1, 2, sums(1, 0.4, 0.8))
-    clock.now = 7
-    reporter.on_step(1, 2, sums(2, 0.3, 0.9))
-
-    lines = capsys.readouterr().err
-    assert "epoch 1, step 1 of 2: loss 0.4000, accuracy 80.0%, 20.2 clips/s, data wait 1.2%\n" in lines
-    assert "epoch 1, step 2 of 2: loss 0.3000, accuracy 90.0%, 20.2 clips/s, data wait 1.2%\n" in lines
-    assert re.search(r"^epoch 1: 2 steps in 7\.0 s$", lines, re.M)
 
 
 # --- TensorBoard -----------------------------------------------------------------------------------------
@@ -166,29 +128,19 @@ def test_scalars_and_pictures_are_those_of_the_run(learnable_cache: Path, tmp_pa
     seen: list[EpochResult] = []
     calls = iter([False] * 5 + [True])
     out = tmp_path / "best.pt"
+    log = Callback(on_epoch=lambda result, *_: seen.append(result))
     with tiny_models():
         with pytest.raises(InterruptedRunError):
             run_training([learnable_cache], out, CONFIG, tensorboard=True, should_stop=lambda: next(calls))
-        run_training(
-            [learnable_cache],
-            out,
-            CONFIG,
-            [Callback(on_epoch=lambda result, *_: seen.append(result))],
-            tensorboard=True,
-            resume=True,
-        )
+        run_training([learnable_cache], out, CONFIG, [log], tensorboard=True, resume=True)
 
     from matplotlib.image import imread
 
     events = read(tmp_path / "best.run" / "tensorboard")
     for tag, name in (
-        ("train/loss", "train_loss"),
-        ("train/accuracy", "train_accuracy"),
-        ("val/loss", "val_loss"),
-        ("val/balanced_accuracy", "val_balanced_accuracy"),
-        ("run/lr", "lr"),
-        ("run/clips_per_second", "clips_per_second"),
-    ):
+        ("train/loss", "train_loss"), ("train/accuracy", "train_accuracy"), ("val/loss", "val_loss"),
+        ("val/balanced_accuracy", "val_balanced_accuracy"), ("run/lr", "lr"), ("run/seconds", "seconds"),
+    ):  # fmt: skip
         scalars = events.Scalars(tag)
         assert [1, 2, 3] == [scalar.step for scalar in scalars]
         values = [getattr(result, name) for result in seen]
@@ -207,13 +159,6 @@ def test_without_tensorboard_it_is_said_and_nothing_is_written(
     with tiny_models(), pytest.raises(InputError, match="--tensorboard: not installed. pip install"):
         run_training([learnable_cache], tmp_path / "best.pt", CONFIG, tensorboard=True)
     assert not (tmp_path / "best.run" / "last.pt").exists()
-
-
-def test_without_the_option_there_is_no_log(learnable_cache: Path, tmp_path: Path) -> None:
-    with tiny_models():
-        run_training([learnable_cache], tmp_path / "best.pt", dataclasses.replace(CONFIG, epochs=1))
-
-    assert not (tmp_path / "best.run" / "tensorboard").exists()
 
 
 # --- vidcache preview ------------------------------------------------------------------------------------
@@ -252,13 +197,13 @@ def test_strips_show_what_training_does(cache: Path) -> None:
 
 @pytest.mark.pictures
 def test_the_command_writes_a_picture(cache: Path) -> None:
+    from matplotlib.image import imread
+
     result = call(cache, "--num-clips", 2, "--num-frames", 5)
 
     assert 0 == result.exit_code, result.stderr
     path = cache.with_name("c.preview.png")
     assert f"{path}: 2 clips before and after --augment linear\n" == result.stdout
-    from matplotlib.image import imread
-
     height, width, _ = imread(path).shape
     assert 600 < width < 900
     assert 350 < height < 700
