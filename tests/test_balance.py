@@ -37,15 +37,6 @@ def test_the_sampler_draws_every_class_equally_often() -> None:
     assert pytest.approx(np.full(7, len(drawn) / 3 / 7), rel=0.15) == per_clip[labels == 1]
 
 
-@pytest.mark.parametrize("balance", ["loss", "none"])
-def test_without_a_sampler_every_clip_comes_once(balance: str) -> None:
-    rows = np.array([3, 5, 9, 20])
-
-    order = epoch_rows(rows, np.array([0, 0, 1, 1]), balance, 4, 2)
-
-    assert rows.tolist() == sorted(order.tolist())
-
-
 @given(st.sampled_from(["both", "sampler", "loss", "none"]), st.integers(0, 2**62), st.integers(1, 99))
 def test_the_draw_is_a_function_of_seed_and_epoch(balance: str, seed: int, epoch: int) -> None:
     rows, labels = np.arange(60), np.arange(60) % 4
@@ -55,6 +46,8 @@ def test_the_draw_is_a_function_of_seed_and_epoch(balance: str, seed: int, epoch
     assert (one == epoch_rows(rows, labels, balance, seed, epoch)).all()
     assert (one != epoch_rows(rows, labels, balance, seed + 1, epoch)).any()
     assert (one != epoch_rows(rows, labels, balance, seed, epoch + 1)).any()
+    if balance in ("loss", "none"):  # no sampler
+        assert rows.tolist() == sorted(one.tolist())
 
 
 def test_an_unknown_balance_is_refused() -> None:
@@ -96,7 +89,6 @@ def test_the_audit_counts_draws_and_leaves_out_absent_classes() -> None:
     assert [(3, 2.0, 1.0), (0, 0.0, 0.0), (1, 2.0, 1.0)] == [
         (entry.num_clips, entry.expected_draws, entry.loss_weight) for entry in entries
     ]
-    assert 0 == entries[1].effective_weight
 
 
 @pytest.mark.parametrize("balance", ["sampler", "none"])
@@ -152,6 +144,6 @@ def test_together_the_processes_take_every_clip_once(
 
 
 def test_without_class_weights_every_clip_counts_one() -> None:
-    assert [4.0, 4.0, 2.0] == [
-        step.weight for step in plan(TrainConfig(batch_size=4), np.arange(10), np.zeros(10, np.int64), None)
-    ]
+    steps = plan(TrainConfig(batch_size=4), np.arange(10), np.zeros(10, np.int64), None)
+
+    assert [4.0, 4.0, 2.0] == [step.weight for step in steps]

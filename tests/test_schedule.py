@@ -1,6 +1,7 @@
 """The learning rate of every step, and early stopping on scripted losses."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,18 +10,16 @@ from hypothesis import strategies as st
 from vidcache.train.schedule import EarlyStopping, learning_rate
 
 
-def test_the_default_is_constant() -> None:
-    assert [learning_rate(step, 5, 0.1) for step in range(5)] == [0.1] * 5
-
-
-def test_cosine_values() -> None:
-    got = [learning_rate(step, 4, 2.0, "cosine") for step in range(4)]
-    assert got == pytest.approx([2.0, 1 + 2**-0.5, 1.0, 1 - 2**-0.5])
-
-
-def test_warm_up_then_cosine() -> None:
-    got = [learning_rate(step, 6, 1.0, "cosine", 2) for step in range(6)]
-    assert got == pytest.approx([0.5, 1.0, 1.0, (1 + 2**-0.5) / 2, 0.5, (1 - 2**-0.5) / 2])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((5, 0.1), [0.1] * 5),
+        ((4, 2.0, "cosine"), [2.0, 1 + 2**-0.5, 1.0, 1 - 2**-0.5]),
+        ((6, 1.0, "cosine", 2), [0.5, 1.0, 1.0, (1 + 2**-0.5) / 2, 0.5, (1 - 2**-0.5) / 2]),
+    ],
+)
+def test_rates_of_a_run(arguments: tuple[Any, ...], expected: list[float]) -> None:
+    assert pytest.approx(expected) == [learning_rate(step, *arguments) for step in range(arguments[0])]
 
 
 @given(num_steps=st.integers(2, 300), warmup=st.integers(0, 300), schedule=st.sampled_from(["none", "cosine"]))
