@@ -512,7 +512,7 @@ def test_a_checkpoint_to_start_from_must_be_one(learnable: Path, tmp_path: Path)
     dataclasses.replace(saved[0], weights={"stem.0.weight": torch.zeros(1)}).save(tmp_path / "no.pt")
     with pytest.raises(InputError, match=r"no.pt: is read by this command \(.*no.pt\). Choose another name"):
         run_training([learnable], tmp_path / "no.pt", config)
-    with pytest.raises(MismatchError, match=r"no.pt: stem.0.weight: \(1,\), expected .*: not the weights of an R3D-18"):
+    with pytest.raises(MismatchError, match=r"no.pt: .*stem.0.weight.*: not the weights of an R3D-18"):
         run(learnable, config)
 
 
