@@ -51,6 +51,7 @@ def test_every_option_and_command_of_every_message_exists() -> None:
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) <= known, (where, text)
 
 
+@pytest.mark.slow
 def test_what_a_resumed_run_advises_can_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of another cache, of other options: each refusal names a way out, and that way ends with exit code 0."""
     monkeypatch.chdir(tmp_path)

@@ -292,6 +292,7 @@ def test_bars_do_not_change_what_a_clip_looks_like(bars: str) -> None:
     assert (perceptual_hash(framed(clip, *BARS[bars])) == perceptual_hash(clip)).all()
 
 
+@pytest.mark.slow
 def test_equal_bars_do_not_make_films_alike() -> None:
     hashes = hashes_of(framed(textured(seed), 0, 80, (0, 0, 0)) for seed in range(60, 72))
 

@@ -315,6 +315,7 @@ def test_a_field_of_a_checkpoint_of_any_kind(cache: Path, finished: Path, tmp_pa
             Checkpoint.load(write_archive(path, fields, **{name: pickled}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
