@@ -196,29 +196,6 @@ def test_real_builds_killed_at_any_time_lose_nothing(tmp_path: Path) -> None:
     assert 24 == report["num_decoded"] + report["num_reused"]
 
 
-def test_an_interruption_that_becomes_another_error_is_exit_code_130(raw_dir: Path, tmp_path: Path) -> None:
-    """NumPy makes a TypeError of a KeyboardInterrupt, a lock that is being taken a RuntimeError."""
-    code = """
-import signal, sys
-from vidcache.cache.writer import CacheWriter
-from vidcache.cli import main
-
-def finish(*_):
-    try:
-        signal.raise_signal(signal.SIGTERM)
-    except KeyboardInterrupt:
-        raise TypeError("not an interruption")
-
-CacheWriter.finish = finish
-main()
-"""
-    command = [sys.executable, "-c", code, "build", raw_dir, tmp_path / "c.h5", "--num-frames", "4", "--size", "16"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-
-    assert 130 == ended.returncode, ended.stderr
-    assert "Error: interrupted; what is done is kept" in ended.stderr
-
-
 @pytest.mark.slow
 def test_a_reader_never_sees_half_a_cache(tmp_path: Path) -> None:
     """Builds take the cache's place again and again while a reader opens it again and again."""
