@@ -43,21 +43,20 @@ def test_the_frames_are_those_of_the_formula(tmp_path: Path, num_frames: int) ->
     assert (num_frames, min(num_frames, 8), "") == (decoded.stats.num_frames, decoded.num_real, decoded.damage)
 
 
-@pytest.mark.parametrize(
-    ("name", "codec"),
-    [
-        ("v.mp4", (*LOSSLESS, "-bf", "2")),
-        ("v.ts", (*LOSSLESS, "-g", "5")),
-        ("v.mov", LOSSLESS),
-        ("v.flv", (*H264, "-qp", "0")),
-        ("v.avi", MPEG4),
-        ("v.webm", ("-c:v", "libvpx-vp9", "-lossless", "1")),
-        ("v.mpg", ("-c:v", "mpeg2video", "-q:v", "1", "-g", "1")),
-        ("frag.mp4", (*LOSSLESS, "-movflags", "frag_keyframe+empty_moov", "-g", "6")),
-    ],
-)
-def test_containers_and_codecs(tmp_path: Path, name: str, codec: tuple[str, ...]) -> None:
-    decoded = decode(make_video(tmp_path / name, 40, codec=codec))
+CODECS: dict[str, tuple[str, ...]] = {
+    "v.mp4": (*LOSSLESS, "-bf", "2"),
+    "v.ts": (*LOSSLESS, "-g", "5"),
+    "v.flv": (*H264, "-qp", "0"),
+    "v.avi": MPEG4,
+    "v.webm": ("-c:v", "libvpx-vp9", "-lossless", "1"),
+    "v.mpg": ("-c:v", "mpeg2video", "-q:v", "1", "-g", "1"),
+    "frag.mp4": (*LOSSLESS, "-movflags", "frag_keyframe+empty_moov", "-g", "6"),
+}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_containers_and_codecs(tmp_path: Path, name: str) -> None:
+    decoded = decode(make_video(tmp_path / name, 40, codec=CODECS[name]))
 
     assert 40 == decoded.stats.num_frames
     assert [n * 4 for n in sample_indices(40, 8)] == pytest.approx(mean(decoded.clip), abs=2)
@@ -263,12 +262,10 @@ def run(group: SubprocessGroup, script: str, seconds: float = 30) -> tuple[Proce
     return result, bytes(output)
 
 
-def test_a_talkative_child_neither_hangs_nor_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_talkative_child_neither_hangs_nor_fills_the_memory() -> None:
     script = "yes complaint | head -c 5000000 >&2; yes data | head -c 3000000; exit 7"
     with SubprocessGroup() as group:
         result, output = run(group, script)
-        monkeypatch.setattr(ffmpeg_module, "MAX_MESSAGE_BYTES", 1 << 20)
-        endless, _ = run(group, "exec yes complaint >&2")
         closed, _ = run(group, "exec >&- 2>&-; sleep 60", seconds=0.5)
         silent, _ = run(group, "exit 5")
 
@@ -276,8 +273,6 @@ def test_a_talkative_child_neither_hangs_nor_fills_the_memory(monkeypatch: pytes
     assert 3_000_000 == len(output)
     assert 0 <= (1 << 16) - len(result.stderr) < len("complaint\n")  # cut between lines
     assert "complaint" == result.last_line()
-    assert (True, "SIGXFSZ") == (endless.flooded, endless.signal)
-    assert len(endless.stderr) <= 1 << 16
     assert closed.timed_out
     assert "exit 5" == silent.last_line()
 
