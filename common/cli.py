@@ -146,8 +146,14 @@ class Command(_Program):
 
 
 def command_line() -> str:
-    """Return the running command as typed in a shell, with names of files printable."""
-    return printable(click.get_current_context().meta[_TYPED])
+    """Return the running command as typed in a shell, printable: `VIDCACHE_SEED=3 vidtrain c.h5`."""
+    ctx = click.get_current_context()
+    variables = [
+        f"{param.envvar}={shlex.quote(os.environ[str(param.envvar)])}"
+        for param in ctx.command.params
+        if ctx.get_parameter_source(param.name or "") == click.core.ParameterSource.ENVIRONMENT
+    ]
+    return printable(" ".join([*variables, ctx.meta[_TYPED]]))
 
 
 def _handle_signals(handler: Any) -> None:

@@ -363,6 +363,7 @@ def test_train_writes_a_run_and_says_what_it_did(built: Path, tmp_path: Path, mo
     assert {"best_epoch": said["best_epoch"], "stopped_because": "all 2 epochs are done"} == ended
     config = json.loads((tmp_path / "best.run" / "config.json").read_text())
     assert 3 == config["config"]["seed"]
+    assert config["command"].startswith("VIDCACHE_SEED=3 ")
     assert config["command"].endswith(f" {built} {' '.join(map(str, QUICK))} --json")
     for piece in (
         "draws/epoch",
