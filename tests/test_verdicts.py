@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import joblib
 import numpy as np
@@ -164,10 +165,7 @@ def test_a_disk_that_fails_is_no_damage_of_the_video(tmp_path: Path, video: Path
 
 
 def test_a_disk_that_fails_while_a_container_is_looked_through(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(probe_module, "find_more", fail)
+    monkeypatch.setattr(probe_module, "find_more", mock.Mock(side_effect=OSError(errno.EIO, os.strerror(errno.EIO))))
 
     assert "not_accessible: Input/output error" == str(failure_of(video))
 
@@ -514,9 +512,7 @@ def test_limits_of_the_process_are_obeyed(raw: Path, tmp_path: Path, limits: str
 def test_what_the_machine_lacks_is_named_and_is_no_verdict(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, remedy: str
 ) -> None:
-    def lack(*_: Any) -> None:
-        raise OSError(error, os.strerror(error))
-
+    lack = mock.Mock(side_effect=OSError(error, os.strerror(error)))
     if error == errno.EMFILE:
         monkeypatch.setattr(decode_module, "memory_file", lack)
     else:
@@ -535,10 +531,8 @@ def test_what_the_machine_lacks_is_named_and_is_no_verdict(
 def test_no_room_for_threads_is_an_error_of_the_machine(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
-        raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(joblib.Parallel, "__call__", mock.Mock(side_effect=RuntimeError("can't start new thread")))
 
-    monkeypatch.setattr(joblib.Parallel, "__call__", refuse)
     with pytest.raises(VidcacheError, match=r"c\.h5: can't start new thread .*: use fewer --workers"):
         build(raw, tmp_path / "c.h5")
 
