@@ -4,6 +4,7 @@ On a fake CUDA tensor, shapes, dtypes and devices are real; a host/device mix-up
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from vidcache.cache.reader import CacheReader
 from vidcache.cache.stream import stream_batches
 from vidcache.model import R3D18
 from vidcache.pixels import normalize
-from vidcache.spec import Spec
 from vidcache.train.augment import METHODS, Strength, augment, draw
 
 
@@ -70,108 +70,81 @@ def test_evaluation_stays_on_the_device() -> None:
     assert ("cuda", (2, 5)) == (logits.device.type, tuple(logits.shape))
 
 
-class Calls:
-    """Stands in for the streams and events of a GPU; writes down what happens in which order."""
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What the streams and events of a GPU are asked, in its order."""
+    calls: list[tuple[Any, ...]] = []
+    mode, numbers = FakeTensorMode(allow_non_fake_inputs=True), itertools.count(1)
+    real_to, real_empty = torch.Tensor.to, torch.empty
 
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, Any]] = []
-        self.current = "consumer"
-        self.events = 0
+    class Stream:
+        def __init__(self, _: object = None, name: str = "copier") -> None:
+            self.name = name
 
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        calls = self
+        def wait_stream(self, other: "Stream") -> None:
+            calls.append(("wait", self.name, other.name))
 
-        class Stream:
-            def __init__(self, _: object = None, name: str = "copier") -> None:
-                self.name = name
+    class Event:
+        def __init__(self) -> None:
+            self.number = next(numbers)
 
-            def wait_stream(self, other: "Stream") -> None:
-                calls.calls.append(("wait", (self.name, other.name)))
+        def record(self, recorded: Stream) -> None:
+            calls.append(("record", self.number, recorded.name))
 
-        class Event:
-            def __init__(self) -> None:
-                calls.events += 1
-                self.number = calls.events
+        def synchronize(self) -> None:
+            calls.append(("synchronize", self.number))
 
-            def record(self, recorded: Stream) -> None:
-                calls.calls.append(("record", (self.number, recorded.name)))
-
-            def synchronize(self) -> None:
-                calls.calls.append(("synchronize", self.number))
-
-        @contextlib.contextmanager
-        def inside(chosen: Stream) -> Iterator[None]:
-            before, calls.current = calls.current, chosen.name
-            yield
-            calls.current = before
-
-        real_to = torch.Tensor.to
-
-        def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if kwargs.get("non_blocking"):
-                calls.calls.append(("copy", (calls.current, tensor.dtype)))
-            return real_to(tensor, *args, **kwargs)
-
-        monkeypatch.setattr(torch.cuda, "Stream", Stream)
-        monkeypatch.setattr(torch.cuda, "Event", Event)
-        monkeypatch.setattr(torch.cuda, "stream", inside)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream(name="consumer"))
-        monkeypatch.setattr(torch.Tensor, "to", to)
-        monkeypatch.setattr(
-            torch.Tensor, "record_stream", lambda self, used: calls.calls.append(("used", (self.dtype, used.name)))
-        )
-        real_empty = torch.empty
-        pinned: list[bool] = []
-
-        def empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
-            pinned.append(pin_memory)
-            return real_empty(*args, **kwargs)
-
-        monkeypatch.setattr(torch, "empty", empty)
-        self.pinned = pinned
-
-
-def test_the_hand_over_between_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = make_cache(tmp_path / "c.h5", {"a": 6, "b": 6}, spec=Spec(4, 16, 16))
-    calls = Calls()
-    calls.install(monkeypatch)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    real_to = torch.Tensor.to
+    @contextlib.contextmanager
+    def inside(stream: Stream) -> Iterator[None]:
+        calls.append(("enter", stream.name))
+        yield
+        calls.append(("leave", stream.name))
 
     def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("non_blocking"):
+            calls.append(("copy", tensor.dtype))
         with mode:
             return real_to(tensor, *args, **kwargs)
 
+    def empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        calls.append(("allocate", pin_memory))
+        return real_empty(*args, **kwargs)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", inside)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream(name="consumer"))
     monkeypatch.setattr(torch.Tensor, "to", to)
-    with CacheReader(cache) as reader:
-        seen = 0
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, used: calls.append(("used", self.dtype, used.name)))
+    monkeypatch.setattr(torch, "empty", empty)
+    return calls
+
+
+def test_the_hand_over_between_streams(tmp_path: Path, calls: list[tuple[Any, ...]]) -> None:
+    with CacheReader(make_cache(tmp_path / "c.h5", {"a": 6, "b": 6})) as reader:
         for batch in stream_batches(reader, reader.rows(), 3, device="cuda", num_threads=1, prefetch=1):
             assert ("cuda", "cuda") == (batch.clips.device.type, batch.labels.device.type)
-            calls.calls.append(("batch", seen))
-            seen += 1
 
-    assert 4 == seen
-    assert [True] * 4 == calls.pinned  # clips and labels of two buffers
-    per_batch: list[list[tuple[str, Any]]] = [[]]
-    for call in calls.calls:
-        if call[0] == "synchronize":
-            continue
-        per_batch[-1].append(call)
-        if call[0] == "batch":
-            per_batch.append([])
-    for number, (batch_calls) in enumerate(per_batch[:-1], 1):
-        # Both copies on the side stream, then the event; the consumer waits; the allocator is told.
-        assert [
-            ("copy", ("copier", torch.uint8)),
-            ("copy", ("copier", torch.int64)),
-            ("record", (number, "copier")),
-            ("wait", ("consumer", "copier")),
-            ("used", (torch.uint8, "consumer")),
-            ("used", (torch.int64, "consumer")),
-            ("batch", number - 1),
-        ] == batch_calls
+    waits = [call for call in calls if call[0] == "synchronize"]
+    others = [call for call in calls if call not in waits]
+    assert [("allocate", True)] * 4 == others[:4]  # clips and labels of two buffers, pinned
+    # Both copies on the side stream, then the event; the consumer waits; the allocator is told.
+    assert others[4:] == [
+        call
+        for number in range(1, 5)
+        for call in (
+            ("enter", "copier"),
+            ("copy", torch.uint8),
+            ("copy", torch.int64),
+            ("record", number, "copier"),
+            ("leave", "copier"),
+            ("wait", "consumer", "copier"),
+            ("used", torch.uint8, "consumer"),
+            ("used", torch.int64, "consumer"),
+        )
+    ]
     # A buffer is written to again only after the copy out of it: the third batch waits for the first.
     # At the end, the last copies are waited for: the next stream may use the same memory.
-    assert [1, 2, 3, 4] == [number for name, number in calls.calls if name == "synchronize"]
-    assert [("synchronize", 3), ("synchronize", 4)] == calls.calls[-2:]
-    assert calls.calls.index(("synchronize", 1)) > calls.calls.index(("record", (1, "copier")))
+    assert [("synchronize", number) for number in (1, 2, 3, 4)] == waits
+    assert waits[2:] == calls[-2:]
+    assert calls.index(waits[0]) > calls.index(("record", 1, "copier"))
