@@ -331,13 +331,6 @@ def test_a_number_that_is_not_finite_is_refused(cache: Path, tmp_path: Path, opt
     assert f"{option.split()[1]} is not a finite number." in result.stderr
 
 
-def test_nothing_can_be_resumed_where_nothing_was_begun(cache: Path, tmp_path: Path) -> None:
-    result = call(cache, tmp_path / "best.pt", "--resume")
-
-    assert 2 == result.exit_code
-    assert "best.run/last.pt: missing: there is no run to resume" in result.stderr
-
-
 def test_a_new_run_over_an_old_one_is_the_one_that_goes_on(cache: Path, golden: Path, tmp_path: Path) -> None:
     """Stopped in its first epoch: nothing is left that could be mistaken for one of its files."""
     out = tmp_path / "best.pt"
@@ -403,27 +396,23 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(cache: Path, stopped:
     assert [] == list(stopped.parent.rglob("*.tmp"))
 
 
-def test_a_run_of_another_version_and_another_config_are_refused(cache: Path, stopped: Path) -> None:
-    with pytest.raises(InputError, match=r"last.pt: its run has batch_size 6, not 4. Use another --out"):
-        run_training([cache], stopped, dataclasses.replace(CONFIG, batch_size=4), resume=True)
-    last = stopped.parent / "best.run" / "last.pt"
-    old = Checkpoint.load(last)
-    dataclasses.replace(old, config={**old.config, "magic": 1}).save(last)
-    with pytest.raises(MismatchError, match="last.pt: options of another version of vidcache .*magic"):
-        resumed_config(stopped)
-
-
 def test_resume_needs_the_same_clips_and_the_state_of_a_run(cache: Path, stopped: Path, tmp_path: Path) -> None:
     other = make_cache(tmp_path / "o.h5", {"a": 16, "b": 16}, learnable=True, seed=1)
+    last = stopped.parent / "best.run" / "last.pt"
+    whole, best = Checkpoint.load(last), stopped.read_bytes()
+
+    with pytest.raises(InputError, match="none.run/last.pt: missing: there is no run to resume"):
+        resumed_config(tmp_path / "none.pt")
+    with pytest.raises(InputError, match=r"last.pt: its run has batch_size 6, not 4. Use another --out"):
+        run_training([cache], stopped, dataclasses.replace(CONFIG, batch_size=4), resume=True)
     with pytest.raises(MismatchError, match=r"last.pt: trained on cache \w+, but .*o.h5 is \w+"):
         run_training([other], stopped, CONFIG, resume=True)
-    last = stopped.parent / "best.run" / "last.pt"
-    last.write_bytes(stopped.read_bytes())
-    with pytest.raises(
-        MismatchError,
-        match=r"last.pt: not the state of a run \(optimizer is missing\). Train again with another --out",
-    ):
+    last.write_bytes(best)
+    with pytest.raises(MismatchError, match=r"last.pt: not the state of a run \(optimizer is missing\). Train again"):
         run_training([cache], stopped, CONFIG, resume=True)
+    dataclasses.replace(whole, config={**whole.config, "magic": 1}).save(last)
+    with pytest.raises(MismatchError, match="last.pt: options of another version of vidcache .*magic"):
+        resumed_config(stopped)
 
 
 def cut(out: Path) -> None:
