@@ -36,7 +36,7 @@ from vidcache.preprocess.split.config import SplitOverrides
 from vidcache.preprocess.split.resplit import split_cache
 from vidcache.preprocess.video import decode as decode_module
 from vidcache.preprocess.video import ffmpeg as ffmpeg_module
-from vidcache.preprocess.video import keyframes, source_file
+from vidcache.preprocess.video import plan, source_file
 from vidcache.preprocess.video import probe as probe_module
 from vidcache.preprocess.video.decode import DecodedClip, DecodeLimits, DecodeStats
 from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, SubprocessGroup, find_tools, find_tools_on_path
@@ -134,8 +134,8 @@ def test_the_end_of_a_program_is_no_fault_of_the_video(
 
 def test_a_listing_that_is_stopped_means_a_whole_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = make_video(tmp_path / "v.mp4", 240, codec=(*H264, "-g", "12"))
-    monkeypatch.setattr(keyframes, "SECONDS_PER_VIDEO", 0.0)
-    monkeypatch.setattr(keyframes, "SECONDS_PER_PACKET", 0.0)
+    monkeypatch.setattr(plan, "SECONDS_PER_VIDEO", 0.0)
+    monkeypatch.setattr(plan, "SECONDS_PER_PACKET", 0.0)
     listing = 'case "$*" in *framecrc*) $real "$@"; kill -TERM $$;; esac; exec $real "$@"'
 
     by_keys, whole = decode(video, SPEC), decode(video, SPEC, [fake_tools(tmp_path / "bin", listing)])

@@ -21,7 +21,7 @@ from vidcache.preprocess.video.ffmpeg import (
     SubprocessGroup,
     memory_file,
 )
-from vidcache.preprocess.video.keyframes import NOISE, plan_seeks
+from vidcache.preprocess.video.plan import NOISE, plan_decode
 from vidcache.preprocess.video.probe import HDR_TRANSFERS, Filters, Probe, Turn, probe_turn, probe_video
 from vidcache.preprocess.video.source_file import Failure, Reason, hash_file, is_momentary, open_video
 from vidcache.spec import Spec
@@ -48,6 +48,7 @@ _UNSUPPORTED = re.compile(
 _NO_TONEMAP = "'out_transfer'"  # the option of FFmpeg 7.1 and newer
 _REFUSES_COLOURS = re.compile(r"Impossible to convert between the formats|Unsupported input \(")
 _CHANGES_SHAPE = re.compile(r"filter context - (w: \d+ h: \d+ fmt: \d+)\b.*incoming frame - (?!\1\b)")
+_CONCEALED = "] concealing "  # what H.264's decoder says of a picture that lacks parts
 _ENCRYPTED = re.compile(r"encrypt|decrypt", re.I)
 _TOO_LARGE = re.compile(r"Picture size \S+ is invalid|exceeds specified max|Cannot allocate memory")
 
@@ -173,7 +174,7 @@ class VideoDecoder:
         """Return the clip, without the hash of the source; raises Failure if there is no frame."""
         self._frames = memory_file("clip")
         try:
-            stats, damage = self._decode_by_seeking() or self._decode_all()
+            stats, damage = self._decode_needed() or self._decode_all()
             return DecodedClip(self._padded_clip(), self._num_frames(), self._probe, stats, "", damage)
         finally:
             os.close(self._frames)
@@ -194,16 +195,18 @@ class VideoDecoder:
         clip[num_frames:] = clip[num_frames - 1]
         return clip
 
-    def _decode_by_seeking(self) -> tuple[DecodeStats, str] | None:
+    def _decode_needed(self) -> tuple[DecodeStats, str] | None:
         """Decode only what the samples need; None where that is not certain to give the same frames."""
         num_frames = self._spec.num_frames
-        plan = plan_seeks(self._video, self._probe, num_frames) if self._limits.keyed else None
+        plan = plan_decode(self._video, self._probe, num_frames) if self._limits.keyed else None
         if plan is None:
             return None
         result = self._run(plan.select, self._first_remedy, plan.drop)
         stats = _read_stats(result)
         is_as_planned = (self._num_frames(), stats.num_frames) == (num_frames, plan.num_kept)
         if result.code != 0 or result.timed_out or not is_as_planned or stats.num_errors or stats.problems:
+            return None
+        if _CONCEALED in result.stderr:  # with parts of the picture before, which may have been skipped
             return None
         stats = DecodeStats(plan.num_packets, 0, (), plan.num_packets - plan.num_kept)
         return stats, self._damage(stats)

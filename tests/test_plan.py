@@ -1,8 +1,9 @@
-"""Decoding by key frames gives the frames of decoding everything, or is not done."""
+"""Decoding only what the samples need gives the frames of decoding everything, or is not done."""
 
 import array
 import dataclasses
 import json
+import math
 import random
 import subprocess
 import time
@@ -19,17 +20,26 @@ from tests.helpers import TOOLS, run_ffmpeg
 from tests.videos import SPEC, decode, probe
 from vidcache.cache.reader import CacheReader
 from vidcache.cli import main
-from vidcache.preprocess.video import ffmpeg, keyframes
+from vidcache.preprocess.video import ffmpeg
+from vidcache.preprocess.video import plan as planning
 from vidcache.preprocess.video.decode import DecodedClip
 from vidcache.preprocess.video.ffmpeg import OpenVideo, ProcessResult, SubprocessGroup
-from vidcache.preprocess.video.keyframes import SeekPlan, is_clean_cut, needed_packets, plan_seeks, reorder_depth
+from vidcache.preprocess.video.plan import (
+    DecodePlan,
+    drop_expression,
+    is_clean_cut,
+    needed_packets,
+    plan_decode,
+    reorder_depth,
+)
 from vidcache.preprocess.video.probe import Timeline
 from vidcache.spec import Spec, sample_indices
 
 X264 = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-g", "12", "-keyint_min", "12")
 X264_B = (*X264, "-sc_threshold", "0", "-bf", "3", "-x264-params", "b-pyramid=normal")
 X265 = ("-c:v", "libx265", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-g", "12", "-x265-params")
-# Name: codec, whether key frames are enough. Anything else is decoded as a whole.
+REFS = (*X264[:4], "-pix_fmt", "yuv420p", "-bf", "4", "-g", "9999", "-x264-params")  # one key frame: nothing to seek
+# Name: codec, whether much can be skipped. Anything else is decoded as a whole.
 VIDEOS: dict[str, tuple[tuple[str, ...], bool]] = {
     "plain.mp4": ((*X264, "-bf", "0"), True),
     "b_frames.mp4": (X264_B, True),
@@ -43,9 +53,23 @@ VIDEOS: dict[str, tuple[tuple[str, ...], bool]] = {
     "interlaced.mp4": ((*X264_B, "-flags", "+ildct+ilme"), True),
     "hevc.mp4": ((*X265, "open-gop=0:bframes=3:log-level=none:keyint=12:min-keyint=12:scenecut=0"), True),
     "hevc_parameters.mkv": ((*X265, "open-gop=0:repeat-headers=1:log-level=none:keyint=12:scenecut=0"), True),
-    "parameters_in_all.mp4": ((*X264_B, "-tag:v", "avc3", "-bsf:v", "dump_extra=freq=all"), False),
-    "open_gop.mp4": ((*X264, "-sc_threshold", "0", "-bf", "3", "-x264-params", "open-gop=1"), False),
-    "hevc_open_gop.mp4": ((*X265, "open-gop=1:bframes=3:log-level=none:keyint=12:scenecut=0"), False),
+    "parameters_in_all.mp4": ((*X264_B, "-tag:v", "avc3", "-bsf:v", "dump_extra=freq=all"), True),
+    "open_gop.mp4": ((*X264, "-sc_threshold", "0", "-bf", "3", "-x264-params", "open-gop=1"), True),
+    "hevc_open_gop.mp4": ((*X265, "open-gop=1:bframes=3:log-level=none:keyint=12:scenecut=0"), True),
+    "b_frames_alone.mp4": ((*REFS, "b-pyramid=none:b-adapt=0"), True),
+    "strict_pyramid.mkv": ((*REFS, "b-pyramid=strict:b-adapt=0"), True),
+    "weighted.mp4": ((*REFS, "weightp=2:weightb=1:ref=6:b-adapt=0:direct=temporal"), True),
+    "interlaced_alone.mp4": ((*REFS, "b-adapt=0:tff=1", "-flags", "+ildct+ilme"), True),
+    "sliced.ts": ((*REFS, "slices=4:b-adapt=0:aud=1:nal-hrd=vbr:vbv-maxrate=900:vbv-bufsize=900"), True),
+    "hevc_alone.mp4": ((*X265[:-3], "-g", "9999", "-x265-params", "bframes=4:b-adapt=0:log-level=none"), True),
+    "hevc_weighted.mkv": (
+        (*X265[:-3], "-g", "9999", "-x265-params", "weightb=1:ref=4:bframes=4:b-adapt=0:log-level=none"),
+        True,
+    ),
+    "hevc_sub_layers.mp4": (
+        (*X265[:-3], "-g", "9999", "-x265-params", "temporal-layers=3:bframes=4:b-adapt=0:log-level=none"),
+        False,
+    ),
     "intra_refresh.mp4": ((*X264, "-x264-params", "intra-refresh=1:bframes=0"), False),
     "one_key.mp4": (("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-g", "9999"), False),
     "mpeg4.mp4": (("-c:v", "mpeg4", "-g", "12", "-bf", "2"), False),
@@ -59,8 +83,8 @@ VIDEOS: dict[str, tuple[tuple[str, ...], bool]] = {
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small videos are worth it too."""
-    monkeypatch.setattr(keyframes, "SECONDS_PER_VIDEO", 0.0)
-    monkeypatch.setattr(keyframes, "SECONDS_PER_PACKET", 0.0)
+    monkeypatch.setattr(planning, "SECONDS_PER_VIDEO", 0.0)
+    monkeypatch.setattr(planning, "SECONDS_PER_PACKET", 0.0)
 
 
 def render(path: Path, codec: tuple[str, ...], num_frames: int = 240, filters: str = "null") -> Path:
@@ -81,11 +105,11 @@ def both_ways(path: Path, spec: Spec = SPEC) -> tuple[DecodedClip, DecodedClip]:
     return whole, by_keys
 
 
-def plan_of(path: Path, **changes: Any) -> SeekPlan | None:
+def plan_of(path: Path, **changes: Any) -> DecodePlan | None:
     """The plan of a video, with some things that ffprobe did not say."""
     with path.open("rb") as file, SubprocessGroup() as group:
         video = OpenVideo(file.fileno(), TOOLS, group, time.monotonic() + 60)
-        return plan_seeks(video, dataclasses.replace(probe(path), **changes), SPEC.num_frames)
+        return plan_decode(video, dataclasses.replace(probe(path), **changes), SPEC.num_frames)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +127,29 @@ def test_the_clip_is_that_of_a_whole_decode(name: str, tmp_path: Path) -> None:
     assert enough == bool(plan and plan.num_packets - plan.num_kept > 60)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["libx264", "libx265"])
+def test_every_preset(encoder: str, tmp_path: Path) -> None:
+    skipped = []
+    for preset in ("superfast", "faster", "medium", "slower"):
+        quiet = ("-x265-params", "log-level=none") if encoder == "libx265" else ()
+        codec = ("-c:v", encoder, "-preset", preset, "-pix_fmt", "yuv420p", *quiet)
+        skipped.append(both_ways(render(tmp_path / f"{preset}.mp4", codec))[1].stats.num_skipped)
+    assert min(skipped) > 60, skipped
+
+
+def test_a_lost_reference_is_missed_in_the_same_way(tmp_path: Path) -> None:
+    """Gaps in `frame_num`: the decoder fills them, and nothing says so."""
+    render(tmp_path / "whole.mp4", (*REFS, "b-adapt=0:b-pyramid=none:ref=4"))
+    filters = ("-bsf:v", "noise=drop='eq(n,25)+eq(n,130)'")  # every fifth packet is a reference
+    run_ffmpeg("-i", str(tmp_path / "whole.mp4"), "-c", "copy", *filters, str(tmp_path / "gaps.mp4"))
+
+    whole, by_keys = both_ways(tmp_path / "gaps.mp4")
+
+    assert 238 == whole.stats.num_frames
+    assert by_keys.stats.num_skipped > 60
+
+
 def test_times_that_make_no_sense_are_a_doubt(tmp_path: Path) -> None:
     path = render(tmp_path / "v.mp4", X264_B)
     known = probe(path)
@@ -110,7 +157,7 @@ def test_times_that_make_no_sense_are_a_doubt(tmp_path: Path) -> None:
     assert timeline is not None
     assert 2 == known.reorder_depth_from_header
 
-    def with_times(change: dict[int, int]) -> SeekPlan | None:
+    def with_times(change: dict[int, int]) -> DecodePlan | None:
         times = array.array("q", timeline.pts)
         for at, value in change.items():
             times[at] = value
@@ -273,19 +320,42 @@ def timelines(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return np.array(pts, np.int64), np.array(starts)
 
 
-@given(timelines(), st.integers(1, 30))
-def test_needed_is_from_the_last_start_to_each_sample(timeline: tuple[np.ndarray, np.ndarray], num_frames: int) -> None:
+@given(timelines(), st.integers(1, 30), st.data())
+def test_needed_is_what_is_referred_to_from_the_last_start_to_each_sample(
+    timeline: tuple[np.ndarray, np.ndarray], num_frames: int, data: st.DataObject
+) -> None:
     pts, starts = timeline
-    shown = np.argsort(pts)
-    expected = set()
-    for index in sample_indices(len(pts), num_frames).tolist():
-        first = sample = int(shown[index])
+    unreferenced = np.array(data.draw(st.lists(st.booleans(), min_size=len(pts), max_size=len(pts)))) & ~starts
+    samples = np.argsort(pts)[sample_indices(len(pts), num_frames)]
+    expected = set(samples.tolist())
+    for sample in samples.tolist():
+        first = sample
         while not starts[first]:
             first -= 1
-        expected |= set(range(first, sample + 1))
+        expected |= {packet for packet in range(first, sample) if not unreferenced[packet]}
 
-    assert expected == set(np.flatnonzero(needed_packets(pts, starts, num_frames)).tolist())
-    assert needed_packets(pts, np.zeros(len(pts), bool), num_frames).all()
+    assert expected == set(np.flatnonzero(needed_packets(samples, starts, unreferenced)).tolist())
+    assert needed_packets(samples, np.zeros(len(pts), bool), unreferenced).all()
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=400))
+def test_the_expression_drops_what_is_not_needed(needed: list[bool]) -> None:
+    names = {"lt": lambda a, b: a < b, "choose": lambda test, a, b: a if test else b, "floor": math.floor}
+    names |= {"mod": math.fmod, "pow": lambda a, b: float(a) ** b}
+    code = compile(drop_expression(np.array(needed)).replace("if(", "choose("), "expression", "eval")
+
+    assert [not eval(code, {**names, "n": n}) for n in range(len(needed))] == needed
+
+
+def test_ffmpeg_takes_the_longest_expression(tmp_path: Path) -> None:
+    """As many packets as 20 minutes have, each different from the one before."""
+    path = render(tmp_path / "v.mp4", X264)
+    needed = np.arange(30_000) % 2 == 0
+    keep = f"noise=drop='{drop_expression(needed)}'"
+
+    run_ffmpeg("-i", str(path), "-c", "copy", "-bsf:v", keep, str(tmp_path / "half.mp4"))
+
+    assert 120 == probe(tmp_path / "half.mp4").num_packets
 
 
 @given(timelines())
