@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 from rich.text import Text
@@ -25,6 +25,7 @@ from vidcache.files import free_bytes
 from vidcache.text import one_line, plural, printable
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
+_PIXELS = "1559c339ecd42715f2de82c43e8fced1"  # hash of a test video's clip, by FFmpeg 5.1 to 9.0
 STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
 
 
@@ -152,32 +153,57 @@ def check_weights(weights: str) -> Iterator[Check]:
 
 
 def check_ffmpeg(ffmpeg_dir: Path | None) -> Iterator[Check]:
-    """Decode a test video, whose brightness is the frame number, with each ffmpeg that a build would use."""
-    import numpy as np
+    """Decode two test videos with each ffmpeg that a build would use.
 
-    from vidcache.preprocess.executors import find_all_tools
+    The brightness of one is the number of its frame: the right frames are there. The other one has detail: its pixels
+    are those that the ffmpeg of other machines gives.
+    """
+    import numpy as np
+    import xxhash
+
     from vidcache.preprocess.video.decode import DecodeLimits, decode_video
-    from vidcache.preprocess.video.ffmpeg import SubprocessGroup
+    from vidcache.preprocess.video.ffmpeg import SubprocessGroup, find_all_tools
     from vidcache.preprocess.video.source_file import Failure
     from vidcache.spec import Spec, sample_indices
 
     expected = 2 * sample_indices(100, Spec().num_frames)[:, None, None, None] * 255 / 219  # 16 is black, 235 white
     binaries = find_all_tools(ffmpeg_dir)
     with tempfile.TemporaryDirectory(prefix="vidcache-doctor-") as folder, SubprocessGroup() as children:
-        video = Path(folder, "canary.y4m")
-        frames = (b"FRAME\n" + bytes([16 + 2 * i]) * (64 * 48) + bytes([128]) * (32 * 24 * 2) for i in range(100))
-        video.write_bytes(b"YUV4MPEG2 W64 H48 F25:1 Ip A1:1 C420jpeg\n" + b"".join(frames))
+        numbers, detail = Path(folder, "numbers.y4m"), Path(folder, "detail.y4m")
+        _write_y4m(numbers, np.arange(100)[:, None] * 2 + 16)
+        _write_y4m(detail, (np.arange(100)[:, None] + 1) * np.arange(64 * 48) ** 2 // 64 % 220 + 16)
         for tools in binaries:
             found, error = f"{tools.version} from {tools.origin} ({printable(tools.ffmpeg)})", ""
+            pixels = ""
             try:
-                decoded = decode_video(video, Spec(), [tools], children, DecodeLimits(timeout_seconds=20))
+                decoded, pictures = (
+                    decode_video(video, Spec(), [tools], children, DecodeLimits(timeout_seconds=20))
+                    for video in (numbers, detail)
+                )
+                pixels = xxhash.xxh3_128_hexdigest(pictures.clip)
                 if decoded.damage or (np.abs(decoded.clip - expected) > 2).any():
                     error = f"gives wrong frames of a test video {decoded.damage}"
             except Failure as failure:
                 error = f"cannot decode a test video: {failure}"
-            bad = PROBLEM if tools is binaries[0] else WARNING  # the second ffmpeg is only a fallback
-            advice = "Use another ffmpeg, 5.1 or newer: --ffmpeg-dir" if error else ""
-            yield Check("ffmpeg", bad if error else OK, f"{found} {error or 'decodes a test video correctly'}", advice)
+            if error:  # the others are only fallbacks
+                status = PROBLEM if tools is binaries[0] else WARNING
+                yield Check("ffmpeg", status, f"{found} {error}", "Use another ffmpeg, 5.1 or newer: --ffmpeg-dir")
+            elif pixels != _PIXELS:
+                advice = "Build on one machine what is to be compared byte by byte"
+                yield Check("ffmpeg", WARNING, f"{found} scales a test video to other pixels than elsewhere", advice)
+            else:
+                yield Check("ffmpeg", OK, f"{found} decodes test videos correctly")
+
+
+def _write_y4m(path: Path, brightness: Any) -> None:
+    """Write 100 grey frames of 64x48; `brightness` can be broadcast to (100, 64 * 48)."""
+    import numpy as np
+
+    frames = np.full((100, 64 * 48 * 3 // 2), 128, np.uint8)
+    frames[:, : 64 * 48] = brightness
+    path.write_bytes(
+        b"YUV4MPEG2 W64 H48 F25:1 Ip A1:1 C420jpeg\n" + b"".join(b"FRAME\n" + frame.tobytes() for frame in frames)
+    )
 
 
 def check_path(path: Path, num_clips: int | None) -> Iterator[Check]:

@@ -19,9 +19,8 @@ import numpy.typing as npt
 
 from vidcache.cli import choose_device, num_cpus
 from vidcache.errors import MismatchError
-from vidcache.preprocess.executors import find_all_tools
 from vidcache.preprocess.video.decode import DecodeLimits, decode_video
-from vidcache.preprocess.video.ffmpeg import SubprocessGroup, bound_workers
+from vidcache.preprocess.video.ffmpeg import SubprocessGroup, bound_workers, find_all_tools
 from vidcache.preprocess.video.find import list_videos
 from vidcache.preprocess.video.source_file import Failure
 from vidcache.spec import sample_indices

@@ -25,7 +25,7 @@ from vidcache.cache.reader import CacheReader
 from vidcache.cache.writer import CacheWriter
 from vidcache.errors import InputError, VidcacheError
 from vidcache.outputs import CACHE, claim
-from vidcache.preprocess.executors import Job, Records, WriteClip, decode, find_all_tools
+from vidcache.preprocess.executors import Job, Records, WriteClip, decode
 from vidcache.preprocess.options import (
     BuildOptions,
     check_class_sizes,
@@ -46,7 +46,7 @@ from vidcache.preprocess.reuse import (
 from vidcache.preprocess.split.config import SplitConfig, Splitter
 from vidcache.preprocess.split.predefined import expand
 from vidcache.preprocess.video.classes import twin_notes
-from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, bound_workers
+from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, bound_workers, find_all_tools
 from vidcache.preprocess.video.find import Sources, find_videos
 from vidcache.preprocess.video.probe import HDR_TRANSFERS
 from vidcache.spec import Spec

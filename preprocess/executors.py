@@ -28,8 +28,7 @@ from vidcache.preprocess.video.decode import decode_video
 from vidcache.preprocess.video.ffmpeg import (
     FFmpegBinaries,
     SubprocessGroup,
-    find_tools,
-    find_tools_on_path,
+    find_all_tools,
     start_threads,
 )
 from vidcache.preprocess.video.source_file import Failure, Reason, check_folder
@@ -51,16 +50,6 @@ class Job:
     path: bytes  # below it
     num_bytes: int  # when it was listed
     mtime_ns: int
-
-
-def find_all_tools(ffmpeg_dir: Path | None) -> list[FFmpegBinaries]:
-    """Find the ffmpeg to use, and a second one, if it runs, that may know a codec that the first lacks."""
-    tools = [find_tools(ffmpeg_dir)]
-    with contextlib.suppress(InputError):
-        on_path = find_tools_on_path()
-        if on_path and on_path.ffmpeg != tools[0].ffmpeg:
-            tools.append(on_path)
-    return tools
 
 
 def decode(jobs: list[Job], tools: list[FFmpegBinaries], write_clip: WriteClip, options: BuildOptions) -> Records:

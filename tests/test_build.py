@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from tests.helpers import TOOLS, make_raw, make_video, run_ffmpeg
-from tests.videos import H264, SPEC, decode, fake_folder
+from tests.videos import H264, SPEC, decode
 from vidcache.cache.format import Status, clip_hash_of
 from vidcache.cache.reader import CacheReader
 from vidcache.errors import InputError
 from vidcache.near_duplicates import NEAR, clip_distance, perceptual_hash
-from vidcache.preprocess import executors
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.split.config import SplitOverrides
@@ -170,16 +169,6 @@ def test_options_change_the_result(raw_dir: Path, tmp_path: Path) -> None:
     assert (4, 32, 16) == build("spec.h5", spec=Spec(4, 32, 16)).spec.clip_shape[:3]
     with pytest.raises(InputError, match="timeout: .* after 1e-06 s; raise --timeout"):
         build("timeout.h5", limits=DecodeLimits(timeout_seconds=1e-6))
-
-
-def test_path_is_the_second_ffmpeg(raw_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    poor = fake_folder(tmp_path / "poor", "echo '[error] no decoder found for: ffv1' >&2; exit 1")
-    monkeypatch.setattr(executors, "find_tools_on_path", lambda: None)
-    with pytest.raises(InputError, match="unsupported_codec"):
-        build_cache(raw_dir, tmp_path / "c.h5", OPTIONS, ffmpeg_dir=poor)
-    monkeypatch.setattr(executors, "find_tools_on_path", lambda: TOOLS)
-
-    assert 0 == build_cache(raw_dir, tmp_path / "d.h5", OPTIONS, ffmpeg_dir=poor).num_failed
 
 
 def test_a_video_that_was_encoded_again_looks_alike_and_another_does_not(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vidcache.eval.doctor import Check, check_ffmpeg, check_packages, check_path
 
 MAIN = "import sys; sys.argv[0] = 'vidcache'; from vidcache.cli import main; main()"
 # As if torch and h5py were not installed: quick, and what a broken installation looks like.
-BROKEN = f"import sys; sys.modules['torch'] = sys.modules['h5py'] = None; {MAIN}"
+BROKEN = f"import sys; sys.modules['torch'] = sys.modules['h5py'] = sys.modules['ffmpeg'] = None; {MAIN}"
 
 
 def by_name(checks: Any) -> dict[str, Check]:
@@ -36,8 +36,8 @@ def test_a_line_for_each_check_and_nothing_left_behind(tmp_path: Path, monkeypat
     assert 0 == result.exit_code, result.output
     *lines, last = result.stdout.splitlines()
     names = [re.fullmatch(r"(?:ok|warning) +(gpu \d+|\w+) +\S.+", line)[1] for line in lines]  # type: ignore[index]
-    assert "python packages torch gpu ffmpeg space locks".split() == [name.split()[0] for name in names]
-    assert re.fullmatch(r"7 checks: \d ok, \d warnings?, 0 problems", last)
+    assert "python packages torch gpu ffmpeg ffmpeg space locks".split() == [name.split()[0] for name in names]
+    assert re.fullmatch(r"8 checks: \d ok, \d warnings?, 0 problems", last)
     assert [] == list(tmp_path.iterdir())
 
 
@@ -65,7 +65,7 @@ def test_broken_packages_are_problems_and_no_traceback(tmp_path: Path) -> None:
     broken = subprocess.run([sys.executable, "-c", BROKEN, "doctor", str(tmp_path)], capture_output=True, text=True)
 
     assert 1 == broken.returncode
-    for name, module in (("torch", "torch"), ("weights", "torch"), ("ffmpeg", "h5py"), ("path", "h5py")):
+    for name, module in (("torch", "torch"), ("weights", "torch"), ("ffmpeg", "ffmpeg"), ("path", "h5py")):
         line = rf"^problem {name} +ModuleNotFoundError: .*{module}.*\. Check permissions, or install vidcache again"
         assert re.search(line, broken.stdout, re.M), broken.stdout
     assert re.search(r"^ok +packages ", broken.stdout, re.M)
@@ -189,14 +189,24 @@ def test_an_ffmpeg_that_decodes_wrongly_is_noticed(
     folder = make_ffmpeg(tmp_path / "bad", change)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
-    (given,) = check_ffmpeg(folder)
-    good, fallback = check_ffmpeg(make_ffmpeg(tmp_path / "good"))
+    given, _ = check_ffmpeg(folder)
+    good, newer, fallback = check_ffmpeg(make_ffmpeg(tmp_path / "good"))
 
     assert "problem" == given.status
     assert f"{TOOLS.version} from folder {folder} ({folder}/ffmpeg) {found}" in given.found
     assert "--ffmpeg-dir" in given.advice
-    assert ("ok", "warning") == (good.status, fallback.status)
-    assert good.found.endswith("decodes a test video correctly")
+    assert ("ok", "ok", "warning") == (good.status, newer.status, fallback.status)
+    assert good.found.endswith("decodes test videos correctly")
+    assert "from package imageio-ffmpeg" in newer.found
+
+
+def test_an_ffmpeg_that_gives_other_pixels_is_noticed(tmp_path: Path) -> None:
+    given, _ = check_ffmpeg(
+        make_ffmpeg(tmp_path / "bad", r"""a=$(printf %s "$a" | sed 's/flags=[a-z]*/flags=area/')""")
+    )
+
+    assert "warning" == given.status
+    assert "scales a test video to other pixels than elsewhere" in given.found
 
 
 def test_space_and_cache_of_a_path(cache_file: Path, tmp_path: Path) -> None:

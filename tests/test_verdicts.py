@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import imageio_ffmpeg
 import joblib
 import numpy as np
 import pytest
@@ -29,7 +30,6 @@ from vidcache.cache.writer import CacheWriter
 from vidcache.cli import main
 from vidcache.errors import InputError, VidcacheError
 from vidcache.preprocess.build import BuildReport, build_cache
-from vidcache.preprocess.executors import find_all_tools
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.records import clip_record, failure_record
 from vidcache.preprocess.split.config import SplitOverrides
@@ -39,7 +39,12 @@ from vidcache.preprocess.video import ffmpeg as ffmpeg_module
 from vidcache.preprocess.video import plan, source_file
 from vidcache.preprocess.video import probe as probe_module
 from vidcache.preprocess.video.decode import DecodedClip, DecodeLimits, DecodeStats
-from vidcache.preprocess.video.ffmpeg import FFmpegBinaries, SubprocessGroup, find_tools, find_tools_on_path
+from vidcache.preprocess.video.ffmpeg import (
+    FFmpegBinaries,
+    SubprocessGroup,
+    find_tools,
+    find_tools_on_path,
+)
 from vidcache.preprocess.video.probe import Probe
 from vidcache.preprocess.video.source_file import Failure, Reason
 from vidcache.spec import Spec
@@ -170,13 +175,6 @@ def test_a_disk_that_fails_while_a_container_is_looked_through(video: Path, monk
     assert "not_accessible: Input/output error" == str(failure_of(video))
 
 
-def test_a_second_ffmpeg_that_does_not_run_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (fake_folder(tmp_path / "bin") / "ffmpeg").write_text("#!/bin/sh\nexit 127\n")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-
-    assert [TOOLS] == find_all_tools(None)
-
-
 @pytest.mark.parametrize("name", ["ffmpeg", "ffprobe"])
 def test_a_program_that_vanishes_stops_the_build_and_judges_no_video(raw: Path, tmp_path: Path, name: str) -> None:
     folder, cache = fake_folder(tmp_path / "bin"), tmp_path / "c.h5"
@@ -236,7 +234,14 @@ def test_a_change_of_shape_is_seen_however_many_messages_follow() -> None:
 # --- what is momentary is tried again -----------------------------------------------------------
 
 
-def test_a_codec_that_was_lacking_is_tried_again_by_every_run(raw: Path, tmp_path: Path) -> None:
+def test_a_codec_that_was_lacking_is_tried_again_by_every_run(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_binary() -> str:
+        raise RuntimeError
+
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", no_binary)
+    monkeypatch.setenv("PATH", "/nowhere")
     poor, cache = fake_folder(tmp_path / "poor"), tmp_path / "c.h5"
     make_video(raw / "a" / "h264.mp4", 12, codec=H264)
     program(

@@ -171,7 +171,10 @@ class VideoDecoder:
         self._first_remedy = Remedy(tonemap=spec.is_tonemapped and self._probe.transfer in HDR_TRANSFERS)
 
     def decode(self) -> DecodedClip:
-        """Return the clip, without the hash of the source; raises Failure if there is no frame."""
+        """Return the clip, without the hash of the source; raises Failure if there is no frame, or none can be read."""
+        if self._probe.encrypted:  # decoders of AV1 make pictures of anything
+            detail = f"{self._probe.codec or 'unknown codec'}; the container says that it is encrypted"
+            raise Failure(Reason.ENCRYPTED, detail, 0, self._claimed)
         self._frames = memory_file("clip")
         try:
             stats, damage = self._decode_needed() or self._decode_all()
@@ -283,9 +286,8 @@ class VideoDecoder:
     def _no_frames(self, stats: DecodeStats, result: ProcessResult) -> Failure:
         probe, binaries = self._probe, self._video.binaries
         reason, detail = Reason.NO_FRAMES, f"{probe.num_packets} packets in the file, none gave a frame"
-        if probe.encrypted or _ENCRYPTED.search(result.stderr):
-            reason = Reason.ENCRYPTED
-            detail = f"{probe.codec or 'unknown codec'}; the container says that it is encrypted"
+        if _ENCRYPTED.search(result.stderr):
+            reason, detail = Reason.ENCRYPTED, f"{probe.codec or 'unknown codec'}; {_last_problems(stats, result)}"
         elif _UNSUPPORTED.search(result.stderr):
             lacks_tonemap = _NO_TONEMAP in result.stderr
             task = "map HDR to SDR" if lacks_tonemap else f"decode {probe.codec or 'its unknown codec'}"

@@ -115,10 +115,34 @@ def find_tools(folder: Path | None = None) -> FFmpegBinaries:
     return tools
 
 
+def find_all_tools(folder: Path | None = None) -> list[FFmpegBinaries]:
+    """Find the ffmpeg to use, then others that run and may know a codec that it lacks; raises InputError for none."""
+    tools = [find_tools(folder)]
+    for find in (lambda: _find_newer_tools(tools[0].ffprobe), find_tools_on_path):
+        with contextlib.suppress(InputError):
+            other = find()
+            if other and other.ffmpeg not in {known.ffmpeg for known in tools}:
+                tools.append(other)
+    return tools
+
+
 def find_tools_on_path() -> FFmpegBinaries | None:
-    """Find the ffmpeg of the operating system, which knows more codecs than the static pair."""
+    """Find the ffmpeg of the operating system."""
     ffmpeg, ffprobe = shutil.which("ffmpeg"), shutil.which("ffprobe")
     return _check_binaries(ffmpeg, ffprobe, "PATH") if ffmpeg and ffprobe else None
+
+
+def _find_newer_tools(ffprobe: str) -> FFmpegBinaries | None:
+    """Find the ffmpeg of a package that ships no ffprobe; it decodes AV1 and APNG, which the static pair cannot."""
+    if not importlib.util.find_spec("imageio_ffmpeg"):
+        return None
+    import imageio_ffmpeg
+
+    try:
+        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()  # type: ignore[no-untyped-call]
+        return _check_binaries(ffmpeg, ffprobe, "package imageio-ffmpeg")
+    except RuntimeError:  # it ships no binary for some machines
+        return None
 
 
 def _check_binaries(ffmpeg: str | Path, ffprobe: str | Path, origin: str) -> FFmpegBinaries:
