@@ -180,7 +180,7 @@ def check_ffmpeg(ffmpeg_dir: Path | None) -> Iterator[Check]:
                     decode_video(video, Spec(), [tools], children, DecodeLimits(timeout_seconds=20))
                     for video in (numbers, detail)
                 )
-                pixels = xxhash.xxh3_128_hexdigest(pictures.clip)
+                pixels = xxhash.xxh3_128_hexdigest(pictures.clip.data)
                 if decoded.damage or (np.abs(decoded.clip - expected) > 2).any():
                     error = f"gives wrong frames of a test video {decoded.damage}"
             except Failure as failure:

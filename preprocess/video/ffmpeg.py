@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import importlib.util
 import math
 import os
@@ -118,7 +119,7 @@ def find_tools(folder: Path | None = None) -> FFmpegBinaries:
 def find_all_tools(folder: Path | None = None) -> list[FFmpegBinaries]:
     """Find the ffmpeg to use, then others that run and may know a codec that it lacks; raises InputError for none."""
     tools = [find_tools(folder)]
-    for find in (lambda: _find_newer_tools(tools[0].ffprobe), find_tools_on_path):
+    for find in (functools.partial(_find_newer_tools, tools[0].ffprobe), find_tools_on_path):
         with contextlib.suppress(InputError):
             other = find()
             if other and other.ffmpeg not in {known.ffmpeg for known in tools}:
@@ -139,7 +140,7 @@ def _find_newer_tools(ffprobe: str) -> FFmpegBinaries | None:
     import imageio_ffmpeg
 
     try:
-        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()  # type: ignore[no-untyped-call]
+        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
         return _check_binaries(ffmpeg, ffprobe, "package imageio-ffmpeg")
     except RuntimeError:  # it ships no binary for some machines
         return None
