@@ -225,7 +225,7 @@ version_option = functools.partial(click.version_option, package_name="vidcache"
 def decode_options(command: Any) -> Any:
     """Add `--ffmpeg-dir`, `--timeout`, `--max-pixels` and `--keyframe-seek`, in the group "Decoding"."""
     add = functools.partial(option, group="Decoding")
-    seek = "Seek to key frames in long videos. Same clip, faster; errors in skipped parts are not reported."
+    seek = "Decode only what the samples need. Same clip, faster; errors in skipped pictures are not reported."
     size, seconds = click.IntRange(1), FiniteRange(min=0, min_open=True)
     command = add("--keyframe-seek/--full-decode", "keyed", default=True, help=seek)(command)
     command = add("--max-pixels", type=size, default=8192 * 8192, help="Largest width * height of a video.")(command)

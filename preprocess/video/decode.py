@@ -60,7 +60,7 @@ class DecodeLimits:
     Attributes:
         timeout_seconds: Wall-clock time for everything that is done with it.
         max_pixels: Largest width * height of a frame.
-        keyed: Seek to key frames where the clip is the same bit for bit.
+        keyed: Decode only what the samples need, where the clip is the same bit for bit.
         follow_links: Decode what a symbolic link leads to.
     """
 
