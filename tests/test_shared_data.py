@@ -19,13 +19,9 @@ from vidcache.spec import sample_indices
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not here")]
 
-NO_AV1 = "unsupported_codec"  # the static ffmpeg decodes neither AV1 nor APNG
 # Where this ffmpeg (8.1) and the one of INDEX.tsv (5.1) differ, and why.
 DIFFERENCES: dict[str, int | str] = {
     "ExoPlayer__sample_still_photo.heic": 1,  # FFmpeg 8 reads HEIC: a video of one frame
-    "Pillow__mode_16bit.png": NO_AV1,
-    "Pillow__star.avifs": NO_AV1,
-    "mp4parse-rust__alpha_video_fixed.avif": NO_AV1,
     "mp4parse-rust__av1-clearkey-cbcs-video.mp4": "encrypted",  # the truth whether or not it decodes AV1
     "torchcodec__nasa_13013.mp4": 390,  # two video streams: the larger picture, as ffmpeg's own choice
 }
@@ -58,10 +54,7 @@ def test_odd_files(tmp_path: Path) -> None:
             reason = reader.columns["error"][row].decode().split(":")[0]
             found[name] = reason if failed else int(reader.columns["num_frames"][row])
     assert set(index) == set(found)
-    on_path = bool(shutil.which("ffmpeg"))
     for name, row in index.items():
-        if name in DIFFERENCES and DIFFERENCES[name] == NO_AV1 and on_path:
-            continue  # the ffmpeg on PATH may know it
         if name in DIFFERENCES:
             assert DIFFERENCES[name] == found[name], name
         elif row["frames_decoded"] != "-":

@@ -6,10 +6,15 @@ What a header claims is marked as such. Nothing is decoded here.
 import array
 import dataclasses
 import fractions
+import itertools
 import math
+import operator
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from vidcache.preprocess.video.ffmpeg import OpenVideo
 from vidcache.preprocess.video.source_file import Failure, Reason
@@ -23,6 +28,11 @@ _ENTRIES = (
     ":stream_disposition=default,attached_pic,hearing_impaired,visual_impaired:stream_side_data=displaymatrix"
     ":packet=stream_index,flags,pts,pts_time,duration_time,pos,size"
 )
+_PACKET = re.compile(  # in ffprobe's own order
+    rb"^packet\|stream_index=(\d+)\|pts=([^|]*)\|pts_time=([^|]*)\|duration_time=([^|]*)\|size=([^|]*)\|pos=([^|]*)\|flags=([^|\n]*)",
+    re.M,
+)
+_OTHER = re.compile(rb"^(?:stream|format)\|.*$", re.M)
 _MATRIX_ROW = re.compile(r"0000000\d: +(-?\d+) +(-?\d+) +(-?\d+)")
 _MAX_TIMELINE = 1 << 23  # packets: 77 hours at 30 a second
 
@@ -159,43 +169,48 @@ class Packets:
     end_byte: int = -1
     gap: tuple[int, int] = (0, 0)  # first and last byte of the longest stretch between two packets
 
-    def add(self, fields: dict[str, str]) -> None:
-        """Count a packet."""
-        flags = fields.get("flags", "")
-        self._keep_time(fields.get("pts", ""), flags)
-        self._keep_place(fields.get("pos", ""), fields.get("size", ""))
-        if "D" in flags:
-            self.discarded += 1
-            return
-        self.shown += 1
-        start = _number(fields.get("pts_time"))
-        if start is not None:
-            self.timed += 1
-            self.longest_step = max(self.longest_step, start - self.last_start)
-            self.last_start = start
-            self.start = min(self.start, start)
-            self.end = max(self.end, start + (_number(fields.get("duration_time")) or 0.0))
+    def add(self, rows: Iterable[tuple[bytes, ...]]) -> None:
+        """Count packets: pts, pts_time, duration_time, size, pos and flags of each, as ffprobe writes them."""
+        pts, starts, durations, sizes, places, flags = zip(*rows, strict=True)
+        self._keep_times(pts, flags)
+        known = [
+            (int(at), int(size)) for at, size in zip(places, sizes, strict=True) if at.isdigit() and size.isdigit()
+        ]
+        if known:
+            self._keep_places(np.array(known))
+        is_shown = np.array([b"D" not in flag for flag in flags])
+        self.shown += int(is_shown.sum())
+        self.discarded += int((~is_shown).sum())
+        first = np.array([_number(start) for start in starts], np.float64)[is_shown]
+        length = np.array([_number(duration) or 0.0 for duration in durations])[is_shown]
+        first, length = first[~np.isnan(first)], length[~np.isnan(first)]
+        if len(first):
+            self.timed += len(first)
+            self.longest_step = max(self.longest_step, float(np.diff(first, prepend=self.last_start).max()))
+            self.last_start = float(first[-1])
+            self.start = min(self.start, float(first.min()))
+            self.end = max(self.end, float((first + length).max()))
 
-    def _keep_place(self, pos: str, size: str) -> None:
-        if not (pos.isdecimal() and size.isdecimal()):
-            return
-        first, end = int(pos), int(pos) + int(size)
+    def _keep_places(self, known: npt.NDArray[np.int64]) -> None:
+        first, end = known[:, 0], known.sum(axis=1)
         if self.first_byte < 0:
-            self.first_byte = first
-        elif first - self.end_byte > self.gap[1] - self.gap[0]:
-            self.gap = (self.end_byte, first)
-        self.end_byte = end
+            self.first_byte = self.end_byte = int(first[0])
+        before = np.concatenate([[self.end_byte], end[:-1]])
+        longest = int((first - before).argmax())
+        if first[longest] - before[longest] > self.gap[1] - self.gap[0]:
+            self.gap = (int(before[longest]), int(first[longest]))
+        self.end_byte = int(end[-1])
 
-    def _keep_time(self, pts: str, flags: str) -> None:
+    def _keep_times(self, pts: Sequence[bytes], flags: Sequence[bytes]) -> None:
         if self.timeline is None:
             return
         try:
-            self.timeline.pts.append(int(pts))
+            self.timeline.pts.extend(map(int, pts))
         except (ValueError, OverflowError):
             self.timeline = None
             return
-        self.timeline.keys.append("K" in flags)
-        if "D" in flags or "C" in flags or len(self.timeline.keys) > _MAX_TIMELINE:
+        self.timeline.keys.extend(b"K" in flag for flag in flags)
+        if any(b"D" in flag or b"C" in flag for flag in flags) or len(self.timeline.keys) > _MAX_TIMELINE:
             self.timeline = None
 
     @property
@@ -230,12 +245,13 @@ class _Reader:
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
+        text, _, self._rest = (self._rest + data).rpartition(b"\n")
+        packets = itertools.groupby(_PACKET.findall(text), key=operator.itemgetter(0))
+        for index, rows in packets:
+            self.packets.setdefault(index.decode(), Packets()).add(row[1:] for row in rows)
+        for line in _OTHER.findall(text):
             section, fields = _fields(line)
-            if section == "packet":
-                self.packets.setdefault(fields.get("stream_index", ""), Packets()).add(fields)
-            elif section == "stream":
+            if section == "stream":
                 self.streams.append(fields)
             elif section == "format":
                 self.container = fields
@@ -289,7 +305,7 @@ def _known(fields: dict[str, str], name: str) -> str:
     return "" if value in ("N/A", "unknown") else value
 
 
-def _number(text: str | None) -> float | None:
+def _number(text: str | bytes | None) -> float | None:
     try:
         value = float(text or "")
     except ValueError:
