@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,9 +128,15 @@ class Command(_Program):
 
         `VIDCACHE_DEBUG=1` shows the tracebacks of expected errors too.
         """
+        interrupted = threading.Event()
+
+        def interrupt(number: int, frame: Any) -> None:
+            interrupted.set()
+            signal.default_int_handler(number, frame)
+
         try:
             try:
-                _handle_signals(signal.default_int_handler)
+                _handle_signals(interrupt)
                 with _escaped_usage_errors():
                     return super().invoke(ctx)
             finally:
@@ -138,9 +145,13 @@ class Command(_Program):
             _fail(ctx, f"interrupted{self._kept}", 130)
         except VidcacheError as error:
             _fail(ctx, str(error), error.exit_code)
-        except BrokenPipeError:
+        except click.exceptions.Exit:
             raise
-        except OSError as error:
+        except Exception as error:
+            if interrupted.is_set():  # NumPy makes a TypeError of it, a lock that is taken a RuntimeError
+                _fail(ctx, f"interrupted{self._kept}", 130)
+            if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
+                raise
             where = f"{error.filename}: " if error.filename else ""
             _fail(ctx, f"{where}{error.strerror or error}", 1)
 

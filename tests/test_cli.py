@@ -230,6 +230,29 @@ def _journal_bytes(output: Path) -> int:
     return sum(path.stat().st_size for path in build_folder(output).glob("*/journal"))
 
 
+def test_an_interruption_that_becomes_another_error_is_exit_code_130(raw_dir: Path, tmp_path: Path) -> None:
+    """NumPy makes a TypeError of a KeyboardInterrupt, a lock that is being taken a RuntimeError."""
+    code = """
+import signal, sys
+from vidcache.cache.writer import CacheWriter
+from vidcache.cli import main
+
+def finish(*_):
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise TypeError("not an interruption")
+
+CacheWriter.finish = finish
+main()
+"""
+    command = [sys.executable, "-c", code, "build", raw_dir, tmp_path / "c.h5", "--num-frames", "4", "--size", "16"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert 130 == ended.returncode, ended.stderr
+    assert "Error: interrupted; what is done is kept" in ended.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_is_done_and_exits_130(tmp_path: Path, number: int) -> None:
     raw = make_raw(tmp_path / "raw", {"a": 3})
