@@ -4,6 +4,7 @@ import dataclasses
 import os
 import secrets
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from tests.helpers import TOOLS, make_cache, make_raw, tiny_models
+from tests.tiny_model import TinyModel
 from vidcache import cli, outputs
 from vidcache.cache.lock import build_folder
 from vidcache.cache.reader import CacheReader
@@ -30,7 +32,7 @@ from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.split.config import SplitOverrides
 from vidcache.preprocess.split.resplit import split_cache
 from vidcache.spec import Spec
-from vidcache.train import loop
+from vidcache.train import loop, run_dir
 from vidcache.train.cli import main as vidtrain
 from vidcache.train.config import TrainConfig
 from vidcache.train.run import run_training
@@ -445,6 +447,14 @@ def test_a_run_that_is_there_is_kept_and_the_ways_out_are_named(folder: Path, le
     assert before == contents(folder)
 
 
+def test_it_is_said_before_torch_is_imported(folder: Path) -> None:
+    code = "import sys; from vidcache.train.cli import main as m; "
+    code += "status = None\ntry: m(sys.argv[1:])\nexcept SystemExit as e: status = e.code\n"
+    code += "assert status == 2 and 'torch' not in sys.modules, status"
+
+    subprocess.run([sys.executable, "-c", code, "learned.h5"], cwd=folder, check=True)
+
+
 def test_the_three_ways_out_work(folder: Path) -> None:
     old = (folder / "best.pt").read_bytes()
 
@@ -523,6 +533,20 @@ def test_a_renamed_run_goes_on(folder: Path) -> None:
         (folder / f"best.{ending}").rename(folder / f"first.{ending}")
 
     assert 0 == train(folder, "first.pt", "--resume").exit_code
+
+
+def test_space_for_the_checkpoints_is_asked_for_before_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = sum(tensor.nbytes for tensor in TinyModel(2).state_dict().values())
+    trained = sum(tensor.nbytes for tensor in TinyModel(2).parameters())
+    needed = weights + 2 * (weights + 2 * trained)
+    monkeypatch.setattr(run_dir, "free_bytes", lambda _: needed - 1)
+
+    with pytest.raises(VidcacheError, match=rf"n\.pt: needs {needed:,} bytes with .*last\.pt, but its disk has"):
+        run_training([folder / "learned.h5"], folder / "n.pt", CONFIG)
+    assert not list((folder / "n.run").iterdir())
+
+    monkeypatch.setattr(run_dir, "free_bytes", lambda _: needed)
+    run_training([folder / "learned.h5"], folder / "n.pt", CONFIG)
 
 
 # --- numbers are printed where no file can be ------------------------------------------------------

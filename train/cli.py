@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import re
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from vidcache.console import SafeConsole, echo
 from vidcache.errors import InputError, InterruptedRunError, MismatchError
 from vidcache.outputs import PICTURE, claim
 from vidcache.text import brief, plural, printable
-from vidcache.train.run_dir import LAST, run_folder
+from vidcache.train.run_dir import LAST, claim_run, feature_path, inputs_of, run_folder
 from vidcache.train.shutdown import GracefulShutdown
 
 if TYPE_CHECKING:  # torch takes 2 s to import: not for --help
@@ -140,6 +141,16 @@ def main(ctx: click.Context, /, caches: tuple[Path, ...], out: Path, as_json: bo
         raise click.UsageError("--overwrite cannot be combined with --resume")
     if values["init"] and ctx.get_parameter_source("weights") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--weights cannot be combined with --init")
+    # Refuse in the first second what `run_training` would refuse after torch has been imported.
+    features = None if values["feature_views"] is None else feature_path(caches[0], values["feature_file"])
+    place = claim_run(out, inputs_of(caches, values["weights"], values["init"]), features, resume=options["resume"])
+    if os.environ.get("RANK", "0") == "0":  # of torchrun: the first process may have begun already
+        if place.folder.exists():
+            with place.lock():
+                pass
+        if not options["resume"] and not options["overwrite"]:
+            place.check_vacant()
+
     from vidcache.train.config import TrainConfig
 
     config = TrainConfig.from_options(values, choose_device(values["device"]))

@@ -181,6 +181,8 @@ class RunFiles(Callback):
 
     def on_setup(self, trainer: "loop.Trainer") -> None:
         """Put the run in the place of an earlier one, now that its model is ready to train."""
+        weights = sum(tensor.nbytes for tensor in trainer.model.state_dict().values())
+        self._place.check_space(weights, sum(parameter.nbytes for parameter in trainer.parameters))
         text = json.dumps({**self._facts, "config": dataclasses.asdict(trainer.config)}, indent=2) + "\n"
         if self._is_new:
             leftovers = self._place.leftovers()

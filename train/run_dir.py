@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vidcache.cli import beside
-from vidcache.errors import InputError, LockedError
-from vidcache.files import follow, read_json
+from vidcache.errors import InputError, LockedError, VidcacheError
+from vidcache.files import follow, free_bytes, read_json
 from vidcache.outputs import CHECKPOINT, FEATURES, PICTURE, begins, claim, claim_folder
 from vidcache.text import printable
 
@@ -74,6 +74,21 @@ class RunDir:
         logs = [] if board.is_symlink() else sorted(board.glob("events.out.tfevents.*"))
         files = (self.out, *(self.folder / name for name in (RESULT, METRICS, CURVES, TRAIN_BATCH)), *logs)
         return [path for path in files if path.is_file()]
+
+    def check_space(self, weight_bytes: int, trained_bytes: int) -> None:
+        """Raise a `VidcacheError` if the checkpoints of a run do not fit on the disk.
+
+        For each of `trained_bytes`, those of the weights that train, Adam keeps two more.
+        """
+        best, last = weight_bytes, weight_bytes + 2 * trained_bytes
+        present = sum(path.stat().st_size for path in (self.out, self.folder / LAST) if path.is_file())
+        needed = best + 2 * last - present  # a checkpoint is written beside the one that it replaces
+        free = free_bytes(self.folder)
+        if needed > free:
+            raise VidcacheError(
+                f"{printable(self.out)}: needs {needed:,} bytes with {printable(self.folder / LAST)}, but its disk "
+                f"has {free:,} free. Free some space, or choose another --out"
+            )
 
 
 def claim_run(out: Path, inputs: Iterable[Path], features: Path | None = None, *, resume: bool = False) -> RunDir:
