@@ -305,6 +305,30 @@ def test_what_noise_says_of_every_packet_hides_no_error(tmp_path: Path, monkeypa
     assert "packet 1" not in by_keys
 
 
+def test_a_clip_of_many_frames(tmp_path: Path) -> None:
+    """ffmpeg's parser takes no hundred terms in a row."""
+    path = render(tmp_path / "v.mp4", (*X264_B, "-b_strategy", "0"), 500)
+
+    _, by_keys = both_ways(path, Spec(230, 16, 16))
+
+    assert by_keys.stats.num_skipped > 60
+
+
+def test_an_expression_that_is_too_long_for_an_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = render(tmp_path / "v.mp4", (*X264_B, "-b_strategy", "0"))
+    plan = plan_of(path)
+    assert plan is not None
+
+    monkeypatch.setattr(planning, "MAX_EXPRESSION_CHARS", len(plan.drop) - 1)
+    seeking = plan_of(path)
+    assert seeking is not None
+    assert plan.num_kept < seeking.num_kept < 240
+    both_ways(path)
+
+    monkeypatch.setattr(planning, "MAX_EXPRESSION_CHARS", 10)
+    assert plan_of(path) is None
+
+
 # --- arithmetic ----------------------------------------------------------------------------------
 
 

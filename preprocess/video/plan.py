@@ -10,6 +10,7 @@ Allowed only where a decoder gives the same frames, bit for bit, as when it deco
 Parameter sets never change in such a video. Anything else is decoded as a whole.
 """
 
+import array
 import dataclasses
 import re
 
@@ -46,6 +47,7 @@ _UNITS = {
     "hevc": _Units("0-31", "19|20", "32-34"),
 }
 _REORDER_WINDOW = 32  # H.264 and HEVC reorder 16 pictures at most
+MAX_EXPRESSION_CHARS = 100_000  # Linux takes 128 KiB as one argument of a program
 _MASK_BITS = 48  # packets of a leaf of `noise`'s expression: ffmpeg counts in doubles, which have 53
 
 
@@ -87,11 +89,17 @@ def plan_decode(video: OpenVideo, probe: Probe, num_frames: int) -> DecodePlan |
     needed = needed_packets(samples, starts, unreferenced)
     if not _is_worth_it(needed, num_pixels):
         return None
+    drop = drop_expression(needed)
+    if len(drop) > MAX_EXPRESSION_CHARS:
+        needed = needed_packets(samples, starts, np.zeros_like(starts))
+        drop = drop_expression(needed)
+    if len(drop) > MAX_EXPRESSION_CHARS or not _is_worth_it(needed, num_pixels):
+        return None
     # Decoders give frames by their time, and nothing else is decoded: this is the number of a sample among them.
     times = pts[samples]
     ranks = np.searchsorted(np.sort(pts[needed]), times)
-    select = "+".join(f"eq(n,{n})*eq(pts,{time})" for n, time in zip(ranks.tolist(), times.tolist(), strict=True))
-    return DecodePlan(drop_expression(needed), select, int(needed.sum()), len(pts))
+    select = _sum([f"eq(n,{n})*eq(pts,{time})" for n, time in zip(ranks.tolist(), times.tolist(), strict=True)])
+    return DecodePlan(drop, select, int(needed.sum()), len(pts))
 
 
 def needed_packets(samples: npt.NDArray[np.int64], starts: Marks, unreferenced: Marks) -> Marks:
@@ -131,6 +139,14 @@ def drop_expression(needed: Marks) -> str:
         return f"if(lt(n,{middle}),{build(first, middle)},{build(middle, end)})"
 
     return build(0, len(needed))
+
+
+def _sum(terms: list[str]) -> str:
+    """Add up terms as ffmpeg's parser takes them: no hundred in a row."""
+    if len(terms) <= 8:
+        return "+".join(terms)
+    middle = len(terms) // 2
+    return f"({_sum(terms[:middle])})+({_sum(terms[middle:])})"
 
 
 def is_clean_cut(pts: Times) -> Marks:
@@ -177,18 +193,14 @@ def _list_pictures(video: OpenVideo, codec: str, stream_index: int, pts: Times) 
     result = video.ffmpeg([*command, "-c", "copy", "-f", "framecrc", "-"], on_output=listing.feed)
     if result.code != 0 or result.timed_out or result.stderr or not listing.is_clear:
         return None
-    pictures, referenced, idr, parameters = listing.times
-    if pictures != set(pts.tolist()) or len(listing.contents) > 1:
+    pictures, referenced, idr, parameters = (np.frombuffer(times, np.int64) for times in listing.times)
+    if not np.array_equal(np.sort(pictures), np.sort(pts)):
         return None
-    if parameters and not parameters >= idr:
-        idr = idr & {int(pts[0])}
+    if len(parameters) and not np.isin(idr, parameters).all():
+        idr = idr[idr == pts[0]]
     if codec == "hevc" and len(referenced) < len(pictures) and not _has_one_sub_layer(video, stream_index):
         referenced = pictures
-    return _Pictures(_marks(pts, idr), ~_marks(pts, referenced | parameters))
-
-
-def _marks(pts: Times, times: set[int]) -> Marks:
-    return np.isin(pts, np.fromiter(times, np.int64, len(times)))
+    return _Pictures(np.isin(pts, idr), ~np.isin(pts, np.concatenate([referenced, parameters])))
 
 
 def _has_one_sub_layer(video: OpenVideo, stream_index: int) -> bool:
@@ -211,9 +223,9 @@ class _Listing:
     """Parses ffmpeg's `framecrc`: `stream, dts, pts, duration, size, checksum[, side data]`."""
 
     def __init__(self, num_streams: int) -> None:
-        self.times: list[set[int]] = [set() for _ in range(num_streams)]  # presentation times
-        self.contents: set[tuple[bytes, bytes]] = set()  # size and checksum, of the last stream
-        self.is_clear = True  # until parameters outside the stream change, or a line makes no sense
+        self.times = [array.array("q") for _ in range(num_streams)]  # presentation times
+        self.is_clear = True  # until parameter sets change, in the last stream or beside it, or a line makes no sense
+        self._parameters: set[tuple[bytes, bytes]] = set()  # size and checksum
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
@@ -222,6 +234,7 @@ class _Listing:
         is_parsed = len(lines) + len(_COMMENT.findall(text)) == text.count(b"\n") + len(newline)
         self.is_clear &= is_parsed and b"Extradata" not in text and b"Param Change" not in text
         for stream, pts, size, checksum in lines:
-            self.times[int(stream)].add(int(pts))
-            if int(stream) == len(self.times) - 1:
-                self.contents.add((size, checksum))
+            self.times[int(stream)].append(int(pts))
+            if int(stream) == len(self.times) - 1 and self.is_clear:
+                self._parameters.add((size, checksum))
+        self.is_clear &= len(self._parameters) <= 1
