@@ -84,10 +84,9 @@ def check_build_folder(output: Path) -> None:
     if os.path.lexists(folder) and not _is_folder(folder):
         foreign = [folder]
     if foreign:
-        raise InputError(
-            f"{printable(foreign[0])}: was not made by vidcache, which builds there. Move it away, or choose another "
-            "name"
-        )
+        inside = [file for file in _entries(foreign[0]) if not _is_made(file)]
+        where = printable([foreign[0], *inside][-1])
+        raise InputError(f"{where}: was not made by vidcache, which builds there. Move it away, or choose another name")
 
 
 def own_builds(output: Path) -> list[Path]:
@@ -125,12 +124,15 @@ def remove_builds(output: Path, is_over: Callable[[Path], bool] = lambda _: True
 
 def _is_build(folder: Path) -> bool:
     """Whether it is a real folder with nothing in it but what a build makes; it may be begun, or half removed."""
-    files = _entries(folder)
-    return _is_folder(folder) and all(_MADE.fullmatch(f.name) and f.is_file() and not f.is_symlink() for f in files)
+    return _is_folder(folder) and all(map(_is_made, _entries(folder)))
+
+
+def _is_made(file: Path) -> bool:
+    return bool(_MADE.fullmatch(file.name)) and os.path.isfile(file) and not file.is_symlink()
 
 
 def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+    return os.path.isdir(path) and not path.is_symlink()
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -143,13 +143,13 @@ class Command(_Program):
                 _handle_signals(signal.SIG_DFL)
         except KeyboardInterrupt:
             _fail(ctx, f"interrupted{self._kept}", 130)
-        except VidcacheError as error:
-            _fail(ctx, str(error), error.exit_code)
         except click.exceptions.Exit:
             raise
         except Exception as error:
             if interrupted.is_set():  # NumPy makes a TypeError of it, a lock that is taken a RuntimeError
                 _fail(ctx, f"interrupted{self._kept}", 130)
+            if isinstance(error, VidcacheError):
+                _fail(ctx, str(error), error.exit_code)
             if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
                 raise
             where = f"{error.filename}: " if error.filename else ""
@@ -236,7 +236,7 @@ version_option = functools.partial(click.version_option, package_name="vidcache"
 def decode_options(command: Any) -> Any:
     """Add `--ffmpeg-dir`, `--timeout`, `--max-pixels` and `--keyframe-seek`, in the group "Decoding"."""
     add = functools.partial(option, group="Decoding")
-    seek = "Decode only what the samples need. Same clip, faster; errors in skipped pictures are not reported."
+    seek = "Decode only what the samples need: faster, same clip of an undamaged video; errors elsewhere go unseen."
     size, seconds = click.IntRange(1), FiniteRange(min=0, min_open=True)
     command = add("--keyframe-seek/--full-decode", "keyed", default=True, help=seek)(command)
     command = add("--max-pixels", type=size, default=8192 * 8192, help="Largest width * height of a video.")(command)

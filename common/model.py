@@ -25,6 +25,21 @@ KINETICS_CLASSES = 400
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
+class BatchNorm3d(nn.BatchNorm3d):
+    """torch's, which in training refuses a single value per channel; the running statistics normalize it here.
+
+    It happens where a part of a step is one clip, so small that the last stages have one position left.
+    """
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Normalise (B, C, T, H, W)."""
+        if self.training and inputs.numel() == self.num_features:
+            return nn.functional.batch_norm(
+                inputs, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(inputs)
+
+
 class R3D18(VideoResNet):  # type: ignore[misc]  # torchvision has no types
     """R3D-18 whose first stages can be frozen: no gradients, and BatchNorm never learns either.
 
@@ -43,6 +58,9 @@ class R3D18(VideoResNet):  # type: ignore[misc]  # torchvision has no types
             stem=BasicStem,
             num_classes=num_classes,
         )
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                module.__class__ = BatchNorm3d
         self.frozen_stages = frozen_stages(freeze)
         for stage in self.frozen_stages:
             getattr(self, stage).requires_grad_(False)

@@ -32,6 +32,7 @@ from vidcache.preprocess.options import (
     check_reading,
     check_spec,
     choose_split,
+    unused_columns,
 )
 from vidcache.preprocess.records import FAILURES, Problem, failures_path, find_problems, problem_of, write_failures
 from vidcache.preprocess.reuse import (
@@ -180,7 +181,8 @@ def build_cache(
                 f"{printable(output)}: {error.strerror} while it was written. What was decoded is kept: "
                 f"{remedy} run the same command again"
             ) from error
-    notes = (*sources.notes, *twin_notes(sources.classes), *report.notes, *([few_workers] if few_workers else []))
+    notes = sources.notes + twin_notes(sources.classes) + unused_columns(config, sources, options.split) + report.notes
+    notes += (few_workers,) if few_workers else ()
     return dataclasses.replace(report, seconds=time.monotonic() - start, notes=notes)
 
 

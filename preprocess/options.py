@@ -104,6 +104,20 @@ def choose_split(finished: CacheReader | None, sources: Sources, overrides: Spli
     return config.override(overrides)
 
 
+def unused_columns(config: SplitConfig, sources: Sources, overrides: SplitOverrides) -> tuple[str, ...]:
+    """Name the columns of the labels that do not split the cache, as it was split before or since, and nobody chose."""
+    labels = sources.labels
+    if labels is None:
+        return ()
+    file, notes = printable(labels.file), []
+    unused = f"of {file} is not used: the cache is"
+    if labels.has_split and "source" not in overrides and config.source != "files":
+        notes.append(f"the column split {unused} split by {config.source}. Use it with --split-file {file}")
+    if labels.has_group and "group_by" not in overrides and config.group_by.by != "file":
+        notes.append(f"the column group {unused} grouped by {config.group_by.by}. Use it with --group-by file:{file}")
+    return tuple(notes)
+
+
 def check_reading(output: Path, attributes: dict[str, Any], sources: Sources, options: BuildOptions) -> None:
     """Refuse to read the folders in another way than before: videos would get other classes, or linked ones be lost."""
     depth, where = int(attributes["class_depth"]), printable(output)

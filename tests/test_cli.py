@@ -253,6 +253,30 @@ main()
     assert "Error: interrupted; what is done is kept" in ended.stderr
 
 
+def test_an_interruption_that_becomes_an_expected_error_is_exit_code_130(cache_file: Path) -> None:
+    """Where a cache is read, whatever is raised means that it is damaged."""
+    code = """
+import signal
+from vidcache.cache import validate
+from vidcache.cli import main
+
+def check(*_):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise TypeError("not an interruption")
+
+validate.check_attributes = check
+main()
+"""
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-c", code, "info", cache_file]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=heed)
+
+    assert 130 == ended.returncode, ended.stderr
+    assert "Error: interrupted" in ended.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_is_done_and_exits_130(tmp_path: Path, number: int) -> None:
     raw = make_raw(tmp_path / "raw", {"a": 3})

@@ -193,6 +193,14 @@ def test_a_video_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     assert time.monotonic() - start < 20
 
 
+def test_an_ffprobe_with_another_order_of_fields_is_refused(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "v.mkv", 12)
+    other = fake_tools(tmp_path / "bin", ffprobe="$real \"$@\" | sed 's/|pts=/|dts=0|pts=/'")
+
+    with pytest.raises(InputError, match="ffprobe: writes packets in an order of its own. Name another folder"):
+        decode(path, tools=[other])
+
+
 def make_encrypted(path: Path) -> Path:
     """Render a video that its container calls encrypted."""
     key = ("-encryption_scheme", "cenc-aes-ctr", "-encryption_key", "76a6c65c5ea762046bd749a2e632ccbb")

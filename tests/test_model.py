@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models.video import r3d_18
@@ -107,3 +108,16 @@ def test_without_a_download_the_way_out_is_named(tmp_path: Path, monkeypatch: py
     )
     with pytest.raises(InputError, match=message):
         build_model(5, "kinetics400", "layer2")
+
+
+def test_only_a_single_value_per_channel_uses_the_running_statistics(rng: np.random.Generator) -> None:
+    norm = R3D18(2).layer4[0].conv1[1].train()
+    torchs = torch.nn.BatchNorm3d(norm.num_features)
+    values = torch.from_numpy(rng.normal(3, 2, (2, 512, 1, 1, 1)).astype(np.float32))
+
+    assert torch.equal(torchs(values), norm(values))
+    assert torch.equal(torchs.running_mean, norm.running_mean)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        torchs(values[:1])
+    assert torch.equal(torchs.eval()(values[:1]), norm(values[:1]))
+    assert torch.equal(torchs.running_mean, norm.running_mean)  # type: ignore[arg-type]

@@ -485,6 +485,23 @@ def test_a_build_takes_classes_splits_and_groups_from_a_list(flat: Path, tmp_pat
     assert "test 0)" in chosen.stderr
 
 
+def test_columns_that_a_list_gained_later_are_named_while_they_are_not_used(flat: Path, tmp_path: Path) -> None:
+    labels, cache = table(tmp_path / "labels.csv"), tmp_path / "c.h5"
+    assert "is not used" not in vidcache("build", flat, cache, *SMALL, "--labels", labels).stderr
+    table(labels, "train val test", "s")
+
+    messages = " ".join(vidcache("build", flat, cache, *SMALL, "--labels", labels).stderr.split())
+
+    assert (
+        f"column split of {labels} is not used: the cache is split by fractions. Use it with --split-file" in messages
+    )
+    assert (
+        f"column group of {labels} is not used: the cache is grouped by video. Use it with --group-by file:" in messages
+    )
+    followed = ("--split-file", labels, "--group-by", f"file:{labels}")
+    assert "is not used" not in vidcache("build", flat, cache, *SMALL, "--labels", labels, *followed).stderr
+
+
 def test_another_layout_than_that_of_the_cache_is_chosen_or_refused(tmp_path: Path) -> None:
     for number in range(8):
         split = ("train", "train", "val", "test")[number % 4]

@@ -253,8 +253,9 @@ class Trainer:
         if not self.unread:
             return
         sums, step = self.sums, self.sums.num_steps - len(self.unread)
-        totals = self.processes.all_reduce_sum(torch.stack([total for total, _ in self.unread])).tolist()
-        for (loss, num_correct), (_, num_clips) in zip(totals, self.unread, strict=True):
+        unread, self.unread = self.unread, []
+        totals = self.processes.all_reduce_sum(torch.stack([total for total, _ in unread])).tolist()
+        for (loss, num_correct), (_, num_clips) in zip(totals, unread, strict=True):
             step += 1
             if not math.isfinite(loss):
                 lr = self.optimizer.param_groups[0]["lr"]
@@ -265,7 +266,6 @@ class Trainer:
             sums.loss += loss * num_clips
             sums.num_correct += num_correct
             sums.num_read += num_clips
-        self.unread.clear()
 
     def validate(self) -> Predictions:
         """Predict all validation clips, each in one process; all processes get all predictions."""

@@ -135,15 +135,15 @@ def find_tools_on_path() -> FFmpegBinaries | None:
 
 def _find_newer_tools(ffprobe: str) -> FFmpegBinaries | None:
     """Find the ffmpeg of a package that ships no ffprobe; it decodes AV1 and APNG, which the static pair cannot."""
-    if not importlib.util.find_spec("imageio_ffmpeg"):
-        return None
-    import imageio_ffmpeg
-
     try:
-        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
-        return _check_binaries(ffmpeg, ffprobe, "package imageio-ffmpeg")
-    except RuntimeError:  # it ships no binary for some machines
+        import imageio_ffmpeg
+
+        ffmpeg = Path(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError):  # it ships no binary for some machines
         return None
+    # The binary of the package: not another one that a variable names, or that it found on PATH.
+    is_its_own = ffmpeg.is_relative_to(Path(imageio_ffmpeg.__file__).parent)
+    return _check_binaries(ffmpeg, ffprobe, "package imageio-ffmpeg") if is_its_own else None
 
 
 def _check_binaries(ffmpeg: str | Path, ffprobe: str | Path, origin: str) -> FFmpegBinaries:

@@ -1,6 +1,6 @@
 """Decoding only what the samples of a video need: from a key frame before each, without what nothing refers to.
 
-Allowed only where a decoder gives the same frames, bit for bit, as when it decodes everything:
+Allowed only where a decoder gives the same frames of an undamaged video, bit for bit, as when it decodes everything:
 
 * from an IDR picture of H.264 or HEVC that parts the video in two (a closed GOP), in decoding order as in time;
 * without pictures that no other one refers to: `nal_ref_idc` 0 (H.264 7.4.1), or a sub-layer non-reference picture of
@@ -47,6 +47,7 @@ _UNITS = {
     "hevc": _Units("0-31", "19|20", "32-34"),
 }
 _REORDER_WINDOW = 32  # H.264 and HEVC reorder 16 pictures at most
+MAX_PACKETS = 1 << 20  # 9 hours at 30 a second; `noise` writes 90 bytes about each
 MAX_EXPRESSION_CHARS = 100_000  # Linux takes 128 KiB as one argument of a program
 _MASK_BITS = 48  # packets of a leaf of `noise`'s expression: ffmpeg counts in doubles, which have 53
 
@@ -71,7 +72,7 @@ def plan_decode(video: OpenVideo, probe: Probe, num_frames: int) -> DecodePlan |
     if probe.codec not in _UNITS or timeline is None or len(timeline.pts) != probe.num_packets_in_file:
         return None
     pts = np.frombuffer(timeline.pts, np.int64)
-    if len(pts) <= num_frames:
+    if not num_frames < len(pts) <= MAX_PACKETS:
         return None
     order = np.argsort(pts)
     if (np.diff(pts[order]) == 0).any() or reorder_depth(pts) > probe.reorder_depth_from_header:

@@ -6,9 +6,7 @@ What a header claims is marked as such. Nothing is decoded here.
 import array
 import dataclasses
 import fractions
-import itertools
 import math
-import operator
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -16,22 +14,22 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from vidcache.errors import InputError
 from vidcache.preprocess.video.ffmpeg import OpenVideo
 from vidcache.preprocess.video.source_file import Failure, Reason
 from vidcache.text import one_line
 
 HDR_TRANSFERS = ("smpte2084", "arib-std-b67")  # PQ and HLG: without tone mapping they look washed out
 
+_PACKET_FIELDS = ("stream_index", "pts", "pts_time", "duration_time", "size", "pos", "flags")  # in ffprobe's own order
 _ENTRIES = (
     "format=format_name,start_time,duration:stream=index,codec_name,codec_tag_string,width,height,nb_frames,pix_fmt,"
     "color_transfer,color_primaries,color_space,avg_frame_rate,has_b_frames,bit_rate"
     ":stream_disposition=default,attached_pic,hearing_impaired,visual_impaired:stream_side_data=displaymatrix"
-    ":packet=stream_index,flags,pts,pts_time,duration_time,pos,size"
-)
-_PACKET = re.compile(  # in ffprobe's own order
-    rb"^packet\|stream_index=(\d+)\|pts=([^|]*)\|pts_time=([^|]*)\|duration_time=([^|]*)\|size=([^|]*)\|pos=([^|]*)\|flags=([^|\n]*)",
-    re.M,
-)
+    ":packet="
+) + ",".join(_PACKET_FIELDS)
+_PACKET = re.compile(rb"^packet" + b"".join(rb"\|%s=([^|\n]*)" % name.encode() for name in _PACKET_FIELDS), re.M)
+_ANY_PACKET = re.compile(rb"^packet\|", re.M)
 _OTHER = re.compile(rb"^(?:stream|format)\|.*$", re.M)
 _MATRIX_ROW = re.compile(r"0000000\d: +(-?\d+) +(-?\d+) +(-?\d+)")
 _MAX_TIMELINE = 1 << 23  # packets: 77 hours at 30 a second
@@ -246,9 +244,13 @@ class _Reader:
 
     def feed(self, data: bytes) -> None:
         text, _, self._rest = (self._rest + data).rpartition(b"\n")
-        packets = itertools.groupby(_PACKET.findall(text), key=operator.itemgetter(0))
-        for index, rows in packets:
-            self.packets.setdefault(index.decode(), Packets()).add(row[1:] for row in rows)
+        packets: dict[bytes, list[tuple[bytes, ...]]] = {}
+        for index, *fields in _PACKET.findall(text):
+            packets.setdefault(index, []).append(tuple(fields))
+        if sum(map(len, packets.values())) != len(_ANY_PACKET.findall(text)):
+            raise InputError("ffprobe: writes packets in an order of its own. Name another folder with --ffmpeg-dir")
+        for index, rows in packets.items():
+            self.packets.setdefault(index.decode(), Packets()).add(rows)
         for line in _OTHER.findall(text):
             section, fields = _fields(line)
             if section == "stream":
