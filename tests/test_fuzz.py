@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers import SHARED, TOOLS, run_ffmpeg
+from tests.helpers import SHARED, run_ffmpeg
 from tests.videos import probe
 from vidcache.cache.format import Status
 from vidcache.cache.reader import CacheReader
 from vidcache.preprocess.build import build_cache
 from vidcache.preprocess.options import BuildOptions
 from vidcache.preprocess.video.decode import DecodeLimits
+from vidcache.preprocess.video.ffmpeg import find_all_tools
 from vidcache.spec import Spec, sample_indices
 
 N = int(os.environ.get("VIDCACHE_TORTURE", "0")) or 480
@@ -87,11 +88,11 @@ def mutated(data: bytes, other: bytes, rng: random.Random) -> bytes:
     return bytes(broken)
 
 
-def independent_frames(path: Path, stream: int, run: int = 0) -> np.ndarray:
+def independent_frames(path: Path, stream: int, ffmpeg: str, run: int = 0) -> np.ndarray:
     """All frames of a video by a plain command, without our choice of frames."""
     scale = f"scale={SPEC.width}:{SPEC.height}:flags={SPEC.scaling}"
     safe = f"-v quiet -flags +bitexact -threads 1 -max_pixels {LIMITS.max_pixels} -reinit_filter 0".split()
-    command = [TOOLS.ffmpeg, *safe, "-i", str(path), "-map", f"0:{stream}", "-vf", scale, "-fps_mode", "passthrough"]
+    command = [ffmpeg, *safe, "-i", str(path), "-map", f"0:{stream}", "-vf", scale, "-fps_mode", "passthrough"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     garbage = {"MALLOC_PERTURB_": str(run)}  # what glibc fills new memory with
     ended = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=120, env=garbage)
@@ -125,7 +126,9 @@ def complaints(folder: Path, seeds: dict[str, bytes], first: int, count: int, ou
     def check(row: int) -> str:
         path = folder / "raw" / os.fsdecode(paths[row])
         stream = probe(path).stream_index
-        expected = independent_frames(path, stream)
+        is_for_second = columns["codec"][row] in (b"av1", b"apng")
+        ffmpeg = find_all_tools()[int(is_for_second)].ffmpeg
+        expected = independent_frames(path, stream, ffmpeg)
         if len(expected) != columns["num_frames"][row]:
             return f"{path}: {columns['num_frames'][row]} frames in the ledger, {len(expected)} in fact"
         indices = sample_indices(len(expected), SPEC.num_frames)
@@ -133,7 +136,7 @@ def complaints(folder: Path, seeds: dict[str, bytes], first: int, count: int, ou
             return ""
         # What a broken packet leaves unwritten shows what was in its buffer before, and FFmpeg's own
         # threads race for buffers: it gives other pixels every time, or once in many times.
-        again = (independent_frames(path, stream, run) for run in range(64))
+        again = (independent_frames(path, stream, ffmpeg, run) for run in range(64))
         varies = any(frames.tobytes() != expected.tobytes() for frames in again)
         return "" if status[row] == Status.DAMAGED and varies else f"{path}: other pixels"
 
