@@ -90,7 +90,7 @@ def main(
     with open_caches(caches) as reader, Progress(cli.progress_console(), "loading", "clips") as progress:
         checkpoint, model = _load(ckpt, reader, options.device, allow_mismatch)
         other = _load(compare, reader, options.device, allow_mismatch) if compare else None
-        choose_views(checkpoint, options, where)  # before the work, as everything that can be refused
+        choose_views(checkpoint, options, where)  # before the work
         if compare and other:
             choose_views(other[0], options, printable(compare))
         progress.start_phase("predicting", "clips")

@@ -230,51 +230,39 @@ def _journal_bytes(output: Path) -> int:
     return sum(path.stat().st_size for path in build_folder(output).glob("*/journal"))
 
 
-def test_an_interruption_that_becomes_another_error_is_exit_code_130(raw_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "name", "command"),
+    [
+        ("writer", "CacheWriter.finish", "build raw c.h5 --num-frames 4 --size 16"),
+        ("validate", "check_attributes", "info old.h5"),  # where whatever is raised means that the cache is damaged
+    ],
+)
+def test_an_interruption_that_becomes_another_error_is_exit_code_130(
+    raw_dir: Path, cache_file: Path, tmp_path: Path, module: str, name: str, command: str
+) -> None:
     """NumPy makes a TypeError of a KeyboardInterrupt, a lock that is being taken a RuntimeError."""
-    code = """
-import signal, sys
-from vidcache.cache.writer import CacheWriter
+    (tmp_path / "raw").symlink_to(raw_dir)
+    (tmp_path / "old.h5").symlink_to(cache_file)
+    code = f"""
+import signal
+from vidcache.cache import {module}
 from vidcache.cli import main
 
-def finish(*_):
+def interrupt(*_):
     try:
         signal.raise_signal(signal.SIGTERM)
     except KeyboardInterrupt:
         raise TypeError("not an interruption")
 
-CacheWriter.finish = finish
+{module}.{name} = interrupt
 main()
 """
-    command = [sys.executable, "-c", code, "build", raw_dir, tmp_path / "c.h5", "--num-frames", "4", "--size", "16"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-
-    assert 130 == ended.returncode, ended.stderr
-    assert "Error: interrupted; what is done is kept" in ended.stderr
-
-
-def test_an_interruption_that_becomes_an_expected_error_is_exit_code_130(cache_file: Path) -> None:
-    """Where a cache is read, whatever is raised means that it is damaged."""
-    code = """
-import signal
-from vidcache.cache import validate
-from vidcache.cli import main
-
-def check(*_):
-    try:
-        signal.raise_signal(signal.SIGINT)
-    except KeyboardInterrupt:
-        raise TypeError("not an interruption")
-
-validate.check_attributes = check
-main()
-"""
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    command = [sys.executable, "-c", code, "info", cache_file]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=heed)
+    words = [sys.executable, "-c", code, *command.split()]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert 130 == ended.returncode, ended.stderr
     assert "Error: interrupted" in ended.stderr
+    assert ("; what is done is kept" in ended.stderr) == command.startswith("build")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -51,6 +51,7 @@ FORMATS = (
     "wtv,gxf,h261,h263,h264,hevc,m4v,obu,av1,vc1,swf,yuv4mpegpipe"
 )
 SAFE_INPUT = {"protocol_whitelist": "file", "format_whitelist": FORMATS}  # options of every input
+SAFE_OPTIONS = [word for name, value in SAFE_INPUT.items() for word in (f"-{name}", value)]
 
 
 def lowest_limit(value: int, limits: tuple[int, int]) -> int:
@@ -309,8 +310,7 @@ class OpenVideo:
 
     def ffprobe(self, *arguments: str, on_output: Callable[[bytes], object]) -> ProcessResult:
         """Run ffprobe on it; raises Failure if it is too slow, was stopped or crashed."""
-        safe = [word for name, value in SAFE_INPUT.items() for word in (f"-{name}", value)]
-        result = self.ffmpeg([self.binaries.ffprobe, *safe, *arguments, self.url], on_output=on_output)
+        result = self.ffmpeg([self.binaries.ffprobe, *SAFE_OPTIONS, *arguments, self.url], on_output=on_output)
         if result.timed_out:
             raise Failure(Reason.TIMEOUT, "ffprobe was still reading")
         result.check(self.binaries.ffprobe, self.binaries.version)

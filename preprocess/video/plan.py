@@ -17,7 +17,7 @@ import re
 import numpy as np
 import numpy.typing as npt
 
-from vidcache.preprocess.video.ffmpeg import SAFE_INPUT, OpenVideo
+from vidcache.preprocess.video.ffmpeg import SAFE_OPTIONS, OpenVideo
 from vidcache.preprocess.video.probe import Probe
 from vidcache.spec import sample_indices
 
@@ -185,8 +185,7 @@ def _list_pictures(video: OpenVideo, codec: str, stream_index: int, pts: Times) 
     """Let ffmpeg list what is in the packets; None where parameter sets change or a packet has no picture."""
     units = _UNITS[codec]
     kinds = (units.pictures, f"{units.pictures}:discard=nonref", units.idr, units.parameters)
-    command = [video.binaries.ffmpeg, "-v", "error", "-nostdin"]
-    command += [word for name, value in SAFE_INPUT.items() for word in (f"-{name}", value)]
+    command = [video.binaries.ffmpeg, "-v", "error", "-nostdin", *SAFE_OPTIONS]
     command += ["-copyts", "-i", video.url, *["-map", f"0:{stream_index}"] * len(kinds)]
     for index, kind in enumerate(kinds):
         command += [f"-bsf:v:{index}", f"filter_units=pass_types={kind}"]
@@ -206,8 +205,7 @@ def _list_pictures(video: OpenVideo, codec: str, stream_index: int, pts: Times) 
 
 def _has_one_sub_layer(video: OpenVideo, stream_index: int) -> bool:
     """Whether the sequence parameter set says so: pictures of higher sub-layers refer to what lower ones do not."""
-    command = [video.binaries.ffmpeg, "-v", "info", "-hide_banner", "-nostdin"]
-    command += [word for name, value in SAFE_INPUT.items() for word in (f"-{name}", value)]
+    command = [video.binaries.ffmpeg, "-v", "info", "-hide_banner", "-nostdin", *SAFE_OPTIONS]
     command += ["-i", video.url, "-map", f"0:{stream_index}", "-c", "copy", "-frames:v", "1"]
     command += ["-bsf:v", "filter_units=pass_types=33,trace_headers", "-f", "null", "-"]
     result = video.ffmpeg(command, noise=_NO_SUB_LAYERS)

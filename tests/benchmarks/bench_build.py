@@ -241,27 +241,40 @@ def bench_keyed(scratch: Path, minutes: float, pairs: int) -> None:
     )
 
 
-def main() -> None:
-    """Run what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str, only: str) -> argparse.ArgumentParser:
+    """Options that the benchmarks of builds share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="RAW/<class>/<video> of real videos")
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/vidcache-bench"))
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=5, help="Rounds in which all take their turn.")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", default="real,720p,1080p,tiny,current,keyed,long")
+    parser.add_argument("--only", default=only)
+    return parser
+
+
+def corpora(arguments: argparse.Namespace, copies: int) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the folder of each kind of video that is asked for; the long ones are copied."""
+    scratch, only = arguments.scratch, arguments.only.split(",")
+    if "real" in only and arguments.data:
+        yield "real", arguments.data
+    for name, count, size, seconds, times in (
+        ("720p", 8, "1280x720", 10, copies),
+        ("1080p", 6, "1920x1080", 10, copies),
+        ("tiny", 200, "160x120", 2, 1),
+    ):
+        if name in only:
+            yield name, render(scratch, count, size, seconds, copies=times)
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = make_parser(__doc__ or "", "real,720p,1080p,tiny,current,keyed,long")
     parser.add_argument("--files", type=int, default=100_000)
     arguments = parser.parse_args()
     only, scratch = arguments.only.split(","), arguments.scratch
     scratch.mkdir(parents=True, exist_ok=True)
-    corpora = {
-        "real": lambda: arguments.data,
-        "720p": lambda: render(scratch, 8, "1280x720", 10, copies=5),
-        "1080p": lambda: render(scratch, 6, "1920x1080", 10, copies=5),
-        "tiny": lambda: render(scratch, 200, "160x120", 2),
-    }
-    for name, made in corpora.items():
-        if name in only and (raw := made()):
-            bench_speed(name, raw, scratch, arguments.workers, arguments.pairs)
+    for name, raw in corpora(arguments, copies=5):
+        bench_speed(name, raw, scratch, arguments.workers, arguments.pairs)
     if "current" in only:
         bench_up_to_date(scratch, arguments.files, arguments.pairs)
     if "keyed" in only:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.bench_build import render, run_build, run_floor
+from tests.benchmarks.bench_build import corpora, make_parser, run_build, run_floor
 from vidcache.spec import Spec, sample_indices
 
 Clip = np.ndarray[Any, Any]
@@ -143,12 +143,7 @@ def _cpu_of_children() -> float:
 
 def main() -> None:
     """Run what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="RAW/<class>/<video> of real videos")
-    parser.add_argument("--scratch", type=Path, default=Path("/tmp/vidcache-bench"))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", default="real,720p,1080p,tiny")
+    parser = make_parser(__doc__ or "", "real,720p,1080p,tiny")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)  # one loop, as `run_peer` starts it
     arguments = parser.parse_args()
     scratch = arguments.scratch
@@ -160,15 +155,8 @@ def main() -> None:
             for _ in pool.imap_unordered(_save, jobs):
                 pass
         return
-    corpora = {
-        "real": lambda: arguments.data,
-        "720p": lambda: render(scratch, 8, "1280x720", 10, copies=2),
-        "1080p": lambda: render(scratch, 6, "1920x1080", 10, copies=2),
-        "tiny": lambda: render(scratch, 200, "160x120", 2),
-    }
-    for name, made in corpora.items():
-        if name in arguments.only.split(",") and (raw := made()):
-            bench(name, raw, scratch, arguments.workers, arguments.rounds)
+    for name, raw in corpora(arguments, copies=2):
+        bench(name, raw, scratch, arguments.workers, arguments.pairs)
 
 
 if __name__ == "__main__":
