@@ -209,6 +209,26 @@ def test_a_relative_folder_of_programs_is_as_seen_from_here(
     assert (0, True) == (ended.exit_code, "0 failed" in ended.stderr)
 
 
+def test_a_verdict_stands_where_no_time_is_left_to_read_the_file_again_but_not_one_of_the_disk(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "junk.mkv").write_bytes(b"no video" * 99)
+    failing = fake_tools(tmp_path / "bin", """echo '[in#0 @ 0x1] [error] Input/output error' >&2; exec $real "$@\"""")
+    hash_file, calls = source_file.hash_file, []
+
+    def slow(descriptor: int, *, deadline: float) -> str:
+        calls.append(descriptor)
+        if len(calls) % 2 == 0:
+            raise Failure(Reason.TIMEOUT, "792 of 792 bytes were read")
+        return hash_file(descriptor, deadline=deadline)
+
+    monkeypatch.setattr(decode_module, "hash_file", slow)
+
+    assert Reason.UNREADABLE is failure_of(tmp_path / "junk.mkv").reason
+    assert Reason.TIMEOUT is failure_of(video, tools=[failing]).reason
+    assert 4 == len(calls)
+
+
 @pytest.mark.parametrize("num_bytes", [0, 400_000])
 def test_an_error_counts_however_many_messages_follow(tmp_path: Path, video: Path, num_bytes: int) -> None:
     error = "echo '[h264 @ 0x1] [error] corrupted macroblock' >&2"

@@ -119,7 +119,7 @@ def decode_video(
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise Failure(Reason.CHANGED, "the file changed while it was read; run again")
         if any("Input/output error" in problem for problem in decoded.stats.problems):  # of the disk, or of the file?
-            _check_bytes(descriptor, source_hash, deadline)
+            _check_bytes(descriptor, source_hash, deadline, is_short_of_time_ok=False)
         return dataclasses.replace(decoded, source_hash=source_hash)
     except Failure as failure:
         if failure.reason is Reason.TIMEOUT:
@@ -145,13 +145,13 @@ def _decode_with_any(videos: Sequence[OpenVideo], spec: Spec, limits: DecodeLimi
     raise Failure(last.reason, last.detail + others, 0, last.num_frames_from_header)
 
 
-def _check_bytes(descriptor: int, source_hash: str, deadline: float) -> None:
+def _check_bytes(descriptor: int, source_hash: str, deadline: float, *, is_short_of_time_ok: bool = True) -> None:
     """Check that a file still reads as it did; otherwise a verdict is not about its bytes."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
         second_hash = hash_file(descriptor, deadline=deadline)
     except Failure as failure:
-        if failure.reason is Reason.TIMEOUT:  # the first verdict stays
+        if failure.reason is Reason.TIMEOUT and is_short_of_time_ok:  # the first verdict stays
             return
         raise
     if second_hash != source_hash:
